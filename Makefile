@@ -1,0 +1,44 @@
+VENV := .venv
+BIN := $(VENV)/bin
+export BENTOML_PORT ?= 3000
+STORE := $${BENTOML_HOME:-$$HOME/bentoml}/models
+
+.PHONY: serve test test-all check architectures clean
+
+serve: $(VENV)/training.installed ## install, train and publish lenet5 if none is, and serve on port $BENTOML_PORT
+	@if ! ls $(STORE)/lenet5/mnist5k-*/manifest.json >/dev/null 2>&1; then \
+		echo "No lenet5 is published yet: training it on 4,000 real digits, in about half a minute." && \
+		$(BIN)/python -m training lenet5 --data mnist5k --resume && \
+		$(BIN)/python -m training publish checkpoints/lenet5-mnist5k; \
+	fi
+	@$(BIN)/python -c 'import bentoml; bentoml.SyncHTTPClient("http://localhost:$(BENTOML_PORT)", server_ready_timeout=60)' \
+		&& printf '\nReady. In another terminal:\n\n%s\n\n' \
+		"curl --data-binary @docs/digit.png 'http://localhost:$(BENTOML_PORT)/classify?model=lenet5&top_k=3'" &
+	@exec $(BIN)/bentoml serve
+
+test: check ## install, lint, check types, test
+	$(BIN)/pytest -m "not slow and not gpu"
+
+test-all: check ## the same with the slow tests
+	$(BIN)/pytest -m "not gpu"
+
+check: $(VENV)/dev.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+architectures: $(VENV)/training.installed ## write service/architectures.json anew from models/
+	$(BIN)/python -m models --json > service/architectures.json
+
+clean: ## remove what was installed; checkpoints and published models stay
+	rm -rf $(VENV)
+
+$(VENV)/training.installed: pyproject.toml
+	@echo "Installing into $(VENV); torch is large, so this takes some minutes."
+	python3 -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check '.[training]'
+	@touch $@
+
+$(VENV)/dev.installed: $(VENV)/training.installed
+	$(BIN)/pip install --disable-pip-version-check '.[training,dev]'
+	@touch $@

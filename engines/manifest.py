@@ -1,0 +1,123 @@
+"""What a published model carries that is true on every machine, as `manifest.json` beside its files."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from engines.preprocess import Preprocess
+
+FILE = "manifest.json"
+WEIGHTS = "checkpoint.safetensors"
+ONNX = "model.onnx"
+VERIFICATION = "verification.safetensors"
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class ManifestError(Exception):
+    """A published model that is not what its manifest says, or has no valid manifest."""
+
+
+class Record(BaseModel):
+    """Immutable, and strict about what it knows: a field that is not declared is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LayerCost(Record):
+    """One layer's cost for one image; `output_shape` is without the batch."""
+
+    name: str
+    type: str
+    output_shape: tuple[int, ...]
+    params: int
+    macs: int
+    activations: int
+    param_bytes: int
+    output_bytes: int
+
+
+class Complexity(Record):
+    """A network's cost at one input shape (channels, height, width); defined in models/complexity.py."""
+
+    input_shape: tuple[int, int, int]
+    classes: int
+    params: int
+    macs: int
+    activations: int
+    param_bytes: int
+    layers: tuple[LayerCost, ...]
+
+
+class Accuracy(Record):
+    """Share of held-out images whose class is right, and how many images that is."""
+
+    top1: Annotated[float, Field(ge=0, le=1)]
+    images: int
+
+
+class File(Record):
+    """What a file must be."""
+
+    sha256: Sha256
+    bytes: int
+
+
+class Manifest(Record):
+    """Identity, labels, preprocessing, accuracy by precision, complexity at its own input, provenance, files."""
+
+    format: Literal[1] = 1
+    architecture: str
+    dataset: str
+    labels: tuple[str, ...]
+    preprocess: Preprocess
+    accuracy: dict[str, Accuracy]
+    complexity: Complexity
+    provenance: dict[str, Any]
+    created: datetime
+    files: dict[str, File]
+
+    @property
+    def tag(self) -> str:
+        """`<architecture>:<dataset>-<first 8 hex of the weights' sha256>`."""
+        return tag(self.architecture, self.dataset, self.files[WEIGHTS].sha256)
+
+    def check_files(self, folder: Path) -> None:
+        """ManifestError unless every file is there and is the one that was published."""
+        for name, expected in self.files.items():
+            path = folder / name
+            if not path.is_file():
+                raise ManifestError(f"{self.tag}: {name} is missing; publish the model again")
+            if sha256(path) != expected.sha256:
+                raise ManifestError(f"{self.tag}: {name} is not the file that was published; publish the model again")
+
+
+def tag(architecture: str, dataset: str, weights_sha256: str) -> str:
+    """The name of these weights in the model store."""
+    return f"{architecture}:{dataset}-{weights_sha256[:8]}"
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load(folder: Path) -> Manifest:
+    """Read a folder's manifest; ManifestError says what is wrong with it."""
+    try:
+        manifest = Manifest.model_validate_json((folder / FILE).read_bytes())
+    except OSError as error:
+        raise ManifestError(f"{folder}: no readable {FILE}: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ManifestError(f"{folder}: {FILE} is not valid: {where}: {first['msg']}") from error
+    if not {WEIGHTS, ONNX} <= manifest.files.keys():
+        raise ManifestError(f"{folder}: {FILE} is not valid: it lists no {WEIGHTS} or no {ONNX}")
+    return manifest

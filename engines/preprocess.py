@@ -1,0 +1,57 @@
+"""From a picture to the pixels a network takes: the one definition for training, evaluation and serving."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """Resize the shorter edge, crop the centre, pad; conversion to float and normalisation are the graph's.
+
+    `resize_edge`, `crop` and `pad` are pixels, `pad` on each side; `fill` (0 to 255) is the data's background:
+    it fills the padding and shows through transparent pixels. Pillow antialiases whenever it shrinks.
+    """
+
+    mode: Literal["L", "RGB"]
+    resize_edge: int
+    crop: int
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    pad: int = 0
+    fill: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of what comes out."""
+        edge = self.crop + 2 * self.pad
+        return edge, edge, len(self.mode)
+
+    def __call__(self, picture: Image.Image) -> NDArray[np.uint8]:
+        """The uint8 pixels, (height, width, channels), of a picture in any of Pillow's modes."""
+        picture = to_mode(picture, self.mode, self.fill)
+        scale = self.resize_edge / min(picture.size)
+        size = (round(picture.width * scale), round(picture.height * scale))
+        if size != picture.size:
+            picture = picture.resize(size, RESAMPLING[self.interpolation])
+        left, top = (picture.width - self.crop) // 2, (picture.height - self.crop) // 2
+        pixels = np.asarray(picture.crop((left, top, left + self.crop, top + self.crop)))
+        margins = ((self.pad, self.pad), (self.pad, self.pad), (0, 0))
+        return np.pad(pixels.reshape(self.crop, self.crop, -1), margins, constant_values=self.fill)
+
+
+def to_mode(picture: Image.Image, mode: str, fill: int) -> Image.Image:
+    """Convert to `mode` ("L" or "RGB"), 16-bit greys scaled to 8, transparency laid over grey `fill`."""
+    if picture.mode.startswith("I;16"):  # Pillow's own conversion clips at 255
+        picture = Image.fromarray(np.round(np.asarray(picture) / 257).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        background = Image.new("RGBA", picture.size, (fill, fill, fill, 255))
+        picture = Image.alpha_composite(background, picture).convert("RGB")
+    return picture.convert(mode)

@@ -1,0 +1,1 @@
+"""The architectures of the lecture, and what each costs to compute."""

@@ -1,0 +1,1 @@
+"""The HTTP service: imports engines, never torch."""

@@ -1,0 +1,121 @@
+"""Which models there are: known, published, loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import json
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import TypeAdapter
+
+from engines import store
+from engines.engine import Engine, EngineError
+from engines.manifest import Manifest, ManifestError
+from engines.runtime import open_engine
+from engines.store import PublishedModel
+from service.errors import Problem
+from service.schema import Architecture
+from service.settings import Settings
+
+ARCHITECTURES = Path(__file__).with_name("architectures.json")
+logger = logging.getLogger("bentoml.convserve")
+
+
+@dataclass(eq=False)
+class Model:
+    """A published model and, once loaded, its engine."""
+
+    published: PublishedModel
+    status: Literal["published", "loading", "ready", "failed"] = "published"
+    engine: Engine | None = None
+    error: str | None = None
+    loading: asyncio.Task[Engine] | None = None
+
+    @property
+    def manifest(self) -> Manifest:
+        """What was published."""
+        return self.published.manifest
+
+
+class Catalog:
+    """The architectures we know and the models published of them, as found when the service starts."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        cards = TypeAdapter(list[Architecture]).validate_python(json.loads(ARCHITECTURES.read_text()))
+        self.architectures = {card.name: card for card in cards}
+        self.models = {model.manifest.tag: Model(model) for model in store.published()}
+
+    def architecture(self, name: str) -> Architecture:
+        """Problem 404, with near names, if there is none."""
+        if name not in self.architectures:
+            near = difflib.get_close_matches(name, self.architectures, cutoff=0.5)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise Problem(404, "unknown_model", f"there is no model {name!r}{hint}", near=near)
+        return self.architectures[name]
+
+    def published(self, architecture: str) -> list[Model]:
+        """The models of one architecture: the default data set's first, newest first."""
+        found = [model for model in self.models.values() if model.manifest.architecture == architecture]
+        found.sort(key=lambda model: model.manifest.created, reverse=True)
+        found.sort(key=lambda model: model.manifest.dataset != self._settings.dataset)
+        return found
+
+    def find(self, name: str) -> Model:
+        """The model meant by an architecture, `architecture@dataset` or a full tag.
+
+        Problem 404 if it is not known, 409 if it is a known architecture without such weights.
+        """
+        name = self._settings.pins.get(name, name)
+        if name in self.models:
+            return self.models[name]
+        architecture, _, dataset = name.partition("@")
+        if ":" in name:
+            architecture = self.architecture(name.partition(":")[0]).name
+            tags = [model.manifest.tag for model in self.published(architecture)]
+            raise Problem(404, "unknown_model", f"{name!r} is not published", near=tags)
+        self.architecture(architecture)
+        for model in self.published(architecture):
+            if dataset in ("", model.manifest.dataset):
+                return model
+        dataset = dataset or self._settings.dataset
+        command = (
+            f"python -m training {architecture} --data {dataset} && "
+            f"python -m training publish checkpoints/{architecture}-{dataset}"
+        )
+        detail = (
+            f"{architecture} has no published weights{f' for {dataset}' if '@' in name else ''}; make them: {command}"
+        )
+        raise Problem(409, "no_weights", detail, command=command)
+
+    async def engine(self, model: Model) -> Engine:
+        """The model's engine, loaded now if it is not yet; Problem 503 if it cannot be."""
+        if model.engine:
+            return model.engine
+        if model.loading is None:
+            model.loading = asyncio.create_task(self._load(model))
+        return await asyncio.shield(model.loading)
+
+    async def load_all(self) -> None:
+        """Load every published model, one after another; one that fails does not stop the others."""
+        for model in self.models.values():
+            with suppress(Problem):  # logged, and in the model's status
+                await self.engine(model)
+
+    async def _load(self, model: Model) -> Engine:
+        tag, settings = model.manifest.tag, self._settings
+        model.status = "loading"
+        try:
+            model.engine = await asyncio.to_thread(open_engine, model.published, settings.runtime, settings.precision)
+        except (EngineError, ManifestError) as error:
+            model.status, model.error = "failed", str(error)
+            logger.error("cannot load %s: %s", tag, error)
+            raise Problem(503, "not_loadable", f"{tag} cannot be loaded: {error}") from error
+        model.status = "ready"
+        logger.info("%s is ready on %s, %s", tag, model.engine.runtime, model.engine.precision)
+        return model.engine

@@ -1,0 +1,60 @@
+"""What is measured while serving: Prometheus metrics, and recent latencies by stage."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+
+WINDOW = 1000
+SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Metrics:
+    """One process's figures; `model` is a full tag, or "" where none was found."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "convserve_requests", "Requests to /classify", ["model", "outcome"], registry=self._registry
+        )
+        self._stages = Histogram(
+            "convserve_stage_seconds", "Time by stage", ["model", "stage"], buckets=SECONDS, registry=self._registry
+        )
+        self._batches = Histogram(
+            "convserve_batch_size",
+            "Size of the batch that a request rode in",
+            ["model"],
+            buckets=SIZES,
+            registry=self._registry,
+        )
+        self._recent: dict[str, deque[dict[str, float]]] = defaultdict(lambda: deque(maxlen=WINDOW))
+
+    def failed(self, model: str, code: str) -> None:
+        """Count a request that was answered with the problem `code`."""
+        self._requests.labels(model, code).inc()
+
+    def answered(self, model: str, batch_size: int, stages_ms: dict[str, float]) -> None:
+        """Count an answer and its time by stage."""
+        self._requests.labels(model, "ok").inc()
+        self._batches.labels(model).observe(batch_size)
+        for stage, milliseconds in stages_ms.items():
+            self._stages.labels(model, stage).observe(milliseconds / 1000)
+        self._recent[model].append(stages_ms)
+
+    def percentiles(self, model: str) -> tuple[int, dict[str, dict[str, float]]]:
+        """How many recent requests (at most 1,000) there are, and p50, p90 and p99 in ms of each stage."""
+        recent = self._recent.get(model)
+        if not recent:
+            return 0, {}
+        result = {}
+        for stage in recent[0]:
+            p50, p90, p99 = np.percentile([stages[stage] for stages in recent], (50, 90, 99))
+            result[stage] = {"p50": float(p50), "p90": float(p90), "p99": float(p99)}
+        return len(recent), result
+
+    def text(self) -> bytes:
+        """In Prometheus' text format."""
+        return generate_latest(self._registry)

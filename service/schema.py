@@ -1,0 +1,135 @@
+"""What the routes give."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+from engines.manifest import Accuracy, Complexity
+
+
+class Paper(BaseModel):
+    """Where an architecture was published."""
+
+    title: str
+    authors: str
+    year: int
+    id: str
+
+
+class Published(BaseModel):
+    """A result that a paper or its authors' code states."""
+
+    metric: str
+    value: float
+    source: str
+
+
+class Card(BaseModel):
+    """What is known of an architecture before any weights exist."""
+
+    name: str
+    family: str
+    paper: Paper
+    published: list[Published]
+
+
+class Architecture(Card):
+    """An architecture and its cost at the paper's input: an entry of architectures.json."""
+
+    complexity: Complexity
+
+
+class Prediction(BaseModel):
+    """A class and its probability, by softmax."""
+
+    index: int
+    label: str
+    probability: float
+
+
+class Timing(BaseModel):
+    """Milliseconds by stage: decoding and preprocessing, waiting for the device, the batch's inference."""
+
+    decode: float
+    queue: float
+    inference: float
+
+
+class Classification(BaseModel):
+    """The answer to /classify; `model` is the full tag, `predictions` start with the most probable."""
+
+    model: str
+    runtime: str
+    precision: str
+    predictions: list[Prediction]
+    batch_size: int
+    timing_ms: Timing
+
+
+class PublishedModel(BaseModel):
+    """Weights that can be served; `accuracy` is by precision, on images held out of `dataset`."""
+
+    tag: str
+    dataset: str
+    accuracy: dict[str, Accuracy]
+    status: Literal["published", "loading", "ready", "failed"]
+    runtime: str | None
+    precision: str | None
+    error: str | None
+
+
+class ModelSummary(BaseModel):
+    """A line of the catalogue; the costs are at the paper's input."""
+
+    name: str
+    family: str
+    year: int
+    params: int
+    macs: int
+    activations: int
+    models: list[PublishedModel]
+
+
+class ModelDetail(Card):
+    """An architecture's card and what is published of it."""
+
+    models: list[PublishedModel]
+
+
+class ModelComplexity(BaseModel):
+    """Cost at the paper's input, and by tag at each published model's own where that differs."""
+
+    paper: Complexity
+    models: dict[str, Complexity]
+
+
+class Percentiles(BaseModel):
+    """Milliseconds."""
+
+    p50: float
+    p90: float
+    p99: float
+
+
+class Latency(BaseModel):
+    """Live figures of one model: its last requests, at most 1,000, by stage."""
+
+    requests: int
+    stages_ms: dict[str, Percentiles]
+
+
+class ModelLatency(BaseModel):
+    """By tag."""
+
+    models: dict[str, Latency]
+
+
+class ProblemDetails(BaseModel):
+    """Every error, as application/problem+json (RFC 9457); `code` is stable."""
+
+    title: str
+    status: int
+    code: str
+    detail: str

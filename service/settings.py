@@ -1,0 +1,27 @@
+"""What an operator can set, by environment variables that start with CONVSERVE_."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from engines.runtime import Runtime
+
+
+class Settings(BaseSettings):
+    """Each field is CONVSERVE_<NAME IN CAPITALS>; `pins` is JSON, such as {"lenet5": "lenet5:mnist5k-429094fc"}."""
+
+    model_config = SettingsConfigDict(env_prefix="CONVSERVE_", frozen=True)
+
+    runtime: Runtime = "openvino"
+    precision: str = "fp32"
+    load: Literal["start", "first_use"] = "start"
+    dataset: str = "mnist5k"
+    pins: dict[str, str] = {}
+    max_batch: Annotated[int, Field(ge=1)] = 32
+    max_waiting: Annotated[int, Field(ge=1)] = 256
+    max_body_bytes: Annotated[int, Field(ge=1)] = 10 * 1024 * 1024
+    max_pixels: Annotated[int, Field(ge=1)] = 50_000_000
+    timeout_s: Annotated[float, Field(gt=0)] = 10.0

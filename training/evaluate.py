@@ -1,0 +1,22 @@
+"""How accurate an engine is."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.engine import Engine
+from engines.manifest import Accuracy
+
+BATCH = 32
+
+
+def logits(engine: Engine, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The engine's logits, (N, classes), in batches of at most 32."""
+    batches = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
+    return np.concatenate([engine.infer(batch) for batch in batches])
+
+
+def accuracy(outputs: NDArray[np.float32], targets: NDArray[np.int64]) -> Accuracy:
+    """Top-1 of logits, (N, classes)."""
+    return Accuracy(top1=float((outputs.argmax(1) == targets).mean()), images=len(targets))
