@@ -24,6 +24,11 @@ def cards() -> list[dict[str, object]]:
     ]
 
 
+def as_json() -> str:
+    """The cards, a line each."""
+    return "[\n" + ",\n".join(json.dumps(card) for card in cards()) + "\n]"
+
+
 def table() -> str:
     """A line an architecture."""
     lines = [f"{'name':<20} {'year'} {'input':>11} {'parameters':>13} {'MACs':>15} {'activations':>13}"]
@@ -39,4 +44,4 @@ def table() -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser("python -m models", description=__doc__)
     parser.add_argument("--json", action="store_true", help="as JSON, with the cost of each layer")
-    print(json.dumps(cards(), indent=1) if parser.parse_args().json else table())
+    print(as_json() if parser.parse_args().json else table())

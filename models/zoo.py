@@ -5,8 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from models.lenet import LENET
+from models.resnet import RESNET
+from models.senet import SENET
 
-ZOO = {architecture.name: architecture for architecture in LENET}
+ZOO = {architecture.name: architecture for architecture in (*LENET, *RESNET, *SENET)}
 
 
 def build(name: str, classes: int) -> nn.Module:

@@ -54,7 +54,7 @@ class Catalog:
     def architecture(self, name: str) -> Architecture:
         """Problem 404, with near names, if there is none."""
         if name not in self.architectures:
-            near = difflib.get_close_matches(name, self.architectures, cutoff=0.5)
+            near = difflib.get_close_matches(name, self.architectures)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
             raise Problem(404, "unknown_model", f"there is no model {name!r}{hint}", near=near)
         return self.architectures[name]

@@ -68,16 +68,17 @@ class Scheduler:
     async def _run(self) -> None:
         while self._queues:
             engine = next(iter(self._queues))
-            queue = self._queues.pop(engine)
+            queue = self._queues[engine]
             batch: list[Item] = []
             while queue and len(batch) < self._max_batch:
                 item = queue.popleft()
                 if not item.answer.done():  # its request may have been cancelled
                     batch.append(item)
-            if queue:
-                self._queues[engine] = queue  # last in line again
             if batch:
                 await self._run_batch(engine, batch)
+            del self._queues[engine]
+            if queue:
+                self._queues[engine] = queue  # behind those that came meanwhile
 
     async def _run_batch(self, engine: Engine, batch: list[Item]) -> None:
         loop = asyncio.get_running_loop()

@@ -140,9 +140,11 @@ def train_epoch(
             group["lr"] = learning_rate(recipe, number - 1 + (step + 1) / len(batches))
         pixels, targets = (tensor[batch] for tensor in train_set)
         pixels = translate(pixels, recipe.shift, recipe.preprocess.fill)
-        loss = LOSSES[recipe.loss](net(normalise(pixels)), targets)
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
+            logits = net(normalise(pixels))
+        loss = LOSSES[recipe.loss](logits.float(), targets)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         total += loss.item() * len(batch)
     return total / len(train_set[0])

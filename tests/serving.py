@@ -1,0 +1,50 @@
+"""A real server on a free port."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).parents[1]
+
+
+@contextmanager
+def serving(**environment: str) -> Iterator[httpx.Client]:
+    """A client of a `bentoml serve` of this project, once it is ready."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(port)]
+    with tempfile.TemporaryFile("w+") as log:  # not a pipe, which would fill up and stop the server
+        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=log, stderr=log)
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+                if not is_ready(client, process):
+                    log.seek(0)
+                    raise RuntimeError(f"the server did not become ready:\n{log.read()}")
+                yield client
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def is_ready(client: httpx.Client, process: subprocess.Popen[bytes], seconds: float = 60) -> bool:
+    """Whether /readyz says so within the time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if client.get("/readyz").status_code == httpx.codes.OK:
+                return True
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+    return False

@@ -1,0 +1,118 @@
+"""What is published is what was trained; whole, or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+from safetensors.numpy import load_file
+
+from engines import manifest
+from engines.store import PublishedModel
+from models.complexity import complexity
+from models.zoo import ZOO
+from tests.conftest import Run
+from tests.serving import ROOT
+from training import checkpoint
+from training.data import DataSet
+
+
+def test_the_manifest_tells_what_was_published(lenet5: PublishedModel, lenet5_checkpoint: Path) -> None:
+    saved, entry = checkpoint.load(lenet5_checkpoint), lenet5.manifest
+    assert entry.tag == f"lenet5:mnist5k-{saved.weights.sha256[:8]}"
+    assert entry.labels == tuple("0123456789")
+    assert entry.accuracy["fp32"].images == 1000
+    assert entry.accuracy["fp32"].top1 == saved.epochs[-1].top1
+    assert (entry.complexity.params, entry.complexity.macs) == (60_000, 325_680)
+    assert len(entry.complexity.layers) == len(complexity(ZOO["lenet5"]).layers)
+    assert entry.provenance["recipe"]["loss"] == "map"
+    entry.check_files(lenet5.folder)
+
+
+def test_the_graph_takes_pixels_of_any_batch(lenet5: PublishedModel) -> None:
+    graph = onnx.load(lenet5.folder / manifest.ONNX).graph
+    onnx.checker.check_model(lenet5.folder / manifest.ONNX, full_check=True)
+    (pixels,), (logits,) = graph.input, graph.output
+    assert (pixels.name, logits.name) == ("pixels", "logits")
+    assert pixels.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    batch, *shape = pixels.type.tensor_type.shape.dim
+    assert batch.dim_param
+    assert [dimension.dim_value for dimension in shape] == [32, 32, 1]
+
+
+def test_the_verification_set_is_held_out_and_of_every_class(lenet5: PublishedModel, digits: DataSet) -> None:
+    verification = load_file(lenet5.folder / manifest.VERIFICATION)
+    held_out = {pixels.tobytes() for pixels in digits.held_out.pixels(lenet5.manifest.preprocess)}
+    assert len(verification["pixels"]) == 256
+    assert {pixels.tobytes() for pixels in verification["pixels"]} <= held_out
+    assert set(verification["targets"].tolist()) == set(range(10))
+
+
+def test_publishing_again_changes_nothing(run: Run, lenet5: PublishedModel, lenet5_checkpoint: Path) -> None:
+    assert "is published already" in run("training", "publish", lenet5_checkpoint).stdout
+    assert manifest.load(lenet5.folder) == lenet5.manifest
+
+
+def test_an_unfinished_checkpoint_is_not_published(run: Run, lenet5_checkpoint: Path, tmp_path: Path) -> None:
+    for path in lenet5_checkpoint.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    content = json.loads((tmp_path / checkpoint.FILE).read_text())
+    content["epochs"].pop()
+    (tmp_path / checkpoint.FILE).write_text(json.dumps(content))
+    done = run("training", "publish", tmp_path, check=False)
+    assert done.returncode == 1
+    assert "has 14 of 15 epochs: train with --resume" in done.stderr
+
+
+# Runs a command, killed by -9 just before its argv[1]th change to a file of BENTOML_HOME.
+KILLED = """
+import os, runpy, signal, sys
+left = int(sys.argv.pop(1))
+
+def hook(event, arguments):
+    global left
+    writes = event == "open" and arguments[1] not in ("r", "rb", None)
+    if (writes or event in {"os.mkdir", "os.rename", "os.remove", "os.rmdir"}) and str(arguments[0]).startswith(
+        os.environ["BENTOML_HOME"]
+    ):
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(hook)
+total = left
+runpy.run_module("training", run_name="__main__", alter_sys=True)
+print(total - left)
+"""
+
+
+def publish(checkpoint: Path, home: Path, killed_at: int) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", KILLED, str(killed_at), "publish", str(checkpoint)]
+    environment = os.environ | {"BENTOML_HOME": str(home)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_a_kill_at_ten_points_of_the_whole_command(lenet5_checkpoint: Path, tmp_path: Path) -> None:
+    changes = int(publish(lenet5_checkpoint, tmp_path / "whole", killed_at=1_000).stdout.splitlines()[-1])
+    assert changes >= 10
+    found = []
+    for point in range(1, 11):
+        home = tmp_path / str(point)
+        killed = publish(lenet5_checkpoint, home, killed_at=changes * point // 10)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        entries = list(home.glob(f"models/*/*/{manifest.FILE}"))
+        for path in entries:
+            manifest.load(path.parent).check_files(path.parent)
+        found.append(len(entries))
+    assert set(found) == {0, 1}
+    again = publish(lenet5_checkpoint, tmp_path / "1", killed_at=1_000)
+    assert "published lenet5:mnist5k-" in again.stdout
+    (path,) = (tmp_path / "1").glob(f"models/*/*/{manifest.FILE}")
+    manifest.load(path.parent).check_files(path.parent)
