@@ -1,12 +1,11 @@
 VENV := .venv
 BIN := $(VENV)/bin
 export BENTOML_PORT ?= 3000
-STORE := $${BENTOML_HOME:-$$HOME/bentoml}/models
 
 .PHONY: serve test test-all check architectures clean
 
 serve: $(VENV)/training.installed ## install, train and publish lenet5 if none is, and serve on port $BENTOML_PORT
-	@if ! ls $(STORE)/lenet5/mnist5k-*/manifest.json >/dev/null 2>&1; then \
+	@if ! $(BIN)/python -m engines list | grep -q '^lenet5:mnist5k-'; then \
 		echo "No lenet5 is published yet: training it on 4,000 real digits, in about half a minute." && \
 		$(BIN)/python -m training lenet5 --data mnist5k --resume && \
 		$(BIN)/python -m training publish checkpoints/lenet5-mnist5k; \

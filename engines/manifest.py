@@ -16,6 +16,7 @@ WEIGHTS = "checkpoint.safetensors"
 ONNX = "model.onnx"
 VERIFICATION = "verification.safetensors"
 
+Name = Annotated[str, Field(pattern="^[a-z0-9_]+$")]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -72,8 +73,8 @@ class Manifest(Record):
     """Identity, labels, preprocessing, accuracy by precision, complexity at its own input, provenance, files."""
 
     format: Literal[1] = 1
-    architecture: str
-    dataset: str
+    architecture: Name
+    dataset: Name
     labels: tuple[str, ...]
     preprocess: Preprocess
     accuracy: dict[str, Accuracy]

@@ -29,6 +29,9 @@ class OpenVINOEngine:
             compiled = openvino.Core().compile_model(onnx, "CPU", options)
         except RuntimeError as error:
             raise EngineError(f"openvino cannot compile {onnx}: {error}") from error
+        runs_in = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        if runs_in != PRECISIONS[precision]:
+            raise EngineError(f"openvino has no {precision} on this processor: it would run in {runs_in}")
         self._request = compiled.create_infer_request()
 
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -27,6 +27,10 @@ class Preprocess:
     pad: int = 0
     fill: int = 0
 
+    def __post_init__(self) -> None:
+        if not 0 < self.crop <= self.resize_edge:
+            raise ValueError(f"a crop of {self.crop} does not fit a picture of {self.resize_edge}")
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of what comes out."""
@@ -37,11 +41,12 @@ class Preprocess:
         """The uint8 pixels, (height, width, channels), of a picture in any of Pillow's modes."""
         picture = to_mode(picture, self.mode, self.fill)
         scale = self.resize_edge / min(picture.size)
-        size = (round(picture.width * scale), round(picture.height * scale))
-        if size != picture.size:
-            picture = picture.resize(size, RESAMPLING[self.interpolation])
-        left, top = (picture.width - self.crop) // 2, (picture.height - self.crop) // 2
-        pixels = np.asarray(picture.crop((left, top, left + self.crop, top + self.crop)))
+        width, height = round(picture.width * scale), round(picture.height * scale)
+        left, top = (width - self.crop) // 2, (height - self.crop) // 2
+        # only what is kept is resized: the whole of a picture of 1 x 1,000,000 would be gigabytes
+        x, y = picture.width / width, picture.height / height
+        box = (left * x, top * y, (left + self.crop) * x, (top + self.crop) * y)
+        pixels = np.asarray(picture.resize((self.crop, self.crop), RESAMPLING[self.interpolation], box))
         margins = ((self.pad, self.pad), (self.pad, self.pad), (0, 0))
         return np.pad(pixels.reshape(self.crop, self.crop, -1), margins, constant_values=self.fill)
 

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from engines import manifest
-from engines.engine import Engine
+from engines.engine import Engine, EngineError
 from engines.store import PublishedModel
 
 Runtime = Literal["openvino", "null"]
@@ -18,9 +18,15 @@ def open_engine(model: PublishedModel, runtime: Runtime, precision: str) -> Engi
 
     ManifestError if a file is missing or not the published one, EngineError if the runtime cannot run it.
     """
-    model.manifest.check_files(model.folder)
+    entry = model.manifest
+    entry.check_files(model.folder)
     engine = make_engine(model, runtime, precision)
-    engine.infer(np.zeros((1, *model.manifest.preprocess.shape), np.uint8))
+    try:
+        logits = engine.infer(np.zeros((1, *entry.preprocess.shape), np.uint8))
+    except RuntimeError as error:
+        raise EngineError(f"{runtime} cannot run {entry.tag}: {error}") from error
+    if logits.shape != (1, len(entry.labels)):
+        raise EngineError(f"{entry.tag} has {len(entry.labels)} labels, but its graph gives {logits.shape[1:]}")
     return engine
 
 

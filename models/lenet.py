@@ -1,8 +1,8 @@
 """LeNet-5: LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document Recognition", 1998, Figure 2.
 
-Two deviations. The outputs are the RBF distances negated, so that the largest wins and a softmax over them
-is the paper's class posterior, as for every other network here. The RBF codes are a legible 7x12 alphabet
-drawn for this file in the manner of the paper's Figure 3, not a copy of it.
+Two deviations. The outputs are the RBF distances negated, so that the largest wins and a softmax over them is
+the posterior of the classes (the paper's has a "rubbish" class besides: map_loss in training/train.py). The RBF
+codes are a legible 7x12 alphabet drawn for this file in the manner of the paper's Figure 3, not a copy of it.
 """
 
 from __future__ import annotations

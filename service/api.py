@@ -13,12 +13,11 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi_offline import FastAPIOffline
 from numpy.typing import NDArray
 
-from engines.preprocess import Preprocess
 from service import errors, schema
 from service.body import read_image
 from service.catalog import Catalog, Model
 from service.errors import Problem
-from service.images import FORMATS, decode
+from service.images import FORMATS, to_pixels
 from service.metrics import Metrics
 from service.scheduler import Overloaded, Scheduler
 from service.settings import Settings
@@ -56,8 +55,15 @@ def create_api(server: Server) -> FastAPI:
     api = FastAPIOffline(title="convserve", description=DESCRIPTION, redoc_url=None)
     api.state.server = server
     api.include_router(router)
-    errors.install(api)
+    errors.install(api, count)
     return api
+
+
+def count(request: Request, problem: Problem) -> None:
+    """Count what /classify answers with a problem."""
+    if request.url.path == "/classify":
+        server: Server = request.app.state.server
+        server.metrics.failed(getattr(request.state, "tag", ""), problem.code)
 
 
 async def shared(request: Request) -> Server:
@@ -80,7 +86,7 @@ router = APIRouter()
 
 @router.post(
     "/classify",
-    responses=problems(400, 404, 409, 413, 415, 422, 503, 504),
+    responses=problems(400, 404, 409, 413, 415, 422, 500, 503, 504),
     openapi_extra={"requestBody": IMAGE_BODY},
 )
 async def classify(
@@ -91,25 +97,19 @@ async def classify(
     top_k: Annotated[int, Query(ge=1, le=MAX_TOP_K, description="how many classes to answer, at most")] = 5,
 ) -> schema.Classification:
     """Classify one image: the body is the image itself, or a form with a part `image`."""
-    tag = ""
+    found = server.catalog.find(model)
+    request.state.tag = found.manifest.tag
+    seconds = server.settings.timeout_s
     try:
-        async with asyncio.timeout(server.settings.timeout_s):
-            found = server.catalog.find(model)
-            tag = found.manifest.tag
-            answer = await predict(server, found, await read_image(request), top_k)
-    except (Problem, TimeoutError) as error:
-        problem = error if isinstance(error, Problem) else timed_out(server.settings.timeout_s)
-        server.metrics.failed(tag, problem.code)
-        raise problem from error
+        async with asyncio.timeout(seconds):
+            body = await read_image(request, server.settings.max_body_bytes)
+            answer = await predict(server, found, body, top_k)
+    except TimeoutError as error:
+        raise Problem(504, "timeout", f"no answer within {seconds:g} s", headers={"Connection": "close"}) from error
     stages = answer.timing_ms.model_dump()
-    server.metrics.answered(tag, answer.batch_size, stages)
+    server.metrics.answered(answer.model, answer.batch_size, stages)
     response.headers["Server-Timing"] = ", ".join(f"{stage};dur={ms:.3f}" for stage, ms in stages.items())
     return answer
-
-
-def timed_out(seconds: float) -> Problem:
-    """504."""
-    return Problem(504, "timeout", f"no answer within {seconds:g} s")
 
 
 async def predict(server: Server, model: Model, body: bytes, top_k: int) -> schema.Classification:
@@ -134,11 +134,6 @@ async def predict(server: Server, model: Model, body: bytes, top_k: int) -> sche
             decode=round(decode_ms, 3), queue=round(answer.queue_ms, 3), inference=round(answer.inference_ms, 3)
         ),
     )
-
-
-def to_pixels(body: bytes, preprocess: Preprocess, max_pixels: int) -> NDArray[np.uint8]:
-    """What the network takes of an image."""
-    return preprocess(decode(body, max_pixels))
 
 
 def top(logits: NDArray[np.float32], labels: tuple[str, ...], k: int) -> list[schema.Prediction]:

@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
 from service.api import Server, create_api
-from service.body import BodyLimit
 from service.catalog import Catalog
 from service.scheduler import Scheduler
 from service.settings import Settings
@@ -44,7 +43,7 @@ class ConvServe:
     def __init__(self) -> None:
         scheduler = Scheduler(SETTINGS.max_batch, SETTINGS.max_waiting)
         self.catalog = Catalog(SETTINGS)
-        self.asgi = BodyLimit(create_api(Server(SETTINGS, self.catalog, scheduler)), SETTINGS.max_body_bytes)
+        self.asgi = create_api(Server(SETTINGS, self.catalog, scheduler))
         self._loading: asyncio.Task[None] | None = None
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]

@@ -2,54 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+
 from fastapi import Request
-from starlette.datastructures import Headers, UploadFile
+from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import Problem
 
-
-class BodyLimit:
-    """Refuses a body of more than `max_bytes`: at once if its length is declared, else when it has come to be."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, its body counted."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        too_large = Problem(413, "body_too_large", f"the body may have at most {self._max_bytes:,} bytes")
-        if int(Headers(scope=scope).get("content-length", 0)) > self._max_bytes:
-            await too_large.response()(scope, receive, send)
-            return
-        received = 0
-
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_bytes:
-                raise too_large
-            return message
-
-        await self._app(scope, counted, send)
+MAX_FIELDS = 20
 
 
-async def read_image(request: Request) -> bytes:
-    """The image's bytes: the body itself, or the multipart part `image`, held in memory; Problem if there is none."""
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        return await request.body()
-    parser = MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=1)
-    parser.spool_max_size = 0  # no limit: BodyLimit holds, and nothing goes to disk
+async def read_image(request: Request, max_bytes: int) -> bytes:
+    """The image's bytes, held in memory: the body itself, or the file in the multipart part `image`.
+
+    Problem 413 if the body is larger than `max_bytes`: at once if its length is declared, else when it has come
+    to be; 400 if a form is broken or has no such part.
+    """
+    if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        return await read_part(request, max_bytes)
+    return b"".join([chunk async for chunk in limited(request, max_bytes)])
+
+
+async def limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """The body as it comes in."""
+    too_large = Problem(
+        413,
+        "body_too_large",
+        f"the body may have at most {max_bytes:,} bytes",
+        headers={"Connection": "close"},  # or the server would go on to read what it has refused
+    )
+    if int(request.headers.get("content-length", 0)) > max_bytes:
+        raise too_large
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > max_bytes:
+            raise too_large
+        yield chunk
+
+
+async def read_part(request: Request, max_bytes: int) -> bytes:
+    """The file in the part `image`."""
+    parser = MultiPartParser(request.headers, limited(request, max_bytes), max_files=1, max_fields=MAX_FIELDS)
+    parser.spool_max_size = 0  # no limit of its own: nothing goes to disk
     try:
         form = await parser.parse()
     except MultiPartException as error:
         raise Problem(400, "broken_multipart", error.message) from error
+    except (LookupError, UnicodeError) as error:  # of the charset that the sender names
+        raise Problem(400, "broken_multipart", f"the form cannot be read: {error}") from error
     part = form.get("image")
     if not isinstance(part, UploadFile):
-        raise Problem(400, "empty_image", "the form has no file in a part named `image`")
+        raise Problem(400, "empty_image", "the form has no whole file in a part named `image`")
     return await part.read()

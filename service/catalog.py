@@ -60,38 +60,30 @@ class Catalog:
         return self.architectures[name]
 
     def published(self, architecture: str) -> list[Model]:
-        """The models of one architecture: the default data set's first, newest first."""
+        """The models of one architecture, newest first."""
         found = [model for model in self.models.values() if model.manifest.architecture == architecture]
-        found.sort(key=lambda model: model.manifest.created, reverse=True)
-        found.sort(key=lambda model: model.manifest.dataset != self._settings.dataset)
-        return found
+        return sorted(found, key=lambda model: model.manifest.created, reverse=True)
 
     def find(self, name: str) -> Model:
-        """The model meant by an architecture, `architecture@dataset` or a full tag.
+        """The model meant by a full tag, `architecture@dataset`, or an architecture, of the default data set.
 
-        Problem 404 if it is not known, 409 if it is a known architecture without such weights.
+        Of several the newest. Problem 404 if it is not known, 409 if it is a known architecture without weights.
         """
         name = self._settings.pins.get(name, name)
         if name in self.models:
             return self.models[name]
         architecture, _, dataset = name.partition("@")
-        if ":" in name:
-            architecture = self.architecture(name.partition(":")[0]).name
-            tags = [model.manifest.tag for model in self.published(architecture)]
-            raise Problem(404, "unknown_model", f"{name!r} is not published", near=tags)
-        self.architecture(architecture)
-        for model in self.published(architecture):
-            if dataset in ("", model.manifest.dataset):
-                return model
         dataset = dataset or self._settings.dataset
-        command = (
-            f"python -m training {architecture} --data {dataset} && "
-            f"python -m training publish checkpoints/{architecture}-{dataset}"
-        )
-        detail = (
-            f"{architecture} has no published weights{f' for {dataset}' if '@' in name else ''}; make them: {command}"
-        )
-        raise Problem(409, "no_weights", detail, command=command)
+        card = self.architecture(architecture.partition(":")[0])
+        published = self.published(card.name)
+        for model in published:
+            if architecture == card.name and dataset == model.manifest.dataset:
+                return model
+        tags = [model.manifest.tag for model in published]
+        known = {self._settings.dataset} | {model.manifest.dataset for model in self.models.values()}
+        if ":" in name or dataset not in known:
+            raise Problem(404, "unknown_model", f"{name!r} is not published", near=tags)
+        raise no_weights(card.name, dataset, tags)
 
     async def engine(self, model: Model) -> Engine:
         """The model's engine, loaded now if it is not yet; Problem 503 if it cannot be."""
@@ -112,10 +104,22 @@ class Catalog:
         model.status = "loading"
         try:
             model.engine = await asyncio.to_thread(open_engine, model.published, settings.runtime, settings.precision)
-        except (EngineError, ManifestError) as error:
+        except Exception as error:  # whatever is wrong with one model must not stop the others
             model.status, model.error = "failed", str(error)
-            logger.error("cannot load %s: %s", tag, error)
+            expected = isinstance(error, EngineError | ManifestError)
+            logger.error("cannot load %s: %s", tag, error, exc_info=not expected)
             raise Problem(503, "not_loadable", f"{tag} cannot be loaded: {error}") from error
         model.status = "ready"
         logger.info("%s is ready on %s, %s", tag, model.engine.runtime, model.engine.precision)
         return model.engine
+
+
+def no_weights(architecture: str, dataset: str, others: list[str]) -> Problem:
+    """409, with the command that makes the weights."""
+    command = (
+        f"python -m training {architecture} --data {dataset} && "
+        f"python -m training publish checkpoints/{architecture}-{dataset}"
+    )
+    instead = f" (but {', '.join(others)})" if others else ""
+    detail = f"{architecture} has no published weights for {dataset}{instead}; make them: {command}"
+    return Problem(409, "no_weights", detail, command=command, near=others)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -9,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -33,20 +35,32 @@ class Problem(Exception):
         return JSONResponse(content, self.status, self.headers, MEDIA_TYPE)
 
 
-def install(api: FastAPI) -> None:
-    """Have every error of `api` answered as a problem."""
+def install(api: FastAPI, count: Callable[[Request, Problem], None]) -> None:
+    """Have every error of `api` counted, and answered as a problem."""
 
-    @api.exception_handler(Problem)
-    async def problem(_: Request, error: Problem) -> JSONResponse:
-        return error.response()
+    def handle(kind: type[Exception], convert: Callable[[Any], Problem]) -> None:
+        async def handler(request: Request, error: Exception) -> JSONResponse:
+            problem = convert(error)
+            count(request, problem)
+            return problem.response()
 
-    @api.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        details = [f"{'.'.join(map(str, item['loc'][1:]))}: {item['msg']}" for item in error.errors()]
-        return Problem(422, "invalid_parameter", "; ".join(details)).response()
+        api.add_exception_handler(kind, handler)
 
-    @api.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> JSONResponse:
-        code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-        headers = dict(error.headers) if error.headers else None
-        return Problem(error.status_code, code, str(error.detail), headers=headers).response()
+    handle(Problem, lambda problem: problem)
+    handle(RequestValidationError, invalid)
+    handle(HTTPException, of_http)
+    handle(ClientDisconnect, lambda _: Problem(400, "disconnected", "the client went away"))
+    handle(Exception, lambda _: Problem(500, "internal_error", "an error of the server's own; its log has it"))
+
+
+def invalid(error: RequestValidationError) -> Problem:
+    """422, naming each parameter."""
+    details = [f"{'.'.join(map(str, item['loc'][1:]))}: {item['msg']}" for item in error.errors()]
+    return Problem(422, "invalid_parameter", "; ".join(details))
+
+
+def of_http(error: HTTPException) -> Problem:
+    """Starlette's own, such as 404 and 405."""
+    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+    headers = dict(error.headers) if error.headers else None
+    return Problem(error.status_code, code, str(error.detail), headers=headers)

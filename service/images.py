@@ -1,42 +1,39 @@
-"""From the bytes of a request to a picture, whoever sent them."""
+"""From the bytes of a request to a network's pixels, whoever sent them."""
 
 from __future__ import annotations
 
 import io
 import warnings
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from engines.preprocess import Preprocess
 from service.errors import Problem
 
-# Pillow's names, and how such files begin
-FORMATS = {
-    "BMP": b"BM",
-    "GIF": b"GIF8",
-    "JPEG": b"\xff\xd8\xff",
-    "PNG": b"\x89PNG",
-    "WEBP": b"RIFF",
-}
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
+SIGNATURES = (b"BM", b"GIF8", b"\xff\xd8\xff", b"\x89PNG")
 
 
-def decode(body: bytes, max_pixels: int) -> Image.Image:
-    """The picture, upright, of a GIF the first frame; by content, whatever it was called.
+def to_pixels(body: bytes, preprocess: Preprocess, max_pixels: int) -> NDArray[np.uint8]:
+    """What `preprocess` makes of the picture, upright, of a GIF the first frame; by content, whatever it was called.
 
     Problem 400 if it is empty or broken, 413 if it has too many pixels, 415 if it is of no format we take.
     """
     if not body:
         raise Problem(400, "empty_image", "the body is empty; send the bytes of an image")
-    if not body.startswith(tuple(FORMATS.values())):
+    if not body.startswith(SIGNATURES) and not (body[:4] == b"RIFF" and body[8:12] == b"WEBP"):
         raise Problem(415, "unsupported_format", f"not an image of a format we take: {', '.join(FORMATS)}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            picture = Image.open(io.BytesIO(body), formats=tuple(FORMATS))
+            picture = Image.open(io.BytesIO(body), formats=FORMATS)
             if picture.width * picture.height <= max_pixels:
                 picture.load()
-                return ImageOps.exif_transpose(picture)
+                return preprocess(ImageOps.exif_transpose(picture))
     except Image.DecompressionBombError:
         pass
-    except Exception as error:  # Pillow's decoders raise nearly anything on bytes made to break them
+    except Exception as error:  # Pillow raises nearly anything on bytes made to break it
         raise Problem(400, "broken_image", f"the image cannot be decoded: {error}") from error
     raise Problem(413, "too_many_pixels", f"the image has more than {max_pixels:,} pixels")

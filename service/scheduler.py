@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,7 +32,7 @@ class Answer:
     inference_ms: float
 
 
-@dataclass
+@dataclass(eq=False)
 class Item:
     """One image waiting."""
 
@@ -63,18 +64,19 @@ class Scheduler:
         queue.append(item)
         if self._loop is None or self._loop.done():
             self._loop = asyncio.create_task(self._run())
-        return await item.answer
+        try:
+            return await item.answer
+        except asyncio.CancelledError:
+            with suppress(ValueError):  # it may be running by now
+                queue.remove(item)
+            raise
 
     async def _run(self) -> None:
         while self._queues:
             engine = next(iter(self._queues))
             queue = self._queues[engine]
-            batch: list[Item] = []
-            while queue and len(batch) < self._max_batch:
-                item = queue.popleft()
-                if not item.answer.done():  # its request may have been cancelled
-                    batch.append(item)
-            if batch:
+            batch = [queue.popleft() for _ in range(min(len(queue), self._max_batch))]
+            if batch:  # those that waited may have gone
                 await self._run_batch(engine, batch)
             del self._queues[engine]
             if queue:

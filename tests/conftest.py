@@ -22,6 +22,11 @@ from training.data import DataSet, mnist5k
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
 @pytest.fixture(scope="session")
 def run() -> Run:
     """Runs `python -m ...` at the project's root, in the tests' BENTOML_HOME."""
@@ -62,5 +67,5 @@ def lenet5(run: Run, lenet5_checkpoint: Path) -> PublishedModel:
 @pytest.fixture(scope="session")
 def server(lenet5: PublishedModel) -> Iterator[httpx.Client]:
     """A client of a real `bentoml serve` that serves lenet5."""
-    with serving() as client:
+    with serving() as (client, _):
         yield client

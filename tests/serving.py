@@ -18,20 +18,20 @@ ROOT = Path(__file__).parents[1]
 
 
 @contextmanager
-def serving(**environment: str) -> Iterator[httpx.Client]:
-    """A client of a `bentoml serve` of this project, once it is ready."""
+def serving(*arguments: str, cwd: Path = ROOT, **environment: str) -> Iterator[tuple[httpx.Client, int]]:
+    """A client of a `bentoml serve` of this project, once it is ready, and its process id."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "bentoml", "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
     with tempfile.TemporaryFile("w+") as log:  # not a pipe, which would fill up and stop the server
-        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=cwd, env=os.environ | environment, stdout=log, stderr=log)
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
                 if not is_ready(client, process):
                     log.seek(0)
                     raise RuntimeError(f"the server did not become ready:\n{log.read()}")
-                yield client
+                yield client, process.pid
         finally:
             process.terminate()
             process.wait(30)

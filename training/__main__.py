@@ -1,8 +1,9 @@
-"""`python -m training NAME` trains; `python -m training publish CHECKPOINT` publishes."""
+"""`python -m training NAME` trains, `publish CHECKPOINT` publishes, `images DATA` writes held-out pictures."""
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,8 @@ from training.recipe import RECIPES
 
 def train_command(arguments: list[str]) -> None:
     """Train one architecture."""
-    parser = argparse.ArgumentParser(
-        "python -m training", description="Train an architecture, or publish a checkpoint."
-    )
-    parser.add_argument("name", help="architecture to train, or `publish` to publish a checkpoint")
+    parser = argparse.ArgumentParser("python -m training", description="Train an architecture.")
+    parser.add_argument("name", help="architecture to train; or one of the commands `publish` and `images`")
     parser.add_argument("--data", default="mnist5k", choices=RECIPES, help="data set (default: %(default)s)")
     parser.add_argument("--epochs", type=int, help="default: the recipe's")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
@@ -56,17 +55,37 @@ def publish_command(arguments: list[str]) -> None:
     publish(options.checkpoint)
 
 
+def images_command(arguments: list[str]) -> None:
+    """Write a data set's held-out pictures, for load tests."""
+    parser = argparse.ArgumentParser("python -m training images", description="Write held-out pictures as PNG files.")
+    parser.add_argument("data", choices=RECIPES, help="data set")
+    parser.add_argument("--out", type=Path, help="folder to make, a sub-folder a label (default: images/DATA)")
+    options = parser.parse_args(arguments)
+    folder = options.out or Path("images") / options.data
+    if folder.exists():
+        parser.error(f"{folder} exists already")
+
+    from training.data import DATASETS, write_images
+
+    write_images(DATASETS[options.data](), folder)
+
+
+COMMANDS = {"publish": publish_command, "images": images_command}
+
+
 def main(arguments: list[str]) -> None:
     """Run one command; what the user can mend is a line and exit status 1."""
     try:
-        if arguments[:1] == ["publish"]:
-            publish_command(arguments[1:])
+        if arguments and arguments[0] in COMMANDS:
+            COMMANDS[arguments[0]](arguments[1:])
         else:
             train_command(arguments)
     except (CheckpointError, EngineError, ManifestError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("\nstopped; --resume goes on from the last whole epoch")
+        hint = "" if arguments[0] in COMMANDS else "; --resume goes on from the last whole epoch"
+        print(f"\nstopped{hint}", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 main(sys.argv[1:])

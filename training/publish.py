@@ -42,10 +42,10 @@ def publish(folder: Path) -> str:
     if saved.architecture not in ZOO or saved.dataset not in DATASETS:
         raise CheckpointError(f"{folder}: {saved.architecture} on {saved.dataset} is not known here")
     tag = manifest.tag(saved.architecture, saved.dataset, saved.weights.sha256)
-    if is_whole(tag):
-        print(f"{tag} is published already")
-        return tag
     with store.staging() as stage:
+        if is_whole(tag):
+            print(f"{tag} is published already")
+            return tag
         files = stage / "files"
         files.mkdir()
         shutil.copyfile(folder / saved.weights.file, files / manifest.WEIGHTS)
@@ -97,7 +97,7 @@ def write_verification(
 @torch.no_grad()
 def torch_logits(module: nn.Module, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The module's own answers, (N, classes), in fp32."""
-    batches = torch.split(torch.from_numpy(pixels), evaluate.BATCH)
+    batches = torch.from_numpy(pixels).split(evaluate.BATCH)
     outputs: NDArray[np.float32] = torch.cat([module(batch) for batch in batches]).numpy()
     return outputs
 

@@ -56,7 +56,7 @@ def make_optimizer(recipe: Recipe, net: nn.Module) -> Optimizer:
 
 def learning_rate(recipe: Recipe, epoch: float) -> float:
     """The rate at a point in time, counted in epochs and their fractions."""
-    if epoch < recipe.warmup_epochs:
+    if epoch <= recipe.warmup_epochs:
         return recipe.lr * epoch / recipe.warmup_epochs
     done = (epoch - recipe.warmup_epochs) / (recipe.epochs - recipe.warmup_epochs)
     return recipe.lr * (1 + math.cos(math.pi * done)) / 2
@@ -72,46 +72,41 @@ def train(name: str, data: DataSet, recipe: Recipe, out: Path, *, seed: int, res
     torch.manual_seed(seed)
     net = build(name, len(data.labels))
     optimizer = make_optimizer(recipe, net)
-    run = {
-        "architecture": name,
-        "dataset": data.name,
-        "labels": data.labels,
-        "recipe": recipe,
-        "seed": seed,
-        "versions": checkpoint.versions(),
-    }
+    run = {"architecture": name, "dataset": data.name, "labels": data.labels, "recipe": recipe, "seed": seed}
     epochs: list[Epoch] = []
     if (out / checkpoint.FILE).exists():
         latest = checkpoint.load(out)
         check_same_run(latest, run, out, resume=resume)
+        epochs = list(latest.epochs)
+        write_log(out, epochs)
         if latest.done:
             print(f"{out} has all its {recipe.epochs} epochs")
             return latest
         checkpoint.restore(out, latest, net, optimizer)
-        epochs = list(latest.epochs)
 
     normalise = Normalise(recipe)
     train_set, held_out = (as_tensors(images, recipe.preprocess) for images in (data.train, data.held_out))
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / LOG).open("w") as log:
-        log.writelines(epoch.model_dump_json() + "\n" for epoch in epochs)
-        for number in range(len(epochs) + 1, recipe.epochs + 1):
-            torch.manual_seed(seed * 100_003 + number)
-            started = time.perf_counter()
-            loss = train_epoch(net, optimizer, normalise, train_set, recipe, number)
-            seconds = time.perf_counter() - started
-            top1 = accuracy(net, normalise, held_out, recipe.batch)
-            epochs.append(Epoch(epoch=number, loss=loss, top1=top1, images_per_s=len(data.train) / seconds))
-            last = number == recipe.epochs
-            saved = checkpoint.save(out, {**run, "epochs": epochs}, net, None if last else optimizer)
-            log.write(epochs[-1].model_dump_json() + "\n")
-            log.flush()
-            print(
-                f"{name} epoch {number}/{recipe.epochs}: loss {loss:.4f}, held-out top-1 {top1:.2%},"
-                f" {epochs[-1].images_per_s:.0f} images/s",
-                flush=True,
-            )
+    for number in range(len(epochs) + 1, recipe.epochs + 1):
+        torch.manual_seed(seed * 100_003 + number)
+        started = time.perf_counter()
+        loss = train_epoch(net, optimizer, normalise, train_set, recipe, number)
+        seconds = time.perf_counter() - started
+        top1 = accuracy(net, normalise, held_out, recipe.batch)
+        epochs.append(Epoch(epoch=number, loss=loss, top1=top1, images_per_s=len(data.train) / seconds))
+        unfinished = optimizer if number < recipe.epochs else None
+        saved = checkpoint.save(out, {**run, "epochs": epochs}, net, unfinished)
+        write_log(out, epochs)
+        print(
+            f"{name} epoch {number}/{recipe.epochs}: loss {loss:.4f}, held-out top-1 {top1:.2%},"
+            f" {epochs[-1].images_per_s:.0f} images/s",
+            flush=True,
+        )
     return saved
+
+
+def write_log(out: Path, epochs: list[Epoch]) -> None:
+    """JSON lines, an epoch a line, all that the checkpoint knows of."""
+    (out / LOG).write_text("".join(epoch.model_dump_json() + "\n" for epoch in epochs))
 
 
 def check_same_run(latest: Checkpoint, run: dict[str, object], out: Path, *, resume: bool) -> None:
@@ -133,7 +128,7 @@ def train_epoch(
 ) -> float:
     """One pass over the shuffled images; the mean loss."""
     net.train()
-    batches = torch.split(torch.randperm(len(train_set[0])), recipe.batch)
+    batches = torch.randperm(len(train_set[0])).split(recipe.batch)
     total = 0.0
     for step, batch in enumerate(tqdm(batches, f"epoch {number}", leave=False, disable=None)):
         for group in optimizer.param_groups:
@@ -144,7 +139,7 @@ def train_epoch(
             logits = net(normalise(pixels))
         loss = LOSSES[recipe.loss](logits.float(), targets)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         total += loss.item() * len(batch)
     return total / len(train_set[0])
@@ -168,6 +163,6 @@ def accuracy(net: nn.Module, normalise: Normalise, held_out: tuple[Tensor, Tenso
     """Share of images whose largest logit is their class."""
     net.eval()
     right = 0
-    for pixels, targets in zip(*(torch.split(tensor, batch) for tensor in held_out), strict=True):
+    for pixels, targets in zip(*(tensor.split(batch) for tensor in held_out), strict=True):
         right += int((net(normalise(pixels)).argmax(1) == targets).sum())
     return right / len(held_out[1])

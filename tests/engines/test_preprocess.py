@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -47,6 +49,20 @@ def test_white_is_white_in_every_mode(mode: str, preprocess: Preprocess) -> None
     pad = preprocess.pad
     assert pixels.shape == preprocess.shape
     assert (pixels[pad : len(pixels) - pad, pad : len(pixels) - pad] >= 254).all()
+
+
+def test_a_crop_must_fit() -> None:
+    with pytest.raises(ValueError, match="a crop of 9 does not fit a picture of 8"):
+        Preprocess(mode="L", resize_edge=8, crop=9)
+
+
+def test_a_very_long_picture_costs_no_more_than_its_own_pixels() -> None:
+    tracemalloc.start()
+    pixels = DIGIT(Image.new("1", (1, 10_000_000), 1))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (pixels[2:30, 2:30] == 255).all()
+    assert peak < 10_000_000  # NumPy's part; resized whole, it would be 28 x 280,000,000
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (27, 29), (1001, 333)])

@@ -139,6 +139,8 @@ def edited(folder: Path, **changes: object) -> None:
         ({"format": 2}, "format: "),
         ({"labels": 3}, "labels: "),
         ({"unheard_of": 1}, "unheard_of: "),
+        ({"architecture": "a:b"}, "architecture: "),
+        ({"dataset": "../x"}, "dataset: "),
         ({"files": {}}, "it lists no checkpoint.safetensors"),
     ],
 )

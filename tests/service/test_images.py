@@ -1,18 +1,22 @@
-"""Bytes from anybody become a picture or a clear error."""
+"""Bytes from anybody become pixels or a clear error."""
 
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from contextlib import suppress
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from engines.preprocess import Preprocess
 from service.errors import Problem
-from service.images import FORMATS, decode
+from service.images import FORMATS, to_pixels
 
 LIMIT = 1_000_000
+SMALL = Preprocess(mode="RGB", resize_edge=20, crop=20)
 
 
 def encoded(picture: Image.Image, image_format: str, **options: object) -> bytes:
@@ -23,22 +27,25 @@ def encoded(picture: Image.Image, image_format: str, **options: object) -> bytes
 
 @pytest.mark.parametrize("image_format", FORMATS)
 def test_each_format_is_decoded(image_format: str) -> None:
-    picture = decode(encoded(Image.new("RGB", (30, 20), (200, 30, 30)), image_format), LIMIT)
-    assert picture.size == (30, 20)
-    assert np.abs(np.asarray(picture.convert("RGB"), int) - (200, 30, 30)).max() <= 8
+    pixels = to_pixels(encoded(Image.new("RGB", (30, 20), (200, 30, 30)), image_format), SMALL, LIMIT)
+    assert pixels.shape == (20, 20, 3)
+    assert np.abs(pixels.astype(int) - (200, 30, 30)).max() <= 8
 
 
 def test_of_a_gif_the_first_frame() -> None:
-    frames = [Image.new("L", (4, 4), shade) for shade in (10, 200)]
+    frames = [Image.new("L", (20, 20), shade) for shade in (10, 200)]
     body = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert decode(body, LIMIT).convert("L").getpixel((0, 0)) == 10
+    assert (to_pixels(body, SMALL, LIMIT) == 10).all()
 
 
 def test_a_photo_stands_upright() -> None:
-    picture = Image.new("RGB", (30, 20))
+    half = np.zeros((20, 20, 3), np.uint8)
+    half[:10] = 255  # white above, and the header says that the top belongs to the right
     exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: turn by 90 degrees
-    assert decode(encoded(picture, "JPEG", exif=exif), LIMIT).size == (20, 30)
+    exif[0x0112] = 6
+    pixels = to_pixels(encoded(Image.fromarray(half), "JPEG", exif=exif), SMALL, LIMIT)
+    assert pixels[:, 12:].min() > 200
+    assert pixels[:, :8].max() < 50
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
@@ -47,7 +54,7 @@ def test_a_truncated_image_is_broken(image_format: str) -> None:
     body = encoded(Image.fromarray(noise), image_format)
     for length in (12, len(body) // 2):
         with pytest.raises(Problem) as raised:
-            decode(body[:length], LIMIT)
+            to_pixels(body[:length], SMALL, LIMIT)
         assert (raised.value.status, raised.value.code) == (400, "broken_image")
 
 
@@ -57,6 +64,7 @@ def test_a_truncated_image_is_broken(image_format: str) -> None:
         (b"", 400, "empty_image"),
         (b"hello", 415, "unsupported_format"),
         (b"%PDF-1.7", 415, "unsupported_format"),
+        (b"RIFF\0\0\0\0WAVEfmt ", 415, "unsupported_format"),
         (b"\x80\x04\x95pickle", 415, "unsupported_format"),
         (b"https://example.org/cat.png", 415, "unsupported_format"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 100, 400, "broken_image"),
@@ -64,7 +72,7 @@ def test_a_truncated_image_is_broken(image_format: str) -> None:
 )
 def test_what_is_no_image_is_refused(body: bytes, status: int, code: str) -> None:
     with pytest.raises(Problem) as raised:
-        decode(body, LIMIT)
+        to_pixels(body, SMALL, LIMIT)
     assert (raised.value.status, raised.value.code) == (status, code)
 
 
@@ -73,18 +81,50 @@ def test_too_many_pixels_are_refused_before_decoding(edge: int) -> None:
     body = encoded(Image.new("1", (edge, edge)), "PNG")
     assert len(body) < 100_000
     with pytest.raises(Problem) as raised:
-        decode(body, LIMIT)
+        to_pixels(body, SMALL, LIMIT)
     assert (raised.value.status, raised.value.code) == (413, "too_many_pixels")
 
 
-def test_random_changes_to_an_image_never_raise_anything_else() -> None:
+def png(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of these chunks, their checksums right."""
+    body = b"\x89PNG\r\n\x1a\n"
+    for kind, data in chunks:
+        body += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return body
+
+
+def chunks_of(body: bytes) -> list[tuple[bytes, bytes]]:
+    chunks, at = [], 8
+    while at < len(body):
+        (length,) = struct.unpack(">I", body[at : at + 4])
+        chunks.append((body[at + 4 : at + 8], body[at + 8 : at + 8 + length]))
+        at += 12 + length
+    return chunks
+
+
+def test_more_transparency_than_a_palette_can_have_is_broken() -> None:
+    header, palette, *rest = chunks_of(encoded(Image.new("P", (4, 4), 1), "PNG"))
+    assert palette[0] == b"PLTE"
+    with pytest.raises(Problem) as raised:
+        to_pixels(png(header, palette, (b"tRNS", b"\0" * 300), *rest), SMALL, LIMIT)
+    assert (raised.value.status, raised.value.code) == (400, "broken_image")
+
+
+@pytest.mark.parametrize(
+    ("image_format", "mode"),
+    [*((image_format, "RGB") for image_format in FORMATS), ("PNG", "P"), ("PNG", "LA"), ("GIF", "P"), ("BMP", "P")],
+)
+def test_random_changes_to_an_image_never_raise_anything_else(image_format: str, mode: str) -> None:
     generator = np.random.default_rng(0)
     picture = Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8))
-    for image_format in FORMATS:
-        body = np.frombuffer(encoded(picture, image_format), np.uint8)
-        for _ in range(200):
-            mutated = body.copy()
-            places = generator.integers(0, len(body), 5)
-            mutated[places] = generator.integers(0, 256, 5)
-            with suppress(Problem):
-                decode(mutated.tobytes(), LIMIT)
+    body = np.frombuffer(encoded(picture.convert(mode), image_format), np.uint8)
+    for _ in range(100):
+        mutated = body.copy()
+        places = generator.integers(0, len(body), 5)
+        mutated[places] = generator.integers(0, 256, 5)
+        changed = mutated.tobytes()
+        if image_format == "PNG":
+            with suppress(struct.error):
+                changed = png(*chunks_of(changed))
+        with suppress(Problem):
+            to_pixels(changed, SMALL, LIMIT)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -103,7 +104,7 @@ TOO_LONG = b"\0" * (11 * 1024 * 1024)
         (DIGIT, {"model": "lenet"}, 404, "unknown_model"),
         (DIGIT, {"model": "../../etc/passwd"}, 404, "unknown_model"),
         (DIGIT, {"model": "lenet5:mnist5k-00000000"}, 404, "unknown_model"),
-        (DIGIT, {"model": "lenet5@imagenet"}, 409, "no_weights"),
+        (DIGIT, {"model": "lenet5@imagenet"}, 404, "unknown_model"),
         (DIGIT, {"model": "senet154"}, 409, "no_weights"),
         (DIGIT, {"model": "x" * 300}, 422, "invalid_parameter"),
         (DIGIT, {"top_k": 0}, 422, "invalid_parameter"),
@@ -132,17 +133,41 @@ def test_missing_weights_come_with_the_command_that_makes_them(server: httpx.Cli
     )
 
 
-@pytest.mark.parametrize("files", [{}, {"other": b"x"}])
-def test_a_form_without_the_image_is_a_problem(server: httpx.Client, files: dict[str, bytes]) -> None:
-    response = server.post("/classify?model=lenet5", data={"text": "x"}, files=files or None)
-    assert response.status_code in (400, 415)
-    assert response.headers["content-type"] == "application/problem+json"
+def test_an_image_may_stand_among_other_parts(server: httpx.Client) -> None:
+    files = {"image": ("seven.png", DIGIT, "image/png")}
+    assert (
+        server.post("/classify?model=lenet5", data={"text": "x", "note": "y"}, files=files).json()["predictions"][0][
+            "label"
+        ]
+        == "7"
+    )
 
 
-def test_a_broken_form_is_a_problem(server: httpx.Client) -> None:
-    headers = {"content-type": "multipart/form-data; boundary=x"}
-    response = server.post("/classify?model=lenet5", content=b"--y\r\nnonsense", headers=headers)
-    assert (response.status_code, response.json()["code"]) == (400, "broken_multipart")
+@pytest.mark.parametrize("part", [("text", (None, "x")), ("other", ("a.png", DIGIT)), ("image", (None, "x"))])
+def test_a_form_without_the_image_is_a_problem(server: httpx.Client, part: tuple[str, tuple[str | None, str]]) -> None:
+    response = server.post("/classify?model=lenet5", files=[part])
+    assert (response.status_code, response.json()["code"]) == (400, "empty_image")
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("Multipart/Form-Data; boundary=x", b"--y\r\nnonsense"),
+        ("multipart/form-data", b"--y"),
+        (
+            "multipart/form-data; boundary=x; charset=undefined",
+            b'--x\r\ncontent-disposition: form-data; name="\xff"\r\n\r\n1\r\n--x--\r\n',
+        ),
+        (
+            "multipart/form-data; boundary=x; charset=nosuch",
+            b'--x\r\ncontent-disposition: form-data; name="\xff"\r\n\r\n1\r\n--x--\r\n',
+        ),
+    ],
+)
+def test_a_broken_form_is_a_problem(server: httpx.Client, kind: str, body: bytes) -> None:
+    response = server.post("/classify?model=lenet5", content=body, headers={"content-type": kind})
+    assert response.status_code == 400
+    assert response.json()["code"] in ("broken_multipart", "empty_image")
 
 
 def test_a_model_must_be_named(server: httpx.Client) -> None:
@@ -150,36 +175,42 @@ def test_a_model_must_be_named(server: httpx.Client) -> None:
     assert (response.status_code, response.json()["detail"]) == (422, "model: Field required")
 
 
-def exchange(server: httpx.Client, head: str, chunks: Iterator[bytes]) -> tuple[bytes, int]:
-    """Send a head and then chunks until the server answers; its answer and how many chunks it let us send."""
-    address = (server.base_url.host, server.base_url.port)
-    with socket.create_connection(address, timeout=10) as connection:
-        connection.sendall(head.replace("\n", "\r\n").encode())
-        sent = 0
-        connection.settimeout(0.05)
-        for chunk in chunks:
-            try:
-                return connection.recv(65536), sent
-            except TimeoutError:
-                connection.sendall(chunk)
-                sent += 1
-        connection.settimeout(10)
-        return connection.recv(65536), sent
+HEAD = "POST /classify?model=lenet5 HTTP/1.1\r\nHost: x\r\n"
+MEBIBYTE = b"x" * 0x100000
+
+
+def connect(server: httpx.Client, head: str) -> socket.socket:
+    connection = socket.create_connection((server.base_url.host, server.base_url.port or 80), timeout=10)
+    connection.sendall(f"{HEAD}{head}\r\n\r\n".encode())
+    return connection
+
+
+def sent_until_closed(connection: socket.socket, chunk: bytes, chunks: int) -> int:
+    """How many of the chunks the server let us send before it closed the connection."""
+    for number in range(chunks):
+        try:
+            connection.sendall(chunk)
+        except OSError:
+            return number
+    return chunks
 
 
 def test_a_declared_length_over_the_limit_is_refused_before_a_byte_of_it(server: httpx.Client) -> None:
-    head = "POST /classify?model=lenet5 HTTP/1.1\nHost: x\nContent-Length: 200000000\n\n"
-    answer, sent = exchange(server, head, iter([b"x"] * 100))
-    assert answer.startswith(b"HTTP/1.1 413")
-    assert sent <= 2
+    with connect(server, "Content-Length: 200000000") as connection:
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413")
+        assert sent_until_closed(connection, MEBIBYTE, 190) <= 20
 
 
 def test_an_undeclared_length_is_refused_once_it_passes_the_limit(server: httpx.Client) -> None:
-    head = "POST /classify?model=lenet5 HTTP/1.1\nHost: x\nTransfer-Encoding: chunked\n\n"
-    mebibyte = b"100000\r\n" + b"x" * 0x100000 + b"\r\n"
-    answer, sent = exchange(server, head, iter([mebibyte] * 40))
-    assert answer.startswith(b"HTTP/1.1 413")
-    assert sent <= 14
+    with connect(server, "Transfer-Encoding: chunked") as connection:
+        assert sent_until_closed(connection, b"100000\r\n" + MEBIBYTE + b"\r\n", 190) <= 40
+
+
+def test_a_client_that_goes_away_is_counted_and_harms_nobody(server: httpx.Client) -> None:
+    with connect(server, "Content-Length: 1000") as connection:
+        connection.sendall(b"half")
+    assert classify(server, DIGIT).status_code == 200
+    assert 'outcome="disconnected"' in server.get("/metrics").text
 
 
 def test_the_catalogue(server: httpx.Client, lenet5: PublishedModel) -> None:
@@ -243,8 +274,33 @@ def test_a_wrong_method_is_a_problem(server: httpx.Client) -> None:
     assert (response.status_code, response.json()["code"]) == (405, "method_not_allowed")
 
 
+def test_a_process_that_serves_has_no_torch(lenet5: PublishedModel) -> None:
+    with serving() as (client, pid):
+        assert classify(client, DIGIT).status_code == 200
+        workers = psutil.Process(pid).children(recursive=True)
+        mapped = {mapping.path for worker in workers for mapping in worker.memory_maps()}
+        assert any("openvino" in path for path in mapped)
+        assert not any("torch" in path for path in mapped)
+
+
+def test_a_slow_client_gets_a_timeout(lenet5: PublishedModel) -> None:
+    with (
+        serving(CONVSERVE_TIMEOUT_S="0.3", CONVSERVE_RUNTIME="null") as (client, _),
+        connect(client, "Content-Length: 1000") as connection,
+    ):
+        answer = connection.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 504")
+        assert b'"code":"timeout"' in answer
+
+
+def test_a_wrong_setting_is_named() -> None:
+    wrong = serving(CONVSERVE_MAX_BATCH="0")
+    with pytest.raises(RuntimeError, match="error: CONVSERVE_MAX_BATCH: Input should be greater"), wrong:
+        pass
+
+
 def test_the_null_engine_serves_too_and_loads_on_first_use(lenet5: PublishedModel) -> None:
-    with serving(CONVSERVE_RUNTIME="null", CONVSERVE_LOAD="first_use") as client:
+    with serving(CONVSERVE_RUNTIME="null", CONVSERVE_LOAD="first_use") as (client, _):
         (before,) = client.get("/models/lenet5").json()["models"]
         assert (before["status"], before["runtime"]) == ("published", None)
         answer = classify(client, DIGIT).json()
@@ -266,7 +322,7 @@ def test_a_model_that_fails_to_load_is_reported_and_stops_no_other(lenet5: Publi
     digest = entry["files"]["checkpoint.safetensors"]["sha256"]
     entry["files"]["checkpoint.safetensors"]["sha256"] = "deadbeef" + digest[8:]
     (bad / "manifest.json").write_text(json.dumps(entry))
-    with serving(BENTOML_HOME=str(tmp_path)) as client:
+    with serving(BENTOML_HOME=str(tmp_path)) as (client, _):
         statuses = {model["tag"]: model for model in client.get("/models/lenet5").json()["models"]}
         assert statuses[lenet5.manifest.tag]["status"] == "ready"
         broken = statuses["lenet5:mnist5k-deadbeef"]

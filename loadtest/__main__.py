@@ -1,0 +1,35 @@
+"""`python -m loadtest compare` measures models one after another and draws accuracy against compute."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from loadtest.compare import compare, table
+from loadtest.locustfile import ScenarioError
+from loadtest.plot import accuracy_against_compute
+
+
+def main() -> None:
+    """Run the one command."""
+    parser = argparse.ArgumentParser("python -m loadtest", description=__doc__)
+    parser.add_argument("command", choices=["compare"])
+    parser.add_argument("--host", default="http://localhost:3000", help="default: %(default)s")
+    parser.add_argument("--models", default="lenet5,resnet20_cifar,senet154", help="default: %(default)s")
+    parser.add_argument("--images", type=Path, default=Path("images/mnist5k"), help="default: %(default)s")
+    parser.add_argument("--users", type=int, default=8, help="requests in flight (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=20, help="for each model (default: %(default)s)")
+    parser.add_argument("--picture", type=Path, default=Path("compare.png"), help="PNG (default: %(default)s)")
+    options = parser.parse_args()
+    try:
+        rows = compare(options.host, options.models.split(","), options.images, options.users, options.seconds)
+    except ScenarioError as error:
+        sys.exit(f"error: {error}")
+    print(table(rows))
+    accuracy_against_compute(rows, options.picture)
+    print(f"\nwrote {options.picture}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""`python -m service.pack lenet5 senet154` builds the Bento with those published models; without names, with all."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import bentoml
+import yaml
+
+from service.catalog import Catalog
+from service.errors import Problem
+from service.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+
+
+def pack(names: list[str]) -> str:
+    """Build, and give the Bento's tag; Problem if a name has no published model."""
+    catalog = Catalog(Settings())
+    tags = [catalog.find(name).manifest.tag for name in names] or list(catalog.models)
+    # resolved, since BentoML takes no version for its own "latest", and one missing tag fails a build
+    content = yaml.safe_load((ROOT / "bentofile.yaml").read_text()) | {"models": tags}
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(content, file)
+        file.flush()
+        bento = bentoml.bentos.build_bentofile(file.name, build_ctx=str(ROOT))
+    return str(bento.tag)
+
+
+if __name__ == "__main__":
+    try:
+        print(pack(sys.argv[1:]))
+    except Problem as problem:
+        sys.exit(f"error: {problem.detail}")
