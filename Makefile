@@ -1,10 +1,12 @@
 VENV := .venv
 BIN := $(VENV)/bin
 export BENTOML_PORT ?= 3000
+MODELS ?= lenet5
+comma := ,
 
-.PHONY: serve test test-all check architectures clean
+.PHONY: serve test test-all check compare bento architectures clean
 
-serve: $(VENV)/training.installed ## install, train and publish lenet5 if none is, and serve on port $BENTOML_PORT
+serve: $(VENV)/training.installed images/mnist5k ## install, train and publish lenet5 if none is, and serve on port $BENTOML_PORT
 	@if ! $(BIN)/python -m engines list | grep -q '^lenet5:mnist5k-'; then \
 		echo "No lenet5 is published yet: training it on 4,000 real digits, in about half a minute." && \
 		$(BIN)/python -m training lenet5 --data mnist5k --resume && \
@@ -14,6 +16,12 @@ serve: $(VENV)/training.installed ## install, train and publish lenet5 if none i
 		&& printf '\nReady. In another terminal:\n\n%s\n\n' \
 		"curl --data-binary @docs/digit.png 'http://localhost:$(BENTOML_PORT)/classify?model=lenet5&top_k=3'" &
 	@exec $(BIN)/bentoml serve
+
+compare: $(VENV)/training.installed images/mnist5k ## accuracy against compute of MODELS, of a server that runs
+	$(BIN)/python -m loadtest compare --host http://localhost:$(BENTOML_PORT) --models $(MODELS)
+
+bento: $(VENV)/training.installed ## pack the service with the published MODELS
+	$(BIN)/python -m service.pack $(subst $(comma), ,$(MODELS))
 
 test: check ## install, lint, check types, test
 	$(BIN)/pytest -m "not slow and not gpu"
@@ -29,15 +37,18 @@ check: $(VENV)/dev.installed
 architectures: $(VENV)/training.installed ## write service/architectures.json anew from models/
 	$(BIN)/python -m models --json > service/architectures.json
 
+images/mnist5k: | $(VENV)/training.installed
+	$(BIN)/python -m training images mnist5k
+
 clean: ## remove what was installed; checkpoints and published models stay
 	rm -rf $(VENV)
 
 $(VENV)/training.installed: pyproject.toml
 	@echo "Installing into $(VENV); torch is large, so this takes some minutes."
 	python3 -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check '.[training]'
+	$(BIN)/pip install --disable-pip-version-check '.[training,loadtest]'
 	@touch $@
 
 $(VENV)/dev.installed: $(VENV)/training.installed
-	$(BIN)/pip install --disable-pip-version-check '.[training,dev]'
+	$(BIN)/pip install --disable-pip-version-check '.[training,loadtest,dev]'
 	@touch $@

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 
 import bentoml
@@ -51,9 +52,16 @@ class ConvServe:
         """Begin to load; meanwhile the process is alive and not ready."""
         if not self.catalog.models:
             logger.warning("no model is published: run `make serve`, or `python -m training publish`")
+        self._loading = asyncio.create_task(self._load())
+
+    async def _load(self) -> None:
         if SETTINGS.load == "start":
-            self._loading = asyncio.create_task(self.catalog.load_all())
+            await self.catalog.load_all()
+        # BentoML keeps some forty objects a request until its timeout; full collections, which walk them all and
+        # free none, stopped the world for 170 ms (p99 at one connection; 18 ms so)
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 100)
 
     async def __is_ready__(self) -> bool:
         """For /readyz: whether all that is to be loaded at the start has been tried."""
-        return self._loading is None or self._loading.done()
+        return self._loading is not None and self._loading.done()

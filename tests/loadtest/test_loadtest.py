@@ -1,0 +1,92 @@
+"""Locust's own command and ours, against a real server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from tests.conftest import Run
+from tests.serving import ROOT
+
+
+@pytest.fixture(scope="module")
+def images(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images") / "mnist5k"
+    run("training", "images", "mnist5k", "--out", folder)
+    return folder
+
+
+def locust(server: httpx.Client, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--headless", "--only-summary"]
+    host = ["--host", str(server.base_url).rstrip("/")]
+    return subprocess.run(
+        [*command, *host, *map(str, arguments)], cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_images_are_the_held_out_digits_by_label(images: Path) -> None:
+    assert {folder.name for folder in images.iterdir()} == set("0123456789")
+    paths = list(images.glob("*/*.png"))
+    assert len(paths) == 1000
+    with Image.open(paths[0]) as digit:
+        assert digit.size == (28, 28)
+
+
+def test_locust_headless_checks_answers_and_reports_accuracy(server: httpx.Client, images: Path) -> None:
+    done = locust(server, "--models", "lenet5,lenet5@mnist5k", "--images", images, "-u", "2", "-t", "3s")
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    for model in ("lenet5: ", "lenet5@mnist5k: "):
+        (line,) = [line for line in lines if f"{model}9" in line]  # 90 and more per cent
+        assert line.endswith("answers right")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--models", "lenet5,lenet6"], "does not serve lenet6"),
+        (["--models", "senet154"], "python -m training senet154"),
+        (["--images", "/nonexistent"], "no images in /nonexistent"),
+    ],
+)
+def test_a_run_that_cannot_start_says_why(
+    server: httpx.Client, images: Path, arguments: list[str], message: str
+) -> None:
+    done = locust(server, "--images", images, *arguments, "-u", "1", "-t", "20s")
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_compare_prints_a_row_a_model_and_draws(run: Run, server: httpx.Client, images: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "compare.png"
+    host = str(server.base_url).rstrip("/")
+    options = ["--images", images, "--users", "2", "--seconds", "2", "--picture", picture]
+    done = run("loadtest", "compare", "--host", host, "--models", "lenet5", *options)
+    (row,) = [line for line in done.stdout.splitlines() if line.startswith("| `lenet5:mnist5k-")]
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells[1] == "fp32"
+    assert float(cells[2].rstrip("%")) >= 97
+    assert (cells[4], cells[5], cells[9]) == ("325,680", "60,000", "0")
+    assert float(cells[8]) > 0
+    with Image.open(picture) as drawn:
+        assert drawn.size == (1050, 750)
+
+
+@pytest.mark.parametrize("models", ["lenet6", "senet154"])
+def test_compare_names_a_model_that_is_not_served(run: Run, server: httpx.Client, images: Path, models: str) -> None:
+    host = str(server.base_url).rstrip("/")
+    done = run("loadtest", "compare", "--host", host, "--models", models, "--images", images, check=False)
+    assert done.returncode == 1
+    assert f"does not serve {models}" in done.stderr
+
+
+def test_compare_without_a_server_says_so(run: Run, images: Path) -> None:
+    done = run("loadtest", "compare", "--host", "http://127.0.0.1:9", "--images", images, check=False)
+    assert done.returncode == 1
+    assert "error: no server at http://127.0.0.1:9" in done.stderr
