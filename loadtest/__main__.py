@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from loadtest.compare import compare, table
+from loadtest.compare import Load, compare, table
 from loadtest.locustfile import ScenarioError
 from loadtest.plot import accuracy_against_compute
 
@@ -19,16 +19,18 @@ def main() -> None:
     parser.add_argument("--models", default="lenet5,resnet20_cifar,senet154", help="default: %(default)s")
     parser.add_argument("--images", type=Path, default=Path("images/mnist5k"), help="default: %(default)s")
     parser.add_argument("--users", type=int, default=8, help="requests in flight (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=20, help="for each model (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="of all models in turn (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=10, help="a model in a round (default: %(default)s)")
     parser.add_argument("--picture", type=Path, default=Path("compare.png"), help="PNG (default: %(default)s)")
     options = parser.parse_args()
+    load = Load(users=options.users, rounds=options.rounds, seconds=options.seconds)
     try:
-        rows = compare(options.host, options.models.split(","), options.images, options.users, options.seconds)
+        rows = compare(options.host, options.models.split(","), options.images, load)
     except ScenarioError as error:
         sys.exit(f"error: {error}")
-    print(table(rows))
-    accuracy_against_compute(rows, options.picture)
-    print(f"\nwrote {options.picture}")
+    print(f"{table(rows)}\n\n{load}; server: {options.host}")
+    accuracy_against_compute(rows, load, options.picture)
+    print(f"wrote {options.picture}")
 
 
 if __name__ == "__main__":

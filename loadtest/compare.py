@@ -1,94 +1,131 @@
-"""Accuracy against compute: the models one after another under the same load."""
+"""Accuracy against compute: the models in turn under the same load."""
 
 from __future__ import annotations
 
-from argparse import Namespace
+import os
+import platform
+import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from statistics import median, quantiles
 
 import gevent
 import requests
-from locust import events
 from locust.env import Environment
 
-from loadtest.locustfile import Classifier, ScenarioError, make_scenario
+from loadtest.locustfile import Classifier, LabelledImage, Scenario, ScenarioError, make_scenario, read_images
 
-WARM_UP_S = 3
+WARM_UP_S = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """A closed loop of `users` requests in flight; each model `rounds` times for `seconds`, the models in turn."""
+
+    users: int
+    rounds: int
+    seconds: float
+
+    def __str__(self) -> str:
+        """Everything that a reader of the figures must know, but the server's machine."""
+        return (
+            f"{self.users} requests in flight, medians of {self.rounds} rounds of {self.seconds:g} s after"
+            f" {WARM_UP_S} s of warm-up, the models in turn; client: Locust {version('locust')}, Python"
+            f" {platform.python_version()}, {os.cpu_count()} cores; {time.strftime('%Y-%m-%d')}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What the server says of one model: top-1 (0 to 1) on all held-out images, MACs at the input of its weights."""
+
+    name: str
+    tag: str
+    precision: str
+    top1: float | None
+    macs: int
+    params: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What one round saw, from the client's side and of well-formed answers only."""
+
+    right: int
+    answers: int
+    failures: int
+    p50_ms: float
+    p99_ms: float
+    answers_per_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One model: top-1 (0 to 1) on all held-out images as published, then what this run saw.
+    """One model and its rounds."""
 
-    MACs are at the input that these weights take; p50 and p99 are Locust's, in ms, from the client's side.
-    """
+    model: Model
+    rounds: tuple[Figures, ...]
 
-    model: str
-    precision: str
-    top1: float | None
-    right: float
-    answers: int
-    failures: int
-    macs: int
-    params: int
-    p50_ms: float
-    p99_ms: float
-    requests_per_s: float
+    def median(self, figure: str) -> float:
+        """Of the rounds."""
+        return float(median(getattr(figures, figure) for figures in self.rounds))
+
+    def total(self, figure: str) -> int:
+        """Over the rounds."""
+        return sum(getattr(figures, figure) for figures in self.rounds)
 
 
-def compare(host: str, models: list[str], images: Path, users: int, seconds: float) -> list[Row]:
+def compare(host: str, names: list[str], images: Path, load: Load) -> list[Row]:
     """Measure each model alone; ScenarioError if one is not served, or the server goes away."""
-    make_scenario(host, models, images)
-    return [measure(host, model, images, users, seconds) for model in models]
+    scenario = make_scenario(host, names, images)
+    models = [describe(host, name, read_images(images)[0]) for name in names]
+    rounds = [[measure(host, scenario, model.name, load) for model in models] for _ in range(load.rounds)]
+    return [Row(model=model, rounds=figures) for model, figures in zip(models, zip(*rounds, strict=True), strict=True)]
 
 
-def measure(host: str, model: str, images: Path, users: int, seconds: float) -> Row:
-    """One model for `seconds`, in a closed loop of `users`, after a warm-up."""
-    environment = Environment(user_classes=[Classifier], events=events, host=host)
-    environment.parsed_options = Namespace(models=model, images=str(images))
-    runner = environment.create_local_runner()
-    runner.start(users, spawn_rate=users)
-    gevent.sleep(WARM_UP_S)
-    runner.stats.clear_all()
-    assert Classifier.scenario
-    score = Classifier.scenario.scores[model]
-    score.right = score.answers = 0
-    gevent.sleep(seconds)
-    total, right, answers = runner.stats.total, score.right, score.answers
-    p50_ms, p99_ms = (float(total.get_response_time_percentile(share)) for share in (0.5, 0.99))
-    requests_per_s, failures = total.num_requests / seconds, total.num_failures
-    runner.quit()
-    if answers == 0:
-        raise ScenarioError(f"{model} gave no answer in {seconds:g} s: {', '.join(map(str, runner.stats.errors))}")
-    return Row(
-        **describe(host, model, images),
-        right=right / answers,
-        answers=answers,
-        failures=failures,
-        p50_ms=p50_ms,
-        p99_ms=p99_ms,
-        requests_per_s=requests_per_s,
-    )
-
-
-def describe(host: str, model: str, images: Path) -> dict[str, Any]:
-    """What the server says of the model that `model` names."""
-    body = next(images.glob("*/*")).read_bytes()
-    answer = requests.post(f"{host}/classify", params={"model": model}, data=body, timeout=60).json()
-    tag, precision = answer["model"], answer["precision"]
-    name = tag.partition(":")[0]
-    published = {entry["tag"]: entry for entry in requests.get(f"{host}/models/{name}", timeout=60).json()["models"]}
-    costs = requests.get(f"{host}/models/{name}/complexity", timeout=60).json()
+def describe(host: str, name: str, image: LabelledImage) -> Model:
+    """Ask the server which weights `name` means, and what they cost; ScenarioError if it does not say."""
+    try:
+        with requests.Session() as session:
+            answer = session.post(f"{host}/classify", params={"model": name}, data=image.body, timeout=60).json()
+            tag, precision = answer["model"], answer["precision"]
+            architecture = tag.partition(":")[0]
+            published = session.get(f"{host}/models/{architecture}", timeout=60).json()["models"]
+            costs = session.get(f"{host}/models/{architecture}/complexity", timeout=60).json()
+    except (requests.RequestException, KeyError) as error:
+        raise ScenarioError(f"{host} does not describe {name}: {error!r}") from error
+    (entry,) = [entry for entry in published if entry["tag"] == tag]
     cost = costs["models"].get(tag, costs["paper"])
-    accuracy = published[tag]["accuracy"].get(precision)
-    return {
-        "model": tag,
-        "precision": precision,
-        "top1": accuracy and accuracy["top1"],
-        "macs": cost["macs"],
-        "params": cost["params"],
-    }
+    top1 = entry["accuracy"].get(precision, {}).get("top1")
+    return Model(name=name, tag=tag, precision=precision, top1=top1, macs=cost["macs"], params=cost["params"])
+
+
+def measure(host: str, scenario: Scenario, name: str, load: Load) -> Figures:
+    """One round of one model; ScenarioError if it gave fewer than two answers."""
+    Classifier.scenario = scenario.only(name)
+    score = Classifier.scenario.scores[name]
+    runner = Environment(user_classes=[Classifier], host=host).create_local_runner()
+    runner.start(load.users, spawn_rate=load.users)
+    gevent.sleep(WARM_UP_S)
+    score.clear()
+    started = time.perf_counter()
+    gevent.sleep(load.seconds)
+    seconds = time.perf_counter() - started
+    right, failures, times = score.right, score.failures, sorted(score.times_ms)
+    errors = ", ".join(str(error.error) for error in runner.errors.values())
+    runner.quit()
+    if len(times) < 2:
+        raise ScenarioError(f"{name} gave {len(times)} answers in {seconds:.0f} s; {failures} failures: {errors}")
+    percentiles = quantiles(times, n=100, method="inclusive")
+    return Figures(
+        right=right,
+        answers=len(times),
+        failures=failures,
+        p50_ms=percentiles[49],
+        p99_ms=percentiles[98],
+        answers_per_s=len(times) / seconds,
+    )
 
 
 def table(rows: list[Row]) -> str:
@@ -98,9 +135,11 @@ def table(rows: list[Row]) -> str:
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
-        top1 = "" if row.top1 is None else f"{row.top1:.2%}"
+        model, answers = row.model, row.total("answers")
+        top1 = "" if model.top1 is None else f"{model.top1:.2%}"
         lines.append(
-            f"| `{row.model}` | {row.precision} | {top1} | {row.right:.2%} of {row.answers} | {row.macs:,} |"
-            f" {row.params:,} | {row.p50_ms:.0f} | {row.p99_ms:.0f} | {row.requests_per_s:.1f} | {row.failures} |"
+            f"| `{model.tag}` | {model.precision} | {top1} | {row.total('right') / answers:.2%} of {answers} |"
+            f" {model.macs:,} | {model.params:,} | {row.median('p50_ms'):.1f} | {row.median('p99_ms'):.1f} |"
+            f" {row.median('answers_per_s'):.1f} | {row.total('failures')} |"
         )
     return "\n".join(lines)

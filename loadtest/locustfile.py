@@ -9,17 +9,19 @@ import itertools
 import logging
 import random
 import sys
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import requests
 from locust import FastHttpUser, constant, events, task
 from locust.argument_parser import LocustArgumentParser
+from locust.contrib.fasthttp import FastResponse
 from locust.env import Environment
 from locust.exception import StopUser
-from locust.runners import MasterRunner
+from locust.runners import WorkerRunner
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
 logger = logging.getLogger(__name__)
@@ -39,10 +41,16 @@ class LabelledImage:
 
 @dataclass
 class Score:
-    """How many answers there were whose image has a known label, and how many were right."""
+    """The well-formed answers: how many named the image's label, and how many ms each took; and the failures."""
 
     right: int = 0
-    answers: int = 0
+    failures: int = 0
+    times_ms: list[float] = field(default_factory=list)
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.right = self.failures = 0
+        self.times_ms.clear()
 
 
 @dataclass
@@ -52,6 +60,10 @@ class Scenario:
     models: Iterator[str]
     images: dict[str, Iterator[LabelledImage]]
     scores: dict[str, Score]
+
+    def only(self, model: str) -> Scenario:
+        """One model of them, going on with its images."""
+        return Scenario(itertools.repeat(model), {model: self.images[model]}, {model: Score()})
 
 
 def read_images(folder: Path) -> list[LabelledImage]:
@@ -94,22 +106,32 @@ class Classifier(FastHttpUser):
             raise StopUser
         model = next(scenario.models)
         image = next(scenario.images[model])
+        score = scenario.scores[model]
         path, body = f"/classify?model={model}&top_k=1", image.body
+        started = time.perf_counter()
         with self.client.post(path, data=body, name=model, catch_response=True) as response:  # type: ignore[arg-type]
-            if response.status_code != requests.codes.ok:
-                response.failure(f"{response.status_code}: {response.text[:200]}")
-                return
             try:
-                (prediction,) = response.json()["predictions"]
-                label, probability = prediction["label"], prediction["probability"]
-            except (KeyError, TypeError, ValueError) as error:
-                response.failure(f"malformed answer: {error!r}")
+                label = read_label(response)
+            except ValueError as error:
+                score.failures += 1
+                response.failure(str(error))
                 return
-            if not 0 <= probability <= 1:
-                response.failure(f"probability {probability}")
-                return
-        scenario.scores[model].answers += 1
-        scenario.scores[model].right += label == image.label
+        score.times_ms.append((time.perf_counter() - started) * 1000)
+        score.right += label == image.label
+
+
+def read_label(response: FastResponse) -> str:
+    """The most probable label; ValueError if there is no well-formed answer."""
+    if response.status_code != requests.codes.ok:
+        raise ValueError(f"{response.status_code}: {response.text or getattr(response, 'error', None)}"[:200])
+    try:
+        (prediction,) = response.json()["predictions"]
+        label, probability = prediction["label"], prediction["probability"]
+        if 0 <= probability <= 1:
+            return str(label)
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise ValueError(f"malformed answer: {response.text}"[:200])
 
 
 def add_options(parser: LocustArgumentParser, **_: Any) -> None:
@@ -120,8 +142,9 @@ def add_options(parser: LocustArgumentParser, **_: Any) -> None:
 
 def prepare(environment: Environment, **_: Any) -> None:
     """Make the run's scenario, or say why there is none and end."""
+    Classifier.scenario = None
     runner, options = environment.runner, environment.parsed_options
-    if runner is None or options is None or isinstance(runner, MasterRunner):
+    if runner is None or options is None:
         return
     try:
         if not environment.host:
@@ -129,16 +152,19 @@ def prepare(environment: Environment, **_: Any) -> None:
         Classifier.scenario = make_scenario(environment.host, options.models.split(","), Path(options.images))
     except ScenarioError as error:
         logger.error("%s", error)
+        environment.process_exit_code = 2
+        if isinstance(runner, WorkerRunner):
+            return  # its master ends the run
         if environment.web_ui is None:
             sys.exit(2)
         runner.quit()
 
 
 def report_accuracy(**_: Any) -> None:
-    """Log how often each model was right."""
+    """Log how often each model was right; of several processes each its own share."""
     for model, score in Classifier.scenario.scores.items() if Classifier.scenario else ():
-        if score.answers:
-            logger.info("%s: %.2f %% of %d answers right", model, 100 * score.right / score.answers, score.answers)
+        if answers := len(score.times_ms):
+            logger.info("%s: %.2f %% of %d answers right", model, 100 * score.right / answers, answers)
 
 
 events.init_command_line_parser.add_listener(add_options)

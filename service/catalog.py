@@ -20,7 +20,7 @@ from engines.runtime import open_engine
 from engines.store import PublishedModel
 from service.errors import Problem
 from service.schema import Architecture
-from service.settings import Settings
+from service.settings import EMBEDDED_DATASET, Settings
 
 ARCHITECTURES = Path(__file__).with_name("architectures.json")
 logger = logging.getLogger("bentoml.convserve")
@@ -115,11 +115,14 @@ class Catalog:
 
 
 def no_weights(architecture: str, dataset: str, others: list[str]) -> Problem:
-    """409, with the command that makes the weights."""
+    """409; for the data set that training has at hand, with the command that makes the weights."""
+    detail = f"{architecture} has no published weights for {dataset}"
+    if others:
+        detail += f"; there are {', '.join(others)}"
+    if dataset != EMBEDDED_DATASET:
+        return Problem(409, "no_weights", detail, near=others)
     command = (
         f"python -m training {architecture} --data {dataset} && "
         f"python -m training publish checkpoints/{architecture}-{dataset}"
     )
-    instead = f" (but {', '.join(others)})" if others else ""
-    detail = f"{architecture} has no published weights for {dataset}{instead}; make them: {command}"
-    return Problem(409, "no_weights", detail, command=command, near=others)
+    return Problem(409, "no_weights", f"{detail}; make them: {command}", near=others, command=command)

@@ -9,6 +9,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from engines.runtime import Runtime
 
+EMBEDDED_DATASET = "mnist5k"  # what training has a recipe for, for every architecture
+
 
 class Settings(BaseSettings):
     """Each field is CONVSERVE_<NAME IN CAPITALS>; `pins` is JSON, such as {"lenet5": "lenet5:mnist5k-429094fc"}."""
@@ -18,7 +20,7 @@ class Settings(BaseSettings):
     runtime: Runtime = "openvino"
     precision: str = "fp32"
     load: Literal["start", "first_use"] = "start"
-    dataset: str = "mnist5k"
+    dataset: str = EMBEDDED_DATASET
     pins: dict[str, str] = {}
     max_batch: Annotated[int, Field(ge=1)] = 32
     max_waiting: Annotated[int, Field(ge=1)] = 256

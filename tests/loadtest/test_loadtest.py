@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -13,6 +16,13 @@ from PIL import Image
 
 from tests.conftest import Run
 from tests.serving import ROOT
+
+BAD_ANSWERS = (
+    b"",
+    b"{}",
+    b'{"predictions": [{"label": "7", "probability": null}]}',
+    b'{"predictions": [{"label": "7", "probability": 2}]}',
+)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +76,7 @@ def test_a_run_that_cannot_start_says_why(
 def test_compare_prints_a_row_a_model_and_draws(run: Run, server: httpx.Client, images: Path, tmp_path: Path) -> None:
     picture = tmp_path / "compare.png"
     host = str(server.base_url).rstrip("/")
-    options = ["--images", images, "--users", "2", "--seconds", "2", "--picture", picture]
+    options = ["--images", images, "--users", "2", "--rounds", "2", "--seconds", "1", "--picture", picture]
     done = run("loadtest", "compare", "--host", host, "--models", "lenet5", *options)
     (row,) = [line for line in done.stdout.splitlines() if line.startswith("| `lenet5:mnist5k-")]
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
@@ -90,3 +100,34 @@ def test_compare_without_a_server_says_so(run: Run, images: Path) -> None:
     done = run("loadtest", "compare", "--host", "http://127.0.0.1:9", "--images", images, check=False)
     assert done.returncode == 1
     assert "error: no server at http://127.0.0.1:9" in done.stderr
+
+
+class Broken(BaseHTTPRequestHandler):
+    """Well for the probe that a run begins with; then in turn no answer, a malformed one, an improbable one."""
+
+    answers = itertools.chain([b'{"predictions": [{"label": "7", "probability": 1.0}]}'], itertools.cycle(BAD_ANSWERS))
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        answer = next(self.answers)
+        if answer:
+            self.send_response(200)
+            self.send_header("content-length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+        self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_what_is_no_answer_is_a_failure(images: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Broken) as broken:
+        threading.Thread(target=broken.serve_forever, daemon=True).start()
+        with httpx.Client(base_url=f"http://127.0.0.1:{broken.server_port}") as client:
+            done = locust(client, "--images", images, "-u", "1", "-t", "2s")
+        broken.shutdown()
+    assert done.returncode == 1
+    assert "answers right" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "(100.00%)" in done.stderr + done.stdout

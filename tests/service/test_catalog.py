@@ -15,7 +15,8 @@ from engines import manifest
 from engines.store import PublishedModel
 from service.catalog import Catalog
 from service.errors import Problem
-from service.settings import Settings
+from service.settings import EMBEDDED_DATASET, Settings
+from training.recipe import MNIST, RECIPES
 
 
 @pytest.fixture
@@ -68,7 +69,12 @@ def test_a_name_that_means_none_says_why(name: str, status: int) -> None:
     with pytest.raises(Problem) as raised:
         Catalog(Settings()).find(name)
     assert raised.value.status == status
-    assert ("command" in raised.value.more) == (status == 409)
+    assert ("command" in raised.value.more) == (name == "senet154")
+
+
+def test_the_command_of_a_409_can_work_for_every_architecture() -> None:
+    assert MNIST.keys() == Catalog(Settings()).architectures.keys()
+    assert EMBEDDED_DATASET in RECIPES
 
 
 @pytest.mark.usefixtures("store")

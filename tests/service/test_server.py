@@ -159,6 +159,10 @@ def test_a_form_without_the_image_is_a_problem(server: httpx.Client, part: tuple
             b'--x\r\ncontent-disposition: form-data; name="\xff"\r\n\r\n1\r\n--x--\r\n',
         ),
         (
+            "multipart/form-data; boundary=x; charset=punycode",
+            b'--x\r\ncontent-disposition: form-data; name="t-"\r\n\r\n' + b"a-" * 400_000 + b"\r\n--x--\r\n",
+        ),
+        (
             "multipart/form-data; boundary=x; charset=nosuch",
             b'--x\r\ncontent-disposition: form-data; name="\xff"\r\n\r\n1\r\n--x--\r\n',
         ),
