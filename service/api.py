@@ -10,6 +10,7 @@ from typing import Annotated
 
 import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 from numpy.typing import NDArray
 
@@ -144,6 +145,12 @@ def top(logits: NDArray[np.float32], labels: tuple[str, ...], k: int) -> list[sc
     return [
         schema.Prediction(index=index, label=labels[index], probability=float(probabilities[index])) for index in best
     ]
+
+
+@router.get("/", include_in_schema=False)
+async def index() -> RedirectResponse:
+    """What a browser that knows no route is shown."""
+    return RedirectResponse("/docs")
 
 
 @router.get("/models")
