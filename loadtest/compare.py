@@ -14,7 +14,7 @@ import gevent
 import requests
 from locust.env import Environment
 
-from loadtest.locustfile import Classifier, LabelledImage, Scenario, ScenarioError, make_scenario, read_images
+from loadtest.locustfile import Classifier, LabelledImage, Scenario, ScenarioError, make_scenario
 
 WARM_UP_S = 2
 
@@ -79,7 +79,7 @@ class Row:
 def compare(host: str, names: list[str], images: Path, load: Load) -> list[Row]:
     """Measure each model alone; ScenarioError if one is not served, or the server goes away."""
     scenario = make_scenario(host, names, images)
-    models = [describe(host, name, read_images(images)[0]) for name in names]
+    models = [describe(host, name, next(scenario.images[name])) for name in names]
     rounds = [[measure(host, scenario, model.name, load) for model in models] for _ in range(load.rounds)]
     return [Row(model=model, rounds=figures) for model, figures in zip(models, zip(*rounds, strict=True), strict=True)]
 
@@ -104,11 +104,11 @@ def describe(host: str, name: str, image: LabelledImage) -> Model:
 def measure(host: str, scenario: Scenario, name: str, load: Load) -> Figures:
     """One round of one model; ScenarioError if it gave fewer than two answers."""
     Classifier.scenario = scenario.only(name)
-    score = Classifier.scenario.scores[name]
     runner = Environment(user_classes=[Classifier], host=host).create_local_runner()
     runner.start(load.users, spawn_rate=load.users)
     gevent.sleep(WARM_UP_S)
-    score.clear()
+    Classifier.scenario = measured = scenario.only(name)  # what the warm-up still has in flight counts to it
+    score = measured.scores[name]
     started = time.perf_counter()
     gevent.sleep(load.seconds)
     seconds = time.perf_counter() - started

@@ -47,11 +47,6 @@ class Score:
     failures: int = 0
     times_ms: list[float] = field(default_factory=list)
 
-    def clear(self) -> None:
-        """Begin anew."""
-        self.right = self.failures = 0
-        self.times_ms.clear()
-
 
 @dataclass
 class Scenario:
@@ -62,7 +57,7 @@ class Scenario:
     scores: dict[str, Score]
 
     def only(self, model: str) -> Scenario:
-        """One model of them, going on with its images."""
+        """One model of them, going on with its images, its score anew."""
         return Scenario(itertools.repeat(model), {model: self.images[model]}, {model: Score()})
 
 
