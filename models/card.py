@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 if TYPE_CHECKING:
     from torch import nn
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Paper:
-    """Where an architecture was published; `id` is an arXiv number or a DOI."""
+    """Where an architecture was published; `id` is an arXiv number or a DOI, or names the proceedings."""
 
     title: str
     authors: str
@@ -22,19 +25,51 @@ class Paper:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A result that a paper or its authors' code states, in the unit that `metric` names."""
+    """Accuracies that `source` states, in percent (where it states errors, 100 minus those).
 
-    metric: str
-    value: float
+    `top1` or `top5` is None where it is silent. `protocol` says what was scored: images, crops, models.
+    """
+
+    data: Literal["MNIST", "CIFAR-10", "ImageNet"]
+    top1: float | None = None
+    top5: float | None = None
+    protocol: str
     source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A library's network that is this architecture, and how its state dict becomes ours.
+
+    Each of `rename`, a regular expression and its replacement, is applied to every key, in order; keys in which
+    one of `drop` is found have no place in ours.
+    """
+
+    library: Literal["torchvision", "timm"]
+    model: str
+    rename: tuple[tuple[str, str], ...] = ()
+    drop: tuple[str, ...] = ()
+
+    def translate(self, state: Mapping[str, T]) -> dict[str, T]:
+        """The library's state dict under our names."""
+        ours = {}
+        for key, value in state.items():
+            if any(re.search(pattern, key) for pattern in self.drop):
+                continue
+            for pattern, replacement in self.rename:
+                key = re.sub(pattern, replacement, key)  # noqa: PLW2901
+            ours[key] = value
+        return ours
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """One variant of a family.
 
-    `input_shape` is the paper's (channels, height, width), `classes` its number of classes;
-    `build(classes)` makes the network with fresh weights, drawn from torch's global generator.
+    `input_shape` is the paper's (channels, height, width), `classes` its number of classes; `smallest` is the edge
+    in pixels of the smallest square image it takes, `small` the edge at which it is trained on small images.
+    `build(classes)` makes the network with fresh weights, drawn from torch's global generator. Of `published`
+    results the first is the one to compare by.
     """
 
     name: str
@@ -42,5 +77,8 @@ class Architecture:
     paper: Paper
     input_shape: tuple[int, int, int]
     classes: int
+    smallest: int
+    small: int
     build: Callable[[int], nn.Module]
     published: tuple[Published, ...] = ()
+    weights: Weights | None = None

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+Kernel = int | tuple[int, int]
 
 
 def he_normal(net: nn.Module) -> None:
-    """Draw every convolution's weights from N(0, 2 / fan-out) (He et al. 2015, arXiv:1502.01852)."""
+    """Draw every convolution's weights from N(0, 2 / fan-out), biases 0 (He et al. 2015, arXiv:1502.01852)."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 class SqueezeExcitation(nn.Module):
     """x * sigmoid(1x1, ReLU, 1x1 of the mean over height and width) (Hu et al. 2017, arXiv:1709.01507, Figure 1)."""
 
-    def __init__(self, channels: int, reduction: int) -> None:
+    def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
         self.avg_pool = nn.AdaptiveAvgPool2d(1)
         self.fc1 = nn.Conv2d(channels, channels // reduction, 1)
@@ -26,3 +32,57 @@ class SqueezeExcitation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scale: Tensor = self.sigmoid(self.fc2(self.relu(self.fc1(self.avg_pool(x)))))
         return x * scale
+
+
+class ConvReLU(nn.Sequential):
+    """Convolution, ReLU; at stride 1 it keeps the size, unless `padding` says otherwise."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int | None = None) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2 if padding is None else padding)
+        self.relu = nn.ReLU(inplace=True)
+
+
+class ConvBN(nn.Sequential):
+    """Convolution without bias, BN, ReLU; at stride 1 it keeps the size, unless `padding` says otherwise."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: Kernel, stride: int = 1, padding: int | None = None) -> None:
+        super().__init__()
+        height, width = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+        around = (height // 2, width // 2) if padding is None else padding
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, around, bias=False)
+        self.bn = nn.BatchNorm2d(outputs, eps=1e-3)
+        self.relu = nn.ReLU(inplace=True)
+
+
+class Concat(nn.ModuleDict):
+    """Its branches' answers to the same input, channel after channel."""
+
+    def __init__(self, **branches: nn.Module) -> None:
+        super().__init__(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self.values()], dim=1)
+
+
+def grid_mean(x: Tensor, kernel: int, stride: int, grid: int) -> Tensor:
+    """Mean of each `kernel` x `kernel` window, (N, C, grid, grid); of maps too small for that many, of equal parts."""
+    if min(x.shape[2:]) >= kernel + (grid - 1) * stride:
+        x = F.avg_pool2d(x, kernel, stride)
+    return F.adaptive_avg_pool2d(x, grid)
+
+
+class Classifier(nn.Module):
+    """Features, mean, dropout, linear."""
+
+    def __init__(self, features: nn.Module, channels: int, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.features = features
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(channels, classes)
+        he_normal(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.dropout(self.avgpool(self.features(x)).flatten(1)))
+        return logits

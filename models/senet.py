@@ -1,103 +1,135 @@
-"""SENet-154: Hu, Shen, Sun, "Squeeze-and-Excitation Networks", 2017, arXiv:1709.01507, appendix.
+"""SENet: Hu, Shen, Albanie, Sun, Wu, "Squeeze-and-Excitation Networks", 2017, arXiv:1709.01507, Table 1 and appendix.
 
-Module names are those of timm's legacy_senet154, which are Cadene's.
+Rows over ResNet, with a squeeze-and-excitation on each residual; `se_inception` puts one on each module of Inception
+v2. All as the authors released them for Caffe: the stem's pool without padding, but rounding up; SE-ResNet's stride in
+the first 1x1. Module names are timm's (`se`, `fc`); the released weights are under Cadene's, hence the renaming.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from functools import partial
 
 from torch import Tensor, nn
 
-from models.card import Architecture, Paper, Published
-from models.layers import SqueezeExcitation, he_normal
+from models.card import Architecture, Paper, Published, Weights
+from models.inception import InceptionV2
+from models.layers import SqueezeExcitation
+from models.resnet import Bottleneck, ResNet, Stem, single_crop
 
 
-class SEBottleneck(nn.Module):
-    """1x1, BN, ReLU, 3x3/s in 64 groups, BN, ReLU, 1x1, BN, SE, + x, ReLU; the first 1x1 half as wide as usual."""
+class SEBottleneck(Bottleneck):
+    """Bottleneck's chain with SE before + x."""
 
-    def __init__(self, inputs: int, planes: int, stride: int, downsample: nn.Module) -> None:
-        super().__init__()
+    def __init__(
+        self, inputs: int, planes: int, stride: int, groups: int = 1, width: int = 64, *, stride_in_3x3: bool = True
+    ) -> None:
+        super().__init__(inputs, planes, stride, groups, width, stride_in_3x3=stride_in_3x3)
+        self.se = SqueezeExcitation(planes * 4)
+
+    def residual(self, x: Tensor) -> Tensor:
+        out: Tensor = self.se(super().residual(x))
+        return out
+
+
+class SENetBottleneck(SEBottleneck):
+    """64 groups of 4; the first 1x1 half as wide as usual, and the shortcut that halves the picture a 3x3."""
+
+    def __init__(self, inputs: int, planes: int, stride: int) -> None:
+        super().__init__(inputs, planes, stride, groups=64, width=4)
         self.conv1 = nn.Conv2d(inputs, planes * 2, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(planes * 2)
         self.conv2 = nn.Conv2d(planes * 2, planes * 4, 3, stride, 1, groups=64, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes * 4)
-        self.conv3 = nn.Conv2d(planes * 4, planes * 4, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(planes * 4)
-        self.relu = nn.ReLU(inplace=True)
-        self.se_module = SqueezeExcitation(planes * 4, reduction=16)
-        self.downsample = downsample
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.se_module(self.bn3(self.conv3(out))) + self.downsample(x)
-        result: Tensor = self.relu(out)
-        return result
+        if stride > 1:
+            projection = nn.Conv2d(inputs, planes * 4, 3, stride, 1, bias=False)
+            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(planes * 4))
 
 
-class SENet154(nn.Module):
-    """Three 3x3 and a 3x3 max pool, stages of 3, 8, 36 and 3 blocks, mean, dropout, linear."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.layer0 = nn.Sequential(
-            OrderedDict(
-                conv1=nn.Conv2d(3, 64, 3, 2, 1, bias=False),
-                bn1=nn.BatchNorm2d(64),
-                relu1=nn.ReLU(inplace=True),
-                conv2=nn.Conv2d(64, 64, 3, 1, 1, bias=False),
-                bn2=nn.BatchNorm2d(64),
-                relu2=nn.ReLU(inplace=True),
-                conv3=nn.Conv2d(64, 128, 3, 1, 1, bias=False),
-                bn3=nn.BatchNorm2d(128),
-                relu3=nn.ReLU(inplace=True),
-                pool=nn.MaxPool2d(3, 2, ceil_mode=True),
-            )
-        )
-        self.layer1 = stage(128, 64, blocks=3, stride=1)
-        self.layer2 = stage(256, 128, blocks=8, stride=2)
-        self.layer3 = stage(512, 256, blocks=36, stride=2)
-        self.layer4 = stage(1024, 512, blocks=3, stride=2)
-        self.avg_pool = nn.AdaptiveAvgPool2d(1)
-        self.dropout = nn.Dropout(0.2)
-        self.last_linear = nn.Linear(2048, classes)
-        he_normal(self)
-
-    def forward(self, x: Tensor) -> Tensor:  # (N, 3, 224, 224)
-        x = self.layer0(x)  # (N, 128, 56, 56)
-        x = self.layer2(self.layer1(x))  # (N, 512, 28, 28)
-        x = self.layer4(self.layer3(x))  # (N, 2048, 7, 7)
-        logits: Tensor = self.last_linear(self.dropout(self.avg_pool(x).flatten(1)))
-        return logits
+def caffe_stem() -> Stem:
+    """7x7/2 of 64, 3x3/2 max pool."""
+    return Stem(nn.Conv2d(3, 64, 7, 2, 3, bias=False), 64, nn.MaxPool2d(3, 2, ceil_mode=True))
 
 
-def stage(inputs: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
-    """`blocks` blocks; the first projects its shortcut, by a 3x3 where it halves the picture, else by a 1x1."""
-    kernel, padding = (3, 1) if stride == 2 else (1, 0)
-    projection = nn.Sequential(
-        nn.Conv2d(inputs, planes * 4, kernel, stride, padding, bias=False), nn.BatchNorm2d(planes * 4)
+def deep_stem() -> Stem:
+    """3x3/2 of 64, 3x3 of 64, 3x3 of 128, 3x3/2 max pool."""
+    convs = nn.Sequential(
+        *(nn.Conv2d(3, 64, 3, 2, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(64, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True)),
+        nn.Conv2d(64, 128, 3, 1, 1, bias=False),
     )
-    rest = [SEBottleneck(planes * 4, planes, 1, nn.Identity()) for _ in range(blocks - 1)]
-    return nn.Sequential(SEBottleneck(inputs, planes, stride, projection), *rest)
+    return Stem(convs, 128, nn.MaxPool2d(3, 2, ceil_mode=True))
 
+
+RENAME = (("^layer0.", ""), ("se_module", "se"), ("last_linear", "fc"))
+RENAME_DEEP_STEM = (
+    *((r"layer0\.conv1", "conv1.0"), (r"layer0\.bn1", "conv1.1")),
+    *((r"layer0\.conv2", "conv1.3"), (r"layer0\.bn2", "conv1.4")),
+    *((r"layer0\.conv3", "conv1.6"), (r"layer0\.bn3", "bn1")),
+)
+
+
+variant = partial(
+    Architecture,
+    family="senet",
+    paper=Paper(
+        title="Squeeze-and-Excitation Networks",
+        authors="J. Hu, L. Shen, S. Albanie, G. Sun, E. Wu",
+        year=2017,
+        id="arXiv:1709.01507",
+    ),
+    input_shape=(3, 224, 224),
+    classes=1000,
+    smallest=5,
+    small=64,
+)
+README = partial(single_crop, source="authors' README")
+PAPER = partial(single_crop, source="paper, Table 2")
+
+se_resnet = partial(ResNet, block=partial(SEBottleneck, stride_in_3x3=False), stem=caffe_stem)
+se_resnext = partial(ResNet, block=partial(SEBottleneck, groups=32, width=4), stem=caffe_stem)
 
 SENET = (
-    Architecture(
+    variant(
+        name="se_resnet50",
+        build=partial(se_resnet, depths=(3, 4, 6, 3)),
+        published=(README(77.63, 93.64), PAPER(76.71, 93.38)),
+        weights=Weights(library="timm", model="legacy_seresnet50", rename=RENAME),
+    ),
+    variant(
+        name="se_resnet101",
+        build=partial(se_resnet, depths=(3, 4, 23, 3)),
+        published=(README(78.25, 94.28), PAPER(77.62, 93.93)),
+        weights=Weights(library="timm", model="legacy_seresnet101", rename=RENAME),
+    ),
+    variant(
+        name="se_resnet152",
+        build=partial(se_resnet, depths=(3, 8, 36, 3)),
+        published=(README(78.66, 94.46), PAPER(78.43, 94.27)),
+        weights=Weights(library="timm", model="legacy_seresnet152", rename=RENAME),
+    ),
+    variant(
+        name="se_resnext50_32x4d",
+        build=partial(se_resnext, depths=(3, 4, 6, 3)),
+        published=(README(79.03, 94.46), PAPER(78.9, 94.51)),
+        weights=Weights(library="timm", model="legacy_seresnext50_32x4d", rename=RENAME),
+    ),
+    variant(
+        name="se_resnext101_32x4d",
+        build=partial(se_resnext, depths=(3, 4, 23, 3)),
+        published=(README(80.19, 95.04), PAPER(79.3, 94.99)),
+        weights=Weights(library="timm", model="legacy_seresnext101_32x4d", rename=RENAME),
+    ),
+    variant(
+        name="se_inception",
+        build=partial(InceptionV2, projection=128, gate=SqueezeExcitation),
+        published=(README(76.38, 92.96), PAPER(75.77, 92.86)),
+    ),
+    variant(
         name="senet154",
-        family="senet",
-        paper=Paper(
-            title="Squeeze-and-Excitation Networks",
-            authors="J. Hu, L. Shen, S. Albanie, G. Sun, E. Wu",
-            year=2017,
-            id="arXiv:1709.01507",
-        ),
-        input_shape=(3, 224, 224),
-        classes=1000,
-        build=SENet154,
+        build=partial(ResNet, block=SENetBottleneck, depths=(3, 8, 36, 3), stem=deep_stem, dropout=0.2),
         published=(
-            Published(metric="ImageNet top-1 error %, 224 px, one crop", value=18.68, source="authors' README"),
-            Published(metric="ImageNet top-5 error %, 224 px, one crop", value=4.47, source="authors' README"),
+            README(81.32, 95.53),
+            Published(data="ImageNet", top1=82.72, top5=96.21, protocol="validation, one 320 crop", source="paper"),
         ),
+        weights=Weights(library="timm", model="legacy_senet154", rename=(*RENAME_DEEP_STEM, *RENAME)),
     ),
 )

@@ -1,0 +1,177 @@
+"""DenseNet: Huang, Liu, van der Maaten, Weinberger, "Densely Connected Convolutional Networks", 2016, arXiv:1608.06993.
+
+Table 1 for ImageNet, section 4 for CIFAR. "B" are bottlenecks of 4k maps, "C" transitions that halve the channels; the
+plain nets have neither, and 16 maps after the stem. Module names are torchvision's.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.card import Architecture, Paper, Published, Weights
+from models.layers import he_normal
+from models.resnet import single_crop
+
+
+class DenseLayer(nn.Sequential):
+    """BN, ReLU, 1x1 of 4k, BN, ReLU, 3x3 of k (k the growth); without the bottleneck BN, ReLU, 3x3 of k."""
+
+    def __init__(self, inputs: int, growth: int, *, bottleneck: bool) -> None:
+        super().__init__()
+        self.norm1, self.relu1 = nn.BatchNorm2d(inputs), nn.ReLU(inplace=True)
+        if bottleneck:
+            self.conv1 = nn.Conv2d(inputs, 4 * growth, 1, bias=False)
+            self.norm2, self.relu2 = nn.BatchNorm2d(4 * growth), nn.ReLU(inplace=True)
+            self.conv2 = nn.Conv2d(4 * growth, growth, 3, 1, 1, bias=False)
+        else:
+            self.conv1 = nn.Conv2d(inputs, growth, 3, 1, 1, bias=False)
+
+
+class DenseBlock(nn.ModuleDict):
+    """Layers, each of which sees the input and what all before it put out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.values():
+            x = torch.cat([x, layer(x)], dim=1)
+        return x
+
+
+class Transition(nn.Sequential):
+    """BN, ReLU, 1x1, 2x2 mean."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.norm, self.relu = nn.BatchNorm2d(inputs), nn.ReLU(inplace=True)
+        self.conv = nn.Conv2d(inputs, outputs, 1, bias=False)
+        self.pool = nn.AvgPool2d(2)
+
+
+class DenseNet(nn.Module):
+    """Stem, dense blocks with transitions between them, BN, ReLU, mean, linear."""
+
+    def __init__(
+        self,
+        classes: int,
+        stem: OrderedDict[str, nn.Module],
+        channels: int,
+        growth: int,
+        depths: Sequence[int],
+        *,
+        bc: bool,
+    ) -> None:
+        super().__init__()
+        self.features = nn.Sequential(stem)
+        for number, depth in enumerate(depths, 1):
+            layers = [
+                (f"denselayer{i + 1}", DenseLayer(channels + i * growth, growth, bottleneck=bc)) for i in range(depth)
+            ]
+            self.features.add_module(f"denseblock{number}", DenseBlock(OrderedDict(layers)))
+            channels += depth * growth
+            if number < len(depths):
+                outputs = channels // 2 if bc else channels
+                self.features.add_module(f"transition{number}", Transition(channels, outputs))
+                channels = outputs
+        self.features.add_module("norm5", nn.BatchNorm2d(channels))
+        self.classifier = nn.Linear(channels, classes)
+        he_normal(self)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, 3, 224, 224), of CIFAR's (N, 3, 32, 32)
+        x = F.relu(self.features(x), inplace=True)  # (N, 1024, 7, 7), of CIFAR's (N, ..., 8, 8)
+        logits: Tensor = self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return logits
+
+
+def imagenet_densenet(classes: int, growth: int, depths: Sequence[int]) -> nn.Module:
+    """7x7/2 of 2k, BN, ReLU, 3x3/2 max pool: 224 to 56."""
+    stem: dict[str, nn.Module] = {
+        "conv0": nn.Conv2d(3, 2 * growth, 7, 2, 3, bias=False),
+        "norm0": nn.BatchNorm2d(2 * growth),
+        "relu0": nn.ReLU(inplace=True),
+        "pool0": nn.MaxPool2d(3, 2, 1),
+    }
+    return DenseNet(classes, OrderedDict(stem), 2 * growth, growth, depths, bc=True)
+
+
+def cifar_densenet(classes: int, depth: int, growth: int, *, bc: bool) -> nn.Module:
+    """3x3 of 16, or 2k where there are bottlenecks; three blocks."""
+    channels = 2 * growth if bc else 16
+    stem: dict[str, nn.Module] = {"conv0": nn.Conv2d(3, channels, 3, 1, 1, bias=False)}
+    layers = (depth - 4) // (6 if bc else 3)
+    return DenseNet(classes, OrderedDict(stem), channels, growth, (layers,) * 3, bc=bc)
+
+
+PAPER = Paper(
+    title="Densely Connected Convolutional Networks",
+    authors="G. Huang, Z. Liu, L. van der Maaten, K. Weinberger",
+    year=2016,
+    id="arXiv:1608.06993",
+)
+
+
+def imagenet(
+    name: str, depths: Sequence[int], *published: Published, growth: int = 32, weights: Weights | None = None
+) -> Architecture:
+    """A column of Table 1."""
+    return Architecture(
+        name=name,
+        family="densenet",
+        paper=PAPER,
+        input_shape=(3, 224, 224),
+        classes=1000,
+        smallest=29,
+        small=64,
+        build=partial(imagenet_densenet, growth=growth, depths=depths),
+        published=published,
+        weights=weights,
+    )
+
+
+def cifar(name: str, depth: int, growth: int, top1: float, *, bc: bool) -> Architecture:
+    """A row of Table 2, with augmentation."""
+    return Architecture(
+        name=name,
+        family="densenet",
+        paper=PAPER,
+        input_shape=(3, 32, 32),
+        classes=10,
+        smallest=4,
+        small=32,
+        build=partial(cifar_densenet, depth=depth, growth=growth, bc=bc),
+        published=(Published(data="CIFAR-10", top1=top1, protocol="test", source="authors' README"),),
+    )
+
+
+torchvision = partial(Weights, library="torchvision")
+TABLE_3 = "paper, Table 3"
+
+DENSENET = (
+    imagenet(
+        *("densenet121", (6, 12, 24, 16), single_crop(74.434, 91.972), single_crop(74.98, 92.29, TABLE_3)),
+        weights=torchvision(model="densenet121"),
+    ),
+    imagenet(
+        *("densenet161", (6, 12, 36, 24), single_crop(77.138, 93.56)),
+        growth=48,
+        weights=torchvision(model="densenet161"),
+    ),
+    imagenet(
+        *("densenet169", (6, 12, 32, 32), single_crop(75.6, 92.806), single_crop(76.2, 93.15, TABLE_3)),
+        weights=torchvision(model="densenet169"),
+    ),
+    imagenet(
+        *("densenet201", (6, 12, 48, 32), single_crop(76.896, 93.37), single_crop(77.42, 93.66, TABLE_3)),
+        weights=torchvision(model="densenet201"),
+    ),
+    imagenet("densenet264", (6, 12, 64, 48), single_crop(77.85, 93.88, TABLE_3)),
+    cifar("densenet_bc_100_12", 100, 12, top1=95.49, bc=True),
+    cifar("densenet_bc_190_40", 190, 40, top1=96.54, bc=True),
+    cifar("densenet_40_12", 40, 12, top1=94.76, bc=False),
+    cifar("densenet_100_24", 100, 24, top1=96.26, bc=False),
+    cifar("densenet_bc_250_24", 250, 24, top1=96.38, bc=True),
+)

@@ -1,0 +1,74 @@
+"""ResNeXt: Xie, Girshick, Dollár, Tu, He, "Aggregated Residual Transformations for Deep Neural Networks", 2016.
+
+arXiv:1611.05431, Table 1 and section 5.2, in form (c) of Figure 3: the 3x3 of a bottleneck in groups, one for each of
+the paper's paths. Rows over ResNet; module names are torchvision's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from torch import nn
+
+from models.card import Architecture, Paper, Weights
+from models.resnet import Bottleneck, ResNet, cifar_stem, on_cifar10, single_crop
+
+variant = partial(
+    Architecture,
+    family="resnext",
+    paper=Paper(
+        title="Aggregated Residual Transformations for Deep Neural Networks",
+        authors="S. Xie, R. Girshick, P. Dollár, Z. Tu, K. He",
+        year=2016,
+        id="arXiv:1611.05431",
+    ),
+    smallest=1,
+)
+imagenet = partial(variant, input_shape=(3, 224, 224), classes=1000, small=64)
+cifar = partial(variant, input_shape=(3, 32, 32), classes=10, small=32)
+
+
+def resnext(depths: Sequence[int], groups: int, width: int) -> Callable[[int], nn.Module]:
+    """`groups` paths, each `width` channels wide in the first stage."""
+    return partial(ResNet, block=partial(Bottleneck, groups=groups, width=width), depths=depths)
+
+
+def resnext29(groups: int) -> Callable[[int], nn.Module]:
+    """Paths of 64; projections as shortcuts, since only these give the paper's 34.4M and 68.1M parameters."""
+    return partial(
+        ResNet, block=partial(Bottleneck, groups=groups), depths=(3, 3, 3), stem=partial(cifar_stem, channels=64)
+    )
+
+
+README = partial(single_crop, source="authors' README")
+TABLE_7 = "paper, Table 7, mean of 10 runs"
+
+RESNEXT = (
+    imagenet(
+        name="resnext50_32x4d",
+        build=resnext((3, 4, 6, 3), 32, 4),
+        published=(single_crop(77.618, 93.698),),
+        weights=Weights(library="torchvision", model="resnext50_32x4d"),
+    ),
+    imagenet(
+        name="resnext101_32x4d",
+        build=resnext((3, 4, 23, 3), 32, 4),
+        published=(README(78.8, 94.4),),
+        weights=Weights(library="timm", model="resnext101_32x4d"),
+    ),
+    imagenet(
+        name="resnext101_64x4d",
+        build=resnext((3, 4, 23, 3), 64, 4),
+        published=(README(79.6, 94.7),),
+        weights=Weights(library="torchvision", model="resnext101_64x4d"),
+    ),
+    imagenet(  # not in the paper
+        name="resnext101_32x8d",
+        build=resnext((3, 4, 23, 3), 32, 8),
+        published=(single_crop(79.312, 94.526),),
+        weights=Weights(library="torchvision", model="resnext101_32x8d"),
+    ),
+    cifar(name="resnext29_8x64d", build=resnext29(8), published=on_cifar10(96.35, TABLE_7)),
+    cifar(name="resnext29_16x64d", build=resnext29(16), published=on_cifar10(96.42, TABLE_7)),
+)

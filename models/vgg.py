@@ -1,0 +1,96 @@
+"""VGG: Simonyan, Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", 2014.
+
+arXiv:1409.1556, Table 1, columns A, B, D and E; `_bn` puts a BN after each convolution, which keeps its bias, as
+torchvision does (the paper predates it). Module names are torchvision's. Convolutions start from He's normal draw, where
+the paper first trained column A; the pool before the first FC adapts to the paper's 7x7, so that small pictures pass.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor, nn
+
+from models.card import Architecture, Paper, Published, Weights
+from models.layers import he_normal
+
+# Table 1: the width of each 3x3, M for a 2x2 max pool
+COLUMNS = {
+    "vgg11": "64 M 128 M 256 256 M 512 512 M 512 512 M",  # A
+    "vgg13": "64 64 M 128 128 M 256 256 M 512 512 M 512 512 M",  # B
+    "vgg16": "64 64 M 128 128 M 256 256 256 M 512 512 512 M 512 512 512 M",  # D
+    "vgg19": "64 64 M 128 128 M 256 256 256 256 M 512 512 512 512 M 512 512 512 512 M",  # E
+}
+
+
+class VGG(nn.Module):
+    """The 3x3 and pools of a column, a ReLU after each 3x3; 4096, 4096, classes."""
+
+    def __init__(self, classes: int, column: str, *, batch_norm: bool) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for entry in column.split():
+            if entry == "M":
+                layers.append(nn.MaxPool2d(2))
+                continue
+            layers.append(nn.Conv2d(channels, int(entry), 3, 1, 1))
+            channels = int(entry)
+            layers += [nn.BatchNorm2d(channels)] if batch_norm else []
+            layers.append(nn.ReLU(inplace=True))
+        self.features = nn.Sequential(*layers)
+        self.avgpool = nn.AdaptiveAvgPool2d(7)
+        self.classifier = nn.Sequential(
+            *(nn.Linear(512 * 7 * 7, 4096), nn.ReLU(inplace=True), nn.Dropout(0.5)),
+            *(nn.Linear(4096, 4096), nn.ReLU(inplace=True), nn.Dropout(0.5)),
+            nn.Linear(4096, classes),
+        )
+        he_normal(self)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, 3, 224, 224)
+        x = self.features(x)  # (N, 512, 7, 7)
+        logits: Tensor = self.classifier(self.avgpool(x).flatten(1))
+        return logits
+
+
+def variant(name: str, single_crop: tuple[float, float], dense: tuple[float, float] | None = None) -> Architecture:
+    """Top-1 and top-5 of torchvision's weights on one crop, and the paper's of one network at one scale (Table 3)."""
+    ours = Published(
+        data="ImageNet",
+        top1=single_crop[0],
+        top5=single_crop[1],
+        protocol="validation, one 224 crop",
+        source="torchvision IMAGENET1K_V1",
+    )
+    paper = dense and Published(
+        data="ImageNet", top1=dense[0], top5=dense[1], protocol="validation, dense", source="paper, Table 3"
+    )
+    return Architecture(
+        name=name,
+        family="vgg",
+        paper=Paper(
+            title="Very Deep Convolutional Networks for Large-Scale Image Recognition",
+            authors="K. Simonyan, A. Zisserman",
+            year=2014,
+            id="arXiv:1409.1556",
+        ),
+        input_shape=(3, 224, 224),
+        classes=1000,
+        smallest=32,
+        small=64,
+        build=partial(VGG, column=COLUMNS[name.removesuffix("_bn")], batch_norm=name.endswith("_bn")),
+        published=(ours, paper) if paper else (ours,),
+        weights=Weights(library="torchvision", model=name),
+    )
+
+
+VGG_VARIANTS = (
+    variant("vgg11", (69.02, 88.628), dense=(70.4, 89.6)),
+    variant("vgg11_bn", (70.37, 89.81)),
+    variant("vgg13", (69.928, 89.246), dense=(71.3, 90.1)),
+    variant("vgg13_bn", (71.586, 90.374)),
+    variant("vgg16", (71.592, 90.382), dense=(74.4, 91.9)),
+    variant("vgg16_bn", (73.36, 91.516)),
+    variant("vgg19", (72.376, 90.876), dense=(74.5, 92.0)),
+    variant("vgg19_bn", (74.218, 91.842)),
+)
