@@ -35,7 +35,7 @@ check: $(VENV)/dev.installed
 	$(BIN)/mypy
 
 architectures: $(VENV)/training.installed ## write service/architectures.json anew from models/
-	$(BIN)/python -m models --json > service/architectures.json
+	$(BIN)/python -m models --json --layers > service/architectures.json
 
 images/mnist5k: | $(VENV)/training.installed
 	$(BIN)/python -m training images mnist5k

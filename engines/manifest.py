@@ -31,19 +31,22 @@ class Record(BaseModel):
 
 
 class LayerCost(Record):
-    """One layer's cost for one image; `output_shape` is without the batch."""
+    """One layer's cost for one image; `output_shape` is without the batch, other pairs are (height, width)."""
 
     name: str
     type: str
+    kernel: tuple[int, int] | None
     output_shape: tuple[int, ...]
+    receptive_field: tuple[int, int]
     params: int
     macs: int
     activations: int
     param_bytes: int
+    input_bytes: int
     output_bytes: int
 
 
-class Complexity(Record):
+class Totals(Record):
     """A network's cost at one input shape (channels, height, width); defined in models/complexity.py."""
 
     input_shape: tuple[int, int, int]
@@ -52,6 +55,13 @@ class Complexity(Record):
     macs: int
     activations: int
     param_bytes: int
+    peak_bytes: int
+    intensity: float
+
+
+class Complexity(Totals):
+    """The same with the cost of each layer."""
+
     layers: tuple[LayerCost, ...]
 
 
@@ -72,7 +82,7 @@ class File(Record):
 class Manifest(Record):
     """Identity, labels, preprocessing, accuracy by precision, complexity at its own input, provenance, files."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     architecture: Name
     dataset: Name
     labels: tuple[str, ...]

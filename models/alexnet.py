@@ -91,8 +91,8 @@ ALEXNET = (
         ),
         input_shape=(3, 227, 227),
         classes=1000,
-        smallest=63,
-        small=64,
+        smallest=67,
+        small=96,
         build=AlexNet,
         published=(
             Published(
@@ -117,7 +117,7 @@ ALEXNET = (
         input_shape=(3, 224, 224),
         classes=1000,
         smallest=63,
-        small=64,
+        small=96,
         build=AlexNetOWT,
         published=(
             Published(

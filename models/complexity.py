@@ -1,7 +1,7 @@
 """What a forward pass costs, layer by layer.
 
 MACs are the multiply-accumulates of convolutions and linear layers; activations are the elements these put
-out (the definition of RegNet, arXiv:2003.13678); bytes are at float32. Counted for one image.
+out (the definition of RegNet, arXiv:2003.13678); bytes are at float32. Counted for one image, out of training.
 """
 
 from __future__ import annotations
@@ -14,27 +14,40 @@ import torch
 from torch import Tensor, nn
 
 from models.card import Architecture
+from models.dataflow import Dataflow
 
 FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCost:
-    """One layer; `output_shape` is without the batch."""
+    """One layer; `output_shape` is without the batch.
+
+    `kernel` is (height, width), None where there is none; `receptive_field`, (height, width), are the pixels of the
+    input that an output depends on, padding around the picture included.
+    """
 
     name: str
     type: str
+    kernel: tuple[int, int] | None
     output_shape: tuple[int, ...]
+    receptive_field: tuple[int, int]
     params: int
     macs: int
     activations: int
     param_bytes: int
+    input_bytes: int
     output_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Complexity:
-    """A whole network at one input shape (channels, height, width)."""
+    """A whole network at one input shape (channels, height, width).
+
+    `peak_bytes` is the most that the tensors alive at once take, the input among them, weights not; operations on
+    single elements count as done in place. `intensity` is floating-point operations, two a MAC, per byte that
+    convolutions and linear layers move: weights, inputs and outputs.
+    """
 
     input_shape: tuple[int, int, int]
     classes: int
@@ -42,6 +55,8 @@ class Complexity:
     macs: int
     activations: int
     param_bytes: int
+    peak_bytes: int
+    intensity: float
     layers: tuple[LayerCost, ...]
 
 
@@ -52,51 +67,70 @@ def complexity(
     shape, classes = input_shape or architecture.input_shape, classes or architecture.classes
     with torch.device("meta"):
         net = architecture.build(classes).eval()
-        layers = trace(net, torch.empty(1, *shape))
+        layers, peak_bytes = trace(net, torch.empty(1, *shape))
     params = sum(layer.params for layer in layers)
+    macs = sum(layer.macs for layer in layers)
+    moved = sum(layer.param_bytes + layer.input_bytes + layer.output_bytes for layer in layers if layer.macs)
     return Complexity(
         input_shape=shape,
         classes=classes,
         params=params,
-        macs=sum(layer.macs for layer in layers),
+        macs=macs,
         activations=sum(layer.activations for layer in layers),
         param_bytes=params * FLOAT_BYTES,
+        peak_bytes=peak_bytes,
+        intensity=round(2 * macs / moved, 2),
         layers=layers,
     )
 
 
-def trace(net: nn.Module, x: Tensor) -> tuple[LayerCost, ...]:
-    """The layers that `x` passes, in order: those that hold parameters or change the shape of what they take."""
+def trace(net: nn.Module, x: Tensor) -> tuple[tuple[LayerCost, ...], int]:
+    """The layers that `x` passes, in order, and the peak of memory in bytes.
+
+    Those that hold parameters, change the shape of what they take, or normalise it.
+    """
     layers: list[LayerCost] = []
+    dataflow = Dataflow(x)
 
     def record(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            if list(module.parameters(recurse=False)) or output.shape != inputs[0].shape:
-                layers.append(layer_cost(name, module, output))
+            changes_shape = output.shape != inputs[0].shape
+            if list(module.parameters(recurse=False)) or changes_shape or isinstance(module, nn.LocalResponseNorm):
+                seen = dataflow.receptive_field(output)
+                layers.append(layer_cost(name, module, inputs[0], output, seen))
 
         return hook
 
     leaves = [(name, module) for name, module in net.named_modules() if not list(module.children())]
     handles = [module.register_forward_hook(record(name)) for name, module in leaves]
-    with torch.no_grad():
+    with torch.no_grad(), dataflow:
         net(x)
     for handle in handles:
         handle.remove()
-    return tuple(layers)
+    return tuple(layers), dataflow.peak_bytes()
 
 
-def layer_cost(name: str, module: nn.Module, output: Tensor) -> LayerCost:
-    """The cost of one leaf module that put out `output`, (1, ...)."""
+def layer_cost(name: str, module: nn.Module, x: Tensor, output: Tensor, receptive_field: tuple[int, int]) -> LayerCost:
+    """The cost of one leaf module that put out `output`, (1, ...), for `x`."""
     params = sum(parameter.numel() for parameter in module.parameters())
     # every output element of these is one dot product with a row of the weight, (outputs, ...)
     macs = output.numel() * module.weight[0].numel() if isinstance(module, nn.Conv2d | nn.Linear) else 0
     return LayerCost(
         name=name,
         type=type(module).__name__,
+        kernel=kernel(module),
         output_shape=tuple(output.shape[1:]),
+        receptive_field=receptive_field,
         params=params,
         macs=macs,
         activations=output.numel() if macs else 0,
         param_bytes=params * FLOAT_BYTES,
+        input_bytes=x.numel() * FLOAT_BYTES,
         output_bytes=output.numel() * FLOAT_BYTES,
     )
+
+
+def kernel(module: nn.Module) -> tuple[int, int] | None:
+    """Height and width of the window that a convolution or pool moves over its input."""
+    size = getattr(module, "kernel_size", None)
+    return (size, size) if isinstance(size, int) else size

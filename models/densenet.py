@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.card import Architecture, Paper, Published, Weights
+from models.card import Architecture, Paper, Weights
 from models.layers import he_normal
-from models.resnet import single_crop
+from models.resnet import on_cifar10, single_crop
 
 
 class DenseLayer(nn.Sequential):
@@ -106,72 +106,75 @@ def cifar_densenet(classes: int, depth: int, growth: int, *, bc: bool) -> nn.Mod
     return DenseNet(classes, OrderedDict(stem), channels, growth, (layers,) * 3, bc=bc)
 
 
-PAPER = Paper(
-    title="Densely Connected Convolutional Networks",
-    authors="G. Huang, Z. Liu, L. van der Maaten, K. Weinberger",
-    year=2016,
-    id="arXiv:1608.06993",
+variant = partial(
+    Architecture,
+    family="densenet",
+    paper=Paper(
+        title="Densely Connected Convolutional Networks",
+        authors="G. Huang, Z. Liu, L. van der Maaten, K. Weinberger",
+        year=2016,
+        id="arXiv:1608.06993",
+    ),
 )
-
-
-def imagenet(
-    name: str, depths: Sequence[int], *published: Published, growth: int = 32, weights: Weights | None = None
-) -> Architecture:
-    """A column of Table 1."""
-    return Architecture(
-        name=name,
-        family="densenet",
-        paper=PAPER,
-        input_shape=(3, 224, 224),
-        classes=1000,
-        smallest=29,
-        small=64,
-        build=partial(imagenet_densenet, growth=growth, depths=depths),
-        published=published,
-        weights=weights,
-    )
-
-
-def cifar(name: str, depth: int, growth: int, top1: float, *, bc: bool) -> Architecture:
-    """A row of Table 2, with augmentation."""
-    return Architecture(
-        name=name,
-        family="densenet",
-        paper=PAPER,
-        input_shape=(3, 32, 32),
-        classes=10,
-        smallest=4,
-        small=32,
-        build=partial(cifar_densenet, depth=depth, growth=growth, bc=bc),
-        published=(Published(data="CIFAR-10", top1=top1, protocol="test", source="authors' README"),),
-    )
-
-
+imagenet = partial(variant, input_shape=(3, 224, 224), classes=1000, smallest=29, small=64)
+cifar = partial(variant, input_shape=(3, 32, 32), classes=10, smallest=4, small=32)
 torchvision = partial(Weights, library="torchvision")
-TABLE_3 = "paper, Table 3"
+table_3 = partial(single_crop, source="paper, Table 3")
+README = "authors' README"
 
 DENSENET = (
     imagenet(
-        *("densenet121", (6, 12, 24, 16), single_crop(74.434, 91.972), single_crop(74.98, 92.29, TABLE_3)),
+        name="densenet121",
+        build=partial(imagenet_densenet, growth=32, depths=(6, 12, 24, 16)),
+        published=(single_crop(74.434, 91.972), table_3(74.98, 92.29)),
         weights=torchvision(model="densenet121"),
     ),
     imagenet(
-        *("densenet161", (6, 12, 36, 24), single_crop(77.138, 93.56)),
-        growth=48,
+        name="densenet161",
+        build=partial(imagenet_densenet, growth=48, depths=(6, 12, 36, 24)),
+        published=(single_crop(77.138, 93.56),),
         weights=torchvision(model="densenet161"),
     ),
     imagenet(
-        *("densenet169", (6, 12, 32, 32), single_crop(75.6, 92.806), single_crop(76.2, 93.15, TABLE_3)),
+        name="densenet169",
+        build=partial(imagenet_densenet, growth=32, depths=(6, 12, 32, 32)),
+        published=(single_crop(75.6, 92.806), table_3(76.2, 93.15)),
         weights=torchvision(model="densenet169"),
     ),
     imagenet(
-        *("densenet201", (6, 12, 48, 32), single_crop(76.896, 93.37), single_crop(77.42, 93.66, TABLE_3)),
+        name="densenet201",
+        build=partial(imagenet_densenet, growth=32, depths=(6, 12, 48, 32)),
+        published=(single_crop(76.896, 93.37), table_3(77.42, 93.66)),
         weights=torchvision(model="densenet201"),
     ),
-    imagenet("densenet264", (6, 12, 64, 48), single_crop(77.85, 93.88, TABLE_3)),
-    cifar("densenet_bc_100_12", 100, 12, top1=95.49, bc=True),
-    cifar("densenet_bc_190_40", 190, 40, top1=96.54, bc=True),
-    cifar("densenet_40_12", 40, 12, top1=94.76, bc=False),
-    cifar("densenet_100_24", 100, 24, top1=96.26, bc=False),
-    cifar("densenet_bc_250_24", 250, 24, top1=96.38, bc=True),
+    imagenet(
+        name="densenet264",
+        build=partial(imagenet_densenet, growth=32, depths=(6, 12, 64, 48)),
+        published=(table_3(77.85, 93.88),),
+    ),
+    cifar(
+        name="densenet_bc_100_12",
+        build=partial(cifar_densenet, depth=100, growth=12, bc=True),
+        published=on_cifar10(95.49, README),
+    ),
+    cifar(
+        name="densenet_bc_190_40",
+        build=partial(cifar_densenet, depth=190, growth=40, bc=True),
+        published=on_cifar10(96.54, README),
+    ),
+    cifar(
+        name="densenet_40_12",
+        build=partial(cifar_densenet, depth=40, growth=12, bc=False),
+        published=on_cifar10(94.76, README),
+    ),
+    cifar(
+        name="densenet_100_24",
+        build=partial(cifar_densenet, depth=100, growth=24, bc=False),
+        published=on_cifar10(96.26, README),
+    ),
+    cifar(
+        name="densenet_bc_250_24",
+        build=partial(cifar_densenet, depth=250, growth=24, bc=True),
+        published=on_cifar10(96.38, README),
+    ),
 )

@@ -32,9 +32,9 @@ MODULES = {
 Conv = type[ConvReLU] | type[ConvBN]
 
 
-def inception(name: str, conv: Conv, large: int) -> Concat:
+def inception(widths: tuple[int, int, int, int, int, int, int], conv: Conv, large: int) -> Concat:
     """1x1; 1x1, 3x3; 1x1, 5x5; 3x3 max pool, 1x1; side by side (Figure 2b)."""
-    inputs, one, reduce3, three, reduce5, five, pool = MODULES[name]
+    inputs, one, reduce3, three, reduce5, five, pool = widths
     return Concat(
         branch1=conv(inputs, one, 1),
         branch2=nn.Sequential(conv(inputs, reduce3, 1), conv(reduce3, three, 3)),
@@ -73,8 +73,8 @@ class GoogLeNet(nn.Module):
         self.conv3 = conv(64, 192, 3)
         self.norm2 = nn.Identity() if batch_norm else nn.LocalResponseNorm(5)
         self.maxpool2 = nn.MaxPool2d(3, 2, ceil_mode=True)
-        for name in MODULES:
-            self.add_module(f"inception{name}", inception(name, conv, large=3 if batch_norm else 5))
+        for name, widths in MODULES.items():
+            self.add_module(f"inception{name}", inception(widths, conv, large=3 if batch_norm else 5))
         self.maxpool3 = nn.MaxPool2d(3, 2, ceil_mode=True)
         self.maxpool4 = nn.MaxPool2d(2 if batch_norm else 3, 2, ceil_mode=True)
         self.aux1 = AuxiliaryHead(512, classes, conv)
@@ -101,39 +101,36 @@ class GoogLeNet(nn.Module):
         return (logits, self.aux1(after_4a), self.aux2(after_4d)) if self.training else logits
 
 
-def variant(name: str, *published: Published, batch_norm: bool, weights: Weights | None = None) -> Architecture:
-    """Both are of the one paper."""
-    return Architecture(
-        name=name,
-        family="googlenet",
-        paper=Paper(
-            title="Going Deeper with Convolutions",
-            authors="C. Szegedy et al.",
-            year=2014,
-            id="arXiv:1409.4842",
-        ),
-        input_shape=(3, 224, 224),
-        classes=1000,
-        smallest=1,
-        small=64,
-        build=partial(GoogLeNet, batch_norm=batch_norm),
-        published=published,
-        weights=weights,
-    )
-
+variant = partial(
+    Architecture,
+    family="googlenet",
+    paper=Paper(
+        title="Going Deeper with Convolutions",
+        authors="C. Szegedy et al.",
+        year=2014,
+        id="arXiv:1409.4842",
+    ),
+    input_shape=(3, 224, 224),
+    classes=1000,
+    small=64,
+)
 
 GOOGLENET = (
     variant(
-        "googlenet",
-        single_crop(68.7, 88.9, "BVLC's README"),
-        Published(data="ImageNet", top5=89.93, protocol="validation, one crop", source="paper, Table 3"),
-        Published(data="ImageNet", top5=93.33, protocol="test, 7 networks, 144 crops", source="paper, Table 2"),
-        batch_norm=False,
+        name="googlenet",
+        smallest=31,
+        build=partial(GoogLeNet, batch_norm=False),
+        published=(
+            single_crop(68.7, 88.9, "BVLC's README"),
+            Published(data="ImageNet", top5=89.93, protocol="validation, one crop", source="paper, Table 3"),
+            Published(data="ImageNet", top5=93.33, protocol="test, 7 networks, 144 crops", source="paper, Table 2"),
+        ),
     ),
     variant(
-        "googlenet_bn_tv",
-        single_crop(69.778, 89.53),
-        batch_norm=True,
+        name="googlenet_bn_tv",
+        smallest=15,
+        build=partial(GoogLeNet, batch_norm=True),
+        published=(single_crop(69.778, 89.53),),
         weights=Weights(library="torchvision", model="googlenet"),
     ),
 )

@@ -303,7 +303,7 @@ INCEPTION = (
         ),
         input_shape=(3, 224, 224),
         classes=1000,
-        smallest=1,
+        smallest=31,
         small=64,
         build=InceptionV2,
         published=(

@@ -7,7 +7,7 @@ Caffe's do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
@@ -58,37 +58,34 @@ def imagenet(classes: int) -> nn.Module:
     )
 
 
-def variant(
-    name: str,
-    edge: int,
-    classes: int,
-    smallest: int,
-    small: int,
-    build: Callable[[int], nn.Module],
-    *published: Published,
-) -> Architecture:
-    """Both are of the one paper."""
-    return Architecture(
-        name=name,
-        family="nin",
-        paper=Paper(title="Network In Network", authors="M. Lin, Q. Chen, S. Yan", year=2013, id="arXiv:1312.4400"),
-        input_shape=(3, edge, edge),
-        classes=classes,
-        smallest=smallest,
-        small=small,
-        build=build,
-        published=published,
-    )
-
+variant = partial(
+    Architecture,
+    family="nin",
+    paper=Paper(title="Network In Network", authors="M. Lin, Q. Chen, S. Yan", year=2013, id="arXiv:1312.4400"),
+)
 
 NIN = (
     variant(
-        *("nin_cifar10", 32, 10, 2, 32, cifar10),
-        Published(data="CIFAR-10", top1=91.19, protocol="test, with augmentation", source="paper, Table 1"),
-        Published(data="CIFAR-10", top1=89.59, protocol="test", source="paper, Table 1"),
+        name="nin_cifar10",
+        input_shape=(3, 32, 32),
+        classes=10,
+        smallest=4,
+        small=32,
+        build=cifar10,
+        published=(
+            Published(data="CIFAR-10", top1=91.19, protocol="test, with augmentation", source="paper, Table 1"),
+            Published(data="CIFAR-10", top1=89.59, protocol="test", source="paper, Table 1"),
+        ),
     ),
     variant(
-        *("nin_imagenet", 224, 1000, 43, 64, imagenet),
-        Published(data="ImageNet", top1=59.36, protocol="validation, one 224 crop", source="author's README"),
+        name="nin_imagenet",
+        input_shape=(3, 224, 224),
+        classes=1000,
+        smallest=39,
+        small=96,
+        build=imagenet,
+        published=(
+            Published(data="ImageNet", top1=59.36, protocol="validation, one 224 crop", source="author's README"),
+        ),
     ),
 )

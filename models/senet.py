@@ -78,7 +78,7 @@ variant = partial(
     ),
     input_shape=(3, 224, 224),
     classes=1000,
-    smallest=5,
+    smallest=3,
     small=64,
 )
 README = partial(single_crop, source="authors' README")
@@ -120,6 +120,7 @@ SENET = (
     ),
     variant(
         name="se_inception",
+        smallest=31,
         build=partial(InceptionV2, projection=128, gate=SqueezeExcitation),
         published=(README(76.38, 92.96), PAPER(75.77, 92.86)),
     ),

@@ -1,8 +1,9 @@
 """VGG: Simonyan, Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", 2014.
 
 arXiv:1409.1556, Table 1, columns A, B, D and E; `_bn` puts a BN after each convolution, which keeps its bias, as
-torchvision does (the paper predates it). Module names are torchvision's. Convolutions start from He's normal draw, where
-the paper first trained column A; the pool before the first FC adapts to the paper's 7x7, so that small pictures pass.
+torchvision does (the paper predates it). Module names are torchvision's. Convolutions start from He's normal draw,
+where the paper first trained column A; the pool before the first FC adapts to the paper's 7x7, so that small pictures
+pass.
 """
 
 from __future__ import annotations

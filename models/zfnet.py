@@ -50,29 +50,31 @@ class ZFNet(nn.Module):
         return logits
 
 
-def variant(name: str, widths: tuple[int, int, int], top1: float, top5: float) -> Architecture:
-    """Scored as in Table 2, one network."""
-    return Architecture(
-        name=name,
-        family="zfnet",
-        paper=Paper(
-            title="Visualizing and Understanding Convolutional Networks",
-            authors="M. Zeiler, R. Fergus",
-            year=2013,
-            id="arXiv:1311.2901",
-        ),
-        input_shape=(3, 224, 224),
-        classes=1000,
-        smallest=43,
-        small=64,
-        build=partial(ZFNet, widths=widths),
-        published=(
-            Published(data="ImageNet", top1=top1, top5=top5, protocol="validation, ten crops", source="paper, Table 2"),
-        ),
-    )
-
+variant = partial(
+    Architecture,
+    family="zfnet",
+    paper=Paper(
+        title="Visualizing and Understanding Convolutional Networks",
+        authors="M. Zeiler, R. Fergus",
+        year=2013,
+        id="arXiv:1311.2901",
+    ),
+    input_shape=(3, 224, 224),
+    classes=1000,
+    smallest=63,
+    small=96,
+)
+table_2 = partial(Published, data="ImageNet", protocol="validation, ten crops", source="paper, Table 2")
 
 ZFNET = (
-    variant("zfnet", (384, 384, 256), top1=61.6, top5=83.5),
-    variant("zfnet_wide", (512, 1024, 512), top1=62.5, top5=84.0),
+    variant(
+        name="zfnet",
+        build=partial(ZFNet, widths=(384, 384, 256)),
+        published=(table_2(top1=61.6, top5=83.5),),
+    ),
+    variant(
+        name="zfnet_wide",
+        build=partial(ZFNet, widths=(512, 1024, 512)),
+        published=(table_2(top1=62.5, top5=84.0),),
+    ),
 )

@@ -156,33 +156,22 @@ async def index() -> RedirectResponse:
 @router.get("/models")
 async def models(server: Shared) -> list[schema.ModelSummary]:
     """Every architecture, with what is published of it."""
-    return [
-        schema.ModelSummary(
-            name=card.name,
-            family=card.family,
-            year=card.paper.year,
-            params=card.complexity.params,
-            macs=card.complexity.macs,
-            activations=card.complexity.activations,
-            models=published(server, name),
-        )
-        for name, card in server.catalog.architectures.items()
-    ]
+    return [summary(server, card) for card in server.catalog.architectures.values()]
 
 
 @router.get("/models/{name}", responses=problems(404))
-async def model_detail(name: str, server: Shared) -> schema.ModelDetail:
-    """One architecture: its card and what is published of it."""
-    card = server.catalog.architecture(name)
-    return schema.ModelDetail(**card.model_dump(exclude={"complexity"}), models=published(server, name))
+async def model_detail(name: str, server: Shared) -> schema.ModelSummary:
+    """One architecture, with what is published of it."""
+    return summary(server, server.catalog.architecture(name))
 
 
 @router.get("/models/{name}/complexity", responses=problems(404))
 async def model_complexity(name: str, server: Shared) -> schema.ModelComplexity:
     """What a forward pass costs, in all and layer by layer."""
-    paper = server.catalog.architecture(name).complexity
+    paper = server.catalog.architecture(name)
     own = {model.manifest.tag: model.manifest.complexity for model in server.catalog.published(name)}
-    different = {tag: cost for tag, cost in own.items() if cost != paper}
+    at_paper = (paper.input_shape, paper.classes)
+    different = {tag: cost for tag, cost in own.items() if (cost.input_shape, cost.classes) != at_paper}
     return schema.ModelComplexity(paper=paper, models=different)
 
 
@@ -201,6 +190,11 @@ async def model_latency(name: str, server: Shared) -> schema.ModelLatency:
 async def metrics(server: Shared) -> Response:
     """For Prometheus."""
     return Response(server.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def summary(server: Server, card: schema.Architecture) -> schema.ModelSummary:
+    """A card with its cost and what is published of it, without the layers."""
+    return schema.ModelSummary(**card.model_dump(exclude={"layers"}), models=published(server, card.name))
 
 
 def published(server: Server, architecture: str) -> list[schema.PublishedModel]:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from engines.manifest import Accuracy, Complexity
+from engines.manifest import Accuracy, Complexity, Totals
 
 
 class Paper(BaseModel):
@@ -19,10 +19,12 @@ class Paper(BaseModel):
 
 
 class Published(BaseModel):
-    """A result that a paper or its authors' code states."""
+    """Accuracies, in percent, that `source` states of the images and crops that `protocol` names."""
 
-    metric: str
-    value: float
+    data: str
+    top1: float | None
+    top5: float | None
+    protocol: str
     source: str
 
 
@@ -31,14 +33,13 @@ class Card(BaseModel):
 
     name: str
     family: str
+    year: int
     paper: Paper
     published: list[Published]
 
 
-class Architecture(Card):
+class Architecture(Card, Complexity):
     """An architecture and its cost at the paper's input: an entry of architectures.json."""
-
-    complexity: Complexity
 
 
 class Prediction(BaseModel):
@@ -80,20 +81,8 @@ class PublishedModel(BaseModel):
     error: str | None
 
 
-class ModelSummary(BaseModel):
-    """A line of the catalogue; the costs are at the paper's input."""
-
-    name: str
-    family: str
-    year: int
-    params: int
-    macs: int
-    activations: int
-    models: list[PublishedModel]
-
-
-class ModelDetail(Card):
-    """An architecture's card and what is published of it."""
+class ModelSummary(Card, Totals):
+    """An architecture's card, its cost at the paper's input, and what is published of it."""
 
     models: list[PublishedModel]
 

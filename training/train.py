@@ -136,8 +136,11 @@ def train_epoch(
         pixels, targets = (tensor[batch] for tensor in train_set)
         pixels = translate(pixels, recipe.shift, recipe.preprocess.fill)
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
-            logits = net(normalise(pixels))
+            outputs = net(normalise(pixels))
+        logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
         loss = LOSSES[recipe.loss](logits.float(), targets)
+        for head in auxiliary:
+            loss = loss + recipe.auxiliary * LOSSES[recipe.loss](head.float(), targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import timm
@@ -12,7 +12,6 @@ import torchvision
 from torch import Tensor, nn
 
 from models.card import Weights
-from models.densenet import imagenet_densenet
 from models.preact_resnet import PreActBottleneck, PreActResNet
 from models.resnet import imagenet_stem
 from models.zoo import ZOO, build
@@ -23,17 +22,12 @@ TOLERANCE = 1e-5  # of the largest logit
 
 def reference(weights: Weights) -> nn.Module:
     """The library's own network, its auxiliary heads included."""
-    heads = {"aux_logits": True} if weights.model in {"googlenet", "inception_v3"} else {}
-    with warnings.catch_warnings(), torch.device("meta"):
-        warnings.simplefilter("ignore")  # torchvision's on slow initialisation
-        if weights.library == "timm":
-            return timm.create_model(weights.model)
-        net: nn.Module = (
-            torchvision.models.get_model(weights.model, init_weights=False, **heads)
-            if heads
-            else (torchvision.models.get_model(weights.model))
-        )
-        return net
+    if weights.library == "timm":
+        return timm.create_model(weights.model)
+    slow_to_draw = weights.model in {"googlenet", "inception_v3"}
+    options = {"init_weights": False} if slow_to_draw else {}
+    net: nn.Module = torchvision.models.get_model(weights.model, **options)
+    return net
 
 
 def random_state(net: nn.Module) -> dict[str, Tensor]:
@@ -70,7 +64,45 @@ def test_the_same_weights_give_the_same_logits(name: str, record_property: Calla
     card = ZOO[name]
     assert card.weights
     with torch.device("meta"):
-        ours = build(name, 1000)
-    found = error(ours, reference(card.weights), card.weights.translate, card.input_shape[1])
+        ours, theirs = build(name, 1000), reference(card.weights)
+    found = error(ours, theirs, card.weights.translate, card.input_shape[1])
     record_property("error", f"{name} {found:.1e}")
     assert found <= TOLERANCE
+
+
+# no library has these variants, but each has the class
+
+
+def test_densenet264_is_torchvisions_class_with_its_depths() -> None:
+    with torch.device("meta"):
+        ours, theirs = build("densenet264", 1000), torchvision.models.DenseNet(32, (6, 12, 64, 48), 64)
+    assert error(ours, theirs, dict, 224) <= TOLERANCE
+
+
+def test_preactivated_bottlenecks_are_timms() -> None:
+    """ResNetV2-50: it pools before the first batch norm, which is the same while that has no negative weights."""
+    with torch.device("meta"):
+        block = partial(PreActBottleneck, stride_in_3x3=True)
+        ours = PreActResNet(1000, block, (3, 4, 6, 3), imagenet_stem, planes=64)
+        theirs = timm.create_model("resnetv2_50")
+
+    def translate(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        rules = (
+            *(
+                (r"stem\.conv", "conv1"),
+                (r"stages\.0\.blocks\.0\.norm1", "bn1"),
+                (r"^norm", "norm"),
+                (r"head\.fc", "fc"),
+            ),
+            *((r"stages\.0", "layer1"), (r"stages\.1", "layer2"), (r"stages\.2", "layer3"), (r"stages\.3", "layer4")),
+            *((r"blocks\.", ""), (r"\.norm(\d)", r".bn\1"), (r"downsample\.conv", "downsample")),
+        )
+        named = Weights(library="timm", model="resnetv2_50", rename=rules).translate(state)
+        return named | {"fc.weight": named["fc.weight"].flatten(1)}  # timm's is a 1x1
+
+    assert error(ours, theirs, translate, 224) <= TOLERANCE
+
+
+def test_a_dropped_key_and_a_renamed_one() -> None:
+    weights = Weights(library="timm", model="none", rename=(("^a", "b"), ("c$", "d")), drop=("num",))
+    assert weights.translate({"a.c": 1, "num_batches": 2, "x.a": 3}) == {"b.d": 1, "x.a": 3}

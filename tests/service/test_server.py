@@ -125,7 +125,7 @@ def test_bad_input_is_a_problem(
 
 def test_an_unknown_model_gets_near_names(server: httpx.Client) -> None:
     assert classify(server, DIGIT, model="lenet").json()["near"][0] == "lenet5"
-    assert classify(server, DIGIT, model="resnet20").json()["near"][0] == "resnet20_cifar"
+    assert "resnet20_cifar" in classify(server, DIGIT, model="resnet20_cifr").json()["near"]
 
 
 def test_missing_weights_come_with_the_command_that_makes_them(server: httpx.Client) -> None:
@@ -222,7 +222,10 @@ def test_a_client_that_goes_away_is_counted_and_harms_nobody(server: httpx.Clien
 
 def test_the_catalogue(server: httpx.Client, lenet5: PublishedModel) -> None:
     catalogue = {model["name"]: model for model in server.get("/models").json()}
-    assert catalogue.keys() == {"lenet5", "resnet20_cifar", "senet154"}
+    assert len(catalogue) == 67
+    resnet50 = catalogue["resnet50"]
+    assert (resnet50["family"], resnet50["year"], resnet50["macs"]) == ("resnet", 2015, 4_089_184_256)
+    assert resnet50["published"][0]["top1"] == 76.13
     assert catalogue["senet154"]["models"] == []
     (model,) = catalogue["lenet5"]["models"]
     assert (model["tag"], model["status"]) == (lenet5.manifest.tag, "ready")

@@ -1,0 +1,73 @@
+"""Networks as ONNX: the graph answers as torch does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from engines.openvino import OpenVINOEngine
+from models.densenet import cifar_densenet
+from models.preact_resnet import PreActBasicBlock, PreActResNet
+from models.resnet import ResNet
+from models.senet import SEBottleneck, caffe_stem
+from models.zoo import ZOO, build
+from training.export import FromPixels, export
+from training.publish import torch_logits
+from training.recipe import MNIST, Recipe
+from training.train import Normalise
+
+TOLERANCE = 1e-4  # of the largest logit, both float32
+
+
+@torch.no_grad()
+def after_a_step(module: FromPixels, pixels: Tensor) -> FromPixels:
+    """Batch norms as training leaves them, none an identity."""
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = 0.5
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias, std=0.1)
+    module.train()(pixels)
+    return module.eval()
+
+
+def difference(build_net: Callable[[int], nn.Module], recipe: Recipe, path: Path) -> float:
+    """Between ONNX and torch, as a share of the largest logit."""
+    torch.manual_seed(0)
+    pixels = torch.randint(256, (4, *recipe.preprocess.shape), dtype=torch.uint8)
+    module = after_a_step(FromPixels(build_net(10), Normalise(recipe)), pixels)
+    export(module, recipe.preprocess, path)
+    expected = torch_logits(module, pixels.numpy())
+    outputs = OpenVINOEngine(path, "fp32").infer(pixels.numpy())
+    return float(np.abs(outputs - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    "build_net",
+    [
+        partial(PreActResNet, block=PreActBasicBlock, depths=(1, 1, 1)),
+        partial(ResNet, block=partial(SEBottleneck, groups=32, width=4), depths=(1, 1), stem=caffe_stem),
+        partial(cifar_densenet, depth=10, growth=4, bc=True),
+    ],
+    ids=["preact_resnet", "se_resnext", "densenet"],
+)
+def test_a_shallow_one_of_a_deep_class(build_net: Callable[[int], nn.Module], tmp_path: Path) -> None:
+    assert difference(build_net, MNIST["resnet20_cifar"], tmp_path / "model.onnx") <= TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ZOO)
+def test_every_graph_answers_as_torch_does(
+    name: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    started = time.perf_counter()
+    found = difference(partial(build, name), MNIST[name], tmp_path / "model.onnx")
+    record_property("error", f"{name} {found:.1e} in {time.perf_counter() - started:.0f} s")
+    assert found <= TOLERANCE
