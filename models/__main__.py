@@ -169,13 +169,13 @@ def show_layers(card: Architecture, options: argparse.Namespace) -> None:
         print(table(layer_rows(cost), LAYERS) + "\n\n" + totals(cost))
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Parse, call one function, print."""
-    arguments = parser()
-    options = arguments.parse_args()
+    command = parser()
+    options = command.parse_args(arguments)
     if options.name and options.name not in ZOO:
         near = " or ".join(difflib.get_close_matches(options.name, ZOO))
-        arguments.error(
+        command.error(
             f"there is no {options.name!r}; " + (f"did you mean {near}?" if near else "see `python -m models`")
         )
     try:
@@ -186,4 +186,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import json
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
@@ -47,7 +46,7 @@ class Catalog:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        cards = TypeAdapter(list[Architecture]).validate_python(json.loads(ARCHITECTURES.read_text()))
+        cards = TypeAdapter(list[Architecture]).validate_json(ARCHITECTURES.read_bytes())
         self.architectures = {card.name: card for card in cards}
         self.models = {model.manifest.tag: Model(model) for model in store.published()}
 

@@ -136,7 +136,7 @@ def edited(folder: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "format: "),
+        ({"format": 1}, "format: "),
         ({"labels": 3}, "labels: "),
         ({"unheard_of": 1}, "unheard_of: "),
         ({"architecture": "a:b"}, "architecture: "),

@@ -1,0 +1,111 @@
+"""`python -m models`, as a user runs it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from models.__main__ import main
+from models.zoo import ZOO
+from tests.serving import ROOT
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """What the command prints."""
+
+    def run(*arguments: str) -> str:
+        main(list(arguments))
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_the_list_is_a_line_an_architecture(run: Run) -> None:
+    lines = run("--family", "lenet", "--family", "zfnet").splitlines()
+    assert lines[0].split() == [
+        *("name", "family", "year", "input", "params", "macs", "activations", "data", "top1", "top5", "source")
+    ]
+    assert [line.split()[0] for line in lines[1:5]] == ["lenet5", "lenet5_modern", "zfnet", "zfnet_wide"]
+    assert lines[1].split() == [
+        "lenet5",
+        "lenet",
+        "1998",
+        "1x32x32",
+        "60,000",
+        "325,680",
+        "6,508",
+        "MNIST",
+        "99.05",
+        "-",
+        "paper",
+    ]
+    assert lines[-1].startswith("4 architectures")
+
+
+def test_it_is_sorted_and_filtered(run: Run) -> None:
+    options = ("--family", "vgg", "--max-macs", "12e9", "--max-params", "133e6", "--sort", "top1", "--descending")
+    rows = list(csv.DictReader(io.StringIO(run(*options, "--csv"))))
+    assert [row["name"] for row in rows] == ["vgg11_bn", "vgg11"]
+    assert (rows[1]["params"], rows[1]["macs"], rows[1]["top5"]) == ("132863336", "7609090048", "88.628")
+
+
+def test_what_has_nothing_to_sort_by_comes_last(run: Run) -> None:
+    for order in ([], ["--descending"]):
+        rows = csv.DictReader(io.StringIO(run("--family", "lenet", "--sort", "top1", *order, "--csv")))
+        assert [row["name"] for row in rows] == ["lenet5", "lenet5_modern"]
+
+
+def test_json_is_a_list_of_objects(run: Run) -> None:
+    (first, _) = json.loads(run("--family", "lenet", "--json"))
+    assert (first["name"], first["family"], first["params"], first["macs"]) == ("lenet5", "lenet", 60_000, 325_680)
+    assert "layers" not in first
+    (first, _) = json.loads(run("--family", "lenet", "--json", "--layers"))
+    assert sum(layer["macs"] for layer in first["layers"]) == first["macs"]
+    assert json.loads(run("--family", "lenet", "--max-macs", "1", "--json")) == []
+
+
+def test_one_is_shown_layer_by_layer(run: Run) -> None:
+    text = run("vgg16")
+    lines = text.splitlines()
+    assert lines[1].split()[:3] == ["input", "-", "-"]
+    assert lines[2].split() == [
+        *("features.0", "Conv2d", "3x3", "64x224x224", "1,792", "86,704,128", "3,211,264", "7,168", "12,845,056", "3x3")
+    ]
+    assert "138,357,544   553.43 MB" in text
+    assert "15,237,608   60.95 MB" in text
+    rows = list(csv.DictReader(io.StringIO(run("vgg16", "--csv"))))
+    assert sum(int(row["macs"] or 0) for row in rows) == 15_470_264_320
+    assert json.loads(run("vgg16", "--json"))["layers"][0]["receptive_field"] == [3, 3]
+
+
+def test_an_unknown_name_gets_near_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["vgg61"])
+    assert stopped.value.code == 2
+    assert "there is no 'vgg61'; did you mean vgg19 or vgg16" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    command = f"set -o pipefail; {sys.executable} -m models densenet121 | head -1"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_accuracies_are_percents_with_a_source(name: str) -> None:
+    published = ZOO[name].published
+    assert published or name == "lenet5_modern"  # nobody published this net's
+    for result in published:
+        assert result.source
+        assert result.protocol
+        assert 50 < (result.top1 or result.top5 or 0) < 100
+        assert result.top1 is None or result.top5 is None or result.top1 < result.top5
