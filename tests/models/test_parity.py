@@ -60,13 +60,13 @@ def error(
 
 
 @pytest.mark.parametrize("name", WITH_WEIGHTS)
-def test_the_same_weights_give_the_same_logits(name: str, record_property: Callable[[str, object], None]) -> None:
+def test_the_same_weights_give_the_same_logits(name: str) -> None:
     card = ZOO[name]
     assert card.weights
     with torch.device("meta"):
         ours, theirs = build(name, 1000), reference(card.weights)
     found = error(ours, theirs, card.weights.translate, card.input_shape[1])
-    record_property("error", f"{name} {found:.1e}")
+    print(f"{name}: {found:.1e} of the largest logit")  # shown by -s
     assert found <= TOLERANCE
 
 

@@ -64,10 +64,8 @@ def test_a_shallow_one_of_a_deep_class(build_net: Callable[[int], nn.Module], tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
-def test_every_graph_answers_as_torch_does(
-    name: str, tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
+def test_every_graph_answers_as_torch_does(name: str, tmp_path: Path) -> None:
     started = time.perf_counter()
     found = difference(partial(build, name), MNIST[name], tmp_path / "model.onnx")
-    record_property("error", f"{name} {found:.1e} in {time.perf_counter() - started:.0f} s")
+    print(f"{name}: {found:.1e} of the largest logit, in {time.perf_counter() - started:.0f} s")  # shown by -s
     assert found <= TOLERANCE
