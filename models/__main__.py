@@ -8,7 +8,7 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from math import inf, prod
 from typing import Any
@@ -34,16 +34,17 @@ def describe(card: Architecture, cost: Complexity) -> Row:
     }
 
 
+COLUMNS = (
+    *("name", "family", "year", "input", "classes", "params", "macs", "activations", "param_bytes", "peak_bytes"),
+    *("intensity", "data", "top1", "top5", "protocol", "source"),
+)
+
+
 def flat(row: Row) -> Row:
     """A description as one line: of the published accuracies the first, no layers."""
     result = row["published"][0] if row["published"] else {}
-    costs = ("classes", "params", "macs", "activations", "param_bytes", "peak_bytes", "intensity")
-    return {
-        **{key: row[key] for key in ("name", "family", "year")},
-        "input": times(row["input_shape"]),
-        **{key: row[key] for key in costs},
-        **{key: result.get(key) for key in ("data", "top1", "top5", "protocol", "source")},
-    }
+    values = row | result | {"input": times(row["input_shape"])}
+    return {column: values.get(column) for column in COLUMNS}
 
 
 def layer_rows(cost: Complexity) -> list[Row]:
@@ -100,14 +101,17 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:.2f} MB"
 
 
-def write_csv(rows: Sequence[Row]) -> None:
+def write_csv(rows: Sequence[Row], columns: Collection[str]) -> None:
     """Comma-separated values with a header."""
-    writer = csv.DictWriter(sys.stdout, rows[0] if rows else (), lineterminator="\n")
+    writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
 
 
-LISTED = ("name", "family", "year", "input", "params", "macs", "activations", "data", "top1", "top5", "source")
+LISTED = (
+    *("name", "family", "year", "input", "params", "macs", "activations"),
+    *("data", "top1", "top5", "protocol", "source"),
+)
 LAYERS = (
     *("name", "type", "kernel", "output_shape", "params", "macs", "activations"),
     *("param_bytes", "output_bytes", "receptive_field"),
@@ -121,6 +125,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m models", description=__doc__)
     parser.add_argument("name", nargs="?", metavar="NAME", help="show this one layer by layer")
     parser.add_argument("--family", action="append", choices=families, help="only this one; may be repeated")
+    parser.add_argument("--data", choices=("MNIST", "CIFAR-10", "ImageNet"), help="only those scored on it")
     parser.add_argument("--max-params", type=float, default=inf, metavar="N", help="such as 5e6")
     parser.add_argument("--max-macs", type=float, default=inf, metavar="N", help="such as 1e9")
     parser.add_argument("--sort", choices=SORTABLE, help="default: the order of the lecture")
@@ -134,7 +139,12 @@ def parser() -> argparse.ArgumentParser:
 
 def chosen(options: argparse.Namespace) -> list[Row]:
     """Descriptions of what passes the filters, sorted; what has nothing to sort by comes last."""
-    cards = [card for card in ZOO.values() if not options.family or card.family in options.family]
+    cards = [
+        card
+        for card in ZOO.values()
+        if (not options.family or card.family in options.family)
+        and (not options.data or (card.published and card.published[0].data == options.data))
+    ]
     rows = [describe(card, complexity(card)) for card in tqdm(cards, "counting", leave=False, disable=None)]
     rows = [row for row in rows if row["params"] <= options.max_params and row["macs"] <= options.max_macs]
     if options.sort:
@@ -152,7 +162,7 @@ def show_list(options: argparse.Namespace) -> None:
         lines = (json.dumps(row, separators=(",", ":")) for row in rows)
         print("[\n" + ",\n".join(lines) + "\n]")
     elif options.csv:
-        write_csv(list(map(flat, rows)))
+        write_csv(list(map(flat, rows)), COLUMNS)
     else:
         print(table(list(map(flat, rows)), LISTED))
         print(f"\n{len(rows)} architectures; costs at the paper's input, accuracies in percent, as published.")
@@ -164,7 +174,7 @@ def show_layers(card: Architecture, options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(describe(card, cost), indent=2))
     elif options.csv:
-        write_csv(layer_rows(cost))
+        write_csv(layer_rows(cost), asdict(cost.layers[0]))
     else:
         print(table(layer_rows(cost), LAYERS) + "\n\n" + totals(cost))
 
@@ -178,6 +188,10 @@ def main(arguments: list[str]) -> None:
         command.error(
             f"there is no {options.name!r}; " + (f"did you mean {near}?" if near else "see `python -m models`")
         )
+    if options.name and (options.family or options.data or options.sort or options.layers):
+        command.error("--family, --data, --sort and --layers are for the list, without a NAME")
+    if options.layers and not options.json:
+        command.error("--layers needs --json")
     try:
         show_layers(ZOO[options.name], options) if options.name else show_list(options)
         sys.stdout.flush()

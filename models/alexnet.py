@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models.card import Architecture, Paper, Published, Weights
+from models.card import Architecture, Paper, Published, Weights, single_crop
 from models.layers import he_normal
 
 
@@ -95,13 +95,7 @@ ALEXNET = (
         small=96,
         build=AlexNet,
         published=(
-            Published(
-                data="ImageNet",
-                top1=57.1,
-                top5=80.2,
-                protocol="validation, one 227 crop",
-                source="BVLC's README",
-            ),
+            single_crop(57.1, 80.2, "BVLC's README", edge=227),
             Published(data="ImageNet", top1=59.3, top5=81.8, protocol="validation, ten crops", source="paper"),
         ),
     ),
@@ -119,15 +113,7 @@ ALEXNET = (
         smallest=63,
         small=96,
         build=AlexNetOWT,
-        published=(
-            Published(
-                data="ImageNet",
-                top1=56.522,
-                top5=79.066,
-                protocol="validation, one 224 crop",
-                source="torchvision IMAGENET1K_V1",
-            ),
-        ),
+        published=(single_crop(56.522, 79.066),),
         weights=Weights(library="torchvision", model="alexnet"),
     ),
 )

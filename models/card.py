@@ -37,6 +37,16 @@ class Published:
     source: str
 
 
+def single_crop(top1: float, top5: float, source: str = "torchvision IMAGENET1K_V1", edge: int = 224) -> Published:
+    """Of one centre crop of each of ImageNet's 50,000 validation images."""
+    return Published(data="ImageNet", top1=top1, top5=top5, protocol=f"validation, one {edge} crop", source=source)
+
+
+def on_cifar10(top1: float, source: str) -> Published:
+    """Of CIFAR-10's 10,000 test images, after training with shifts and flips."""
+    return Published(data="CIFAR-10", top1=top1, protocol="test, with augmentation", source=source)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Weights:
     """A library's network that is this architecture, and how its state dict becomes ours.

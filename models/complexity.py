@@ -87,15 +87,15 @@ def complexity(
 def trace(net: nn.Module, x: Tensor) -> tuple[tuple[LayerCost, ...], int]:
     """The layers that `x` passes, in order, and the peak of memory in bytes.
 
-    Those that hold parameters, change the shape of what they take, or normalise it.
+    Those that hold parameters, move a window over what they take, change its shape, or normalise it.
     """
     layers: list[LayerCost] = []
     dataflow = Dataflow(x)
 
     def record(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            changes_shape = output.shape != inputs[0].shape
-            if list(module.parameters(recurse=False)) or changes_shape or isinstance(module, nn.LocalResponseNorm):
+            changes_shape = output.shape != inputs[0].shape and not isinstance(module, nn.Flatten)
+            if changes_shape or kernel(module) or is_norm(module) or list(module.parameters(recurse=False)):
                 seen = dataflow.receptive_field(output)
                 layers.append(layer_cost(name, module, inputs[0], output, seen))
 
@@ -103,11 +103,23 @@ def trace(net: nn.Module, x: Tensor) -> tuple[tuple[LayerCost, ...], int]:
 
     leaves = [(name, module) for name, module in net.named_modules() if not list(module.children())]
     handles = [module.register_forward_hook(record(name)) for name, module in leaves]
+    # torch computes a response norm by several operations that no engine has
+    norms = [module for _, module in leaves if is_norm(module)]
+    starts: list[int] = []
+    handles += [module.register_forward_pre_hook(lambda *_: starts.append(dataflow.start())) for module in norms]
+    handles += [
+        module.register_forward_hook(lambda _, x, out: dataflow.join(starts.pop(), x[0], out)) for module in norms
+    ]
     with torch.no_grad(), dataflow:
         net(x)
     for handle in handles:
         handle.remove()
     return tuple(layers), dataflow.peak_bytes()
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether it is a local response normalisation."""
+    return isinstance(module, nn.LocalResponseNorm)
 
 
 def layer_cost(name: str, module: nn.Module, x: Tensor, output: Tensor, receptive_field: tuple[int, int]) -> LayerCost:

@@ -22,16 +22,20 @@ IN_PLACE = {
 
 
 class Field(NamedTuple):
-    """What an element depends on: a window of `size` pixels of the input, `step` pixels from its neighbour's."""
+    """What an element depends on: a window of `size` pixels of the input, `step` pixels from its neighbour's.
+
+    And on one of `fixed` pixels, the same for all elements of a map: that of the squeezed map which scaled it.
+    """
 
     size: tuple[int, int]
     step: tuple[int, int]
+    fixed: tuple[int, int] = (0, 0)
 
     def windows(self, kernel: Sequence[int], stride: Sequence[int]) -> Field:
         """Of an element that sees `kernel` (height, width) of these, `stride` from its neighbour's."""
         height, width = (s + (k - 1) * step for s, k, step in zip(self.size, kernel, self.step, strict=True))
         down, right = (step * s for step, s in zip(self.step, stride, strict=True))
-        return Field((height, width), (down, right))
+        return Field((height, width), (down, right), self.fixed)
 
 
 class Operation(NamedTuple):
@@ -67,7 +71,16 @@ class Dataflow(TorchDispatchMode):
 
     def receptive_field(self, output: Tensor) -> tuple[int, int]:
         """Height and width of what an element of `output` depends on, the padding around the picture included."""
-        return self._fields[id(output)].size
+        seen = self._fields[id(output)]
+        return largest([seen.size, seen.fixed])
+
+    def start(self) -> int:
+        """A mark, for `join`."""
+        return len(self._operations)
+
+    def join(self, start: int, x: Tensor, output: Tensor) -> None:
+        """Take what happened since `start` for one operation on single elements, from `x` to `output`."""
+        self._operations[start:] = [Operation({storage(x)}, {storage(output): output.nbytes}, in_place=True)]
 
     def peak_bytes(self) -> int:
         """Most bytes of tensors alive at once: each from the operation that makes it to the last that reads it."""
@@ -93,11 +106,7 @@ def storage(tensor: Tensor) -> int:
 
 def field(func: Any, args: tuple[Any, ...], inputs: list[Field], output: Tensor) -> Field:
     """What an element of `output` depends on, where those of its inputs depend on `inputs`."""
-    merged = Field(
-        (max(seen.size[0] for seen in inputs), max(seen.size[1] for seen in inputs)),
-        # the smaller: a map squeezed to 1x1 is spread over the one that it scales
-        (min(seen.step[0] for seen in inputs), min(seen.step[1] for seen in inputs)),
-    )
+    merged = merge(inputs)
     x = args[0]
     if func is aten.convolution.default:
         _, weight, _, stride, _, dilation = args[:6]
@@ -111,6 +120,19 @@ def field(func: Any, args: tuple[Any, ...], inputs: list[Field], output: Tensor)
         before, after = x.shape[2:], output.shape[2:] or (1, 1)
         return merged.windows(*zip(*map(parts, before, after), strict=True))
     return merged
+
+
+def merge(inputs: list[Field]) -> Field:
+    """Of an element made of one of each; a map whose elements are farther apart is spread over the others."""
+    step = min(seen.step for seen in inputs)
+    alike = [seen.size for seen in inputs if seen.step == step]
+    spread = [seen.size for seen in inputs if seen.step != step]
+    return Field(largest(alike), step, largest([*spread, *(seen.fixed for seen in inputs)]))
+
+
+def largest(sizes: list[tuple[int, int]]) -> tuple[int, int]:
+    """The most of heights and of widths."""
+    return max(height for height, _ in sizes), max(width for _, width in sizes)
 
 
 def parts(length: int, count: int) -> tuple[int, int]:

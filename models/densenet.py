@@ -1,6 +1,6 @@
 """DenseNet: Huang, Liu, van der Maaten, Weinberger, "Densely Connected Convolutional Networks", 2016, arXiv:1608.06993.
 
-Table 1 for ImageNet, section 4 for CIFAR. "B" are bottlenecks of 4k maps, "C" transitions that halve the channels; the
+Table 1 for ImageNet, section 3 for CIFAR. "B" are bottlenecks of 4k maps, "C" transitions that halve the channels; the
 plain nets have neither, and 16 maps after the stem. Module names are torchvision's.
 """
 
@@ -12,11 +12,9 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from models.card import Architecture, Paper, Weights
+from models.card import Architecture, Paper, Weights, on_cifar10, single_crop
 from models.layers import he_normal
-from models.resnet import on_cifar10, single_crop
 
 
 class DenseLayer(nn.Sequential):
@@ -78,12 +76,14 @@ class DenseNet(nn.Module):
                 self.features.add_module(f"transition{number}", Transition(channels, outputs))
                 channels = outputs
         self.features.add_module("norm5", nn.BatchNorm2d(channels))
+        self.features.add_module("relu5", nn.ReLU(inplace=True))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(channels, classes)
         he_normal(self)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, 3, 224, 224), of CIFAR's (N, 3, 32, 32)
-        x = F.relu(self.features(x), inplace=True)  # (N, 1024, 7, 7), of CIFAR's (N, ..., 8, 8)
-        logits: Tensor = self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        x = self.features(x)  # (N, 1024, 7, 7), of CIFAR's (N, ..., 8, 8)
+        logits: Tensor = self.classifier(self.avgpool(x).flatten(1))
         return logits
 
 
@@ -120,7 +120,7 @@ imagenet = partial(variant, input_shape=(3, 224, 224), classes=1000, smallest=29
 cifar = partial(variant, input_shape=(3, 32, 32), classes=10, smallest=4, small=32)
 torchvision = partial(Weights, library="torchvision")
 table_3 = partial(single_crop, source="paper, Table 3")
-README = "authors' README"
+readme = partial(on_cifar10, source="authors' README")
 
 DENSENET = (
     imagenet(
@@ -155,26 +155,26 @@ DENSENET = (
     cifar(
         name="densenet_bc_100_12",
         build=partial(cifar_densenet, depth=100, growth=12, bc=True),
-        published=on_cifar10(95.49, README),
+        published=(readme(95.49),),
     ),
     cifar(
         name="densenet_bc_190_40",
         build=partial(cifar_densenet, depth=190, growth=40, bc=True),
-        published=on_cifar10(96.54, README),
+        published=(readme(96.54),),
     ),
     cifar(
         name="densenet_40_12",
         build=partial(cifar_densenet, depth=40, growth=12, bc=False),
-        published=on_cifar10(94.76, README),
+        published=(readme(94.76),),
     ),
     cifar(
         name="densenet_100_24",
         build=partial(cifar_densenet, depth=100, growth=24, bc=False),
-        published=on_cifar10(96.26, README),
+        published=(readme(96.26),),
     ),
     cifar(
         name="densenet_bc_250_24",
         build=partial(cifar_densenet, depth=250, growth=24, bc=True),
-        published=on_cifar10(96.38, README),
+        published=(readme(96.38),),
     ),
 )

@@ -2,8 +2,9 @@
 
 `googlenet` is the paper's, its pools rounding up as in BVLC's Caffe definition, which gives Table 1's sizes.
 `googlenet_bn_tv` is torchvision's, for its published weights: BN after each convolution, 3x3 where the paper has 5x5,
-no LRN, a 2x2 fourth pool. Module names are torchvision's. In training both answer with three sets of logits, those of
-the auxiliary heads last (section 5; their loss weighs 0.3); otherwise the heads are not computed.
+no LRN, a 2x2 fourth pool; but its auxiliary heads pool as the paper's. Module names are torchvision's. In training both
+answer with three sets of logits, those of the auxiliary heads last (section 5; their loss weighs 0.3); otherwise the
+heads are not computed.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from models.card import Architecture, Paper, Published, Weights
+from models.card import Architecture, Paper, Published, Weights, single_crop
 from models.layers import Concat, ConvBN, ConvReLU, grid_mean, he_normal
-from models.resnet import single_crop
 
 # Table 1: inputs; #1x1; #3x3 reduce, #3x3; #5x5 reduce, #5x5; pool proj
 MODULES = {

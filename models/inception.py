@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
 
-from models.card import Architecture, Paper, Published, Weights
+from models.card import Architecture, Paper, Published, Weights, single_crop
 from models.layers import Classifier, Concat, ConvBN, Kernel, grid_mean, he_normal
-from models.resnet import single_crop
 
 
 def chain(inputs: int, *convs: tuple[int, Kernel] | tuple[int, Kernel, int]) -> nn.Sequential:
@@ -47,31 +47,20 @@ V2_MODULES: dict[str, tuple[int, int, int, int, int, Literal["avg", "max"], int 
 }
 
 
-class InceptionV2(nn.Module):
+def inception_v2(classes: int, projection: int = 96, gate: Callable[[int], nn.Module] = nn.Identity) -> nn.Module:
     """7x7/2, pool, 1x1, 3x3, pool, ten inceptions, each followed by its `gate`, mean, linear."""
-
-    def __init__(self, classes: int, projection: int = 96, gate: Callable[[int], nn.Module] = nn.Identity) -> None:
-        super().__init__()
-        stages: list[tuple[str, nn.Module]] = [
-            ("conv1", ConvBN(3, 64, 7, 2)),
-            ("maxpool1", nn.MaxPool2d(3, 2, ceil_mode=True)),
-            ("conv2", ConvBN(64, 64, 1)),
-            ("conv3", ConvBN(64, 192, 3)),
-            ("maxpool2", nn.MaxPool2d(3, 2, ceil_mode=True)),
-        ]
-        channels = 192
-        for name in V2_MODULES:
-            module, channels = v2_module(channels, name, projection)
-            stages += [(f"inception{name}", module), (f"gate{name}", gate(channels))]
-        self.features = nn.Sequential(OrderedDict(stages))
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(channels, classes)
-        he_normal(self)
-
-    def forward(self, x: Tensor) -> Tensor:  # (N, 3, 224, 224)
-        x = self.features(x)  # (N, 1024, 7, 7)
-        logits: Tensor = self.fc(self.avgpool(x).flatten(1))
-        return logits
+    stages: list[tuple[str, nn.Module]] = [
+        ("conv1", ConvBN(3, 64, 7, 2)),
+        ("maxpool1", nn.MaxPool2d(3, 2, ceil_mode=True)),
+        ("conv2", ConvBN(64, 64, 1)),
+        ("conv3", ConvBN(64, 192, 3)),
+        ("maxpool2", nn.MaxPool2d(3, 2, ceil_mode=True)),
+    ]
+    channels = 192
+    for name in V2_MODULES:
+        module, channels = v2_module(channels, name, projection)
+        stages += [(f"inception{name}", module), (f"gate{name}", gate(channels))]
+    return Classifier(nn.Sequential(OrderedDict(stages)), channels, classes, dropout=0)
 
 
 def v2_module(inputs: int, name: str, projection: int) -> tuple[Concat, int]:
@@ -169,35 +158,36 @@ class InceptionV3(nn.Module):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.features = nn.Sequential(
-            OrderedDict(
-                Conv2d_1a_3x3=ConvBN(3, 32, 3, 2, padding=0),
-                Conv2d_2a_3x3=ConvBN(32, 32, 3, padding=0),
-                Conv2d_2b_3x3=ConvBN(32, 64, 3),
-                maxpool1=nn.MaxPool2d(3, 2),
-                Conv2d_3b_1x1=ConvBN(64, 80, 1),
-                Conv2d_4a_3x3=ConvBN(80, 192, 3, padding=0),
-                maxpool2=nn.MaxPool2d(3, 2),
-                **{"Mixed_5b": v3_a(192, 32), "Mixed_5c": v3_a(256, 64), "Mixed_5d": v3_a(288, 64)},  # 35x35
-                **{"Mixed_6a": v3_b(), "Mixed_6b": v3_c(128), "Mixed_6c": v3_c(160)},  # 17x17
-                **{"Mixed_6d": v3_c(160), "Mixed_6e": v3_c(192)},
-                **{"Mixed_7a": v3_d(), "Mixed_7b": v3_e(1280), "Mixed_7c": v3_e(2048)},  # 8x8
-            )
-        )
+        stages: list[tuple[str, nn.Module]] = [
+            ("Conv2d_1a_3x3", ConvBN(3, 32, 3, 2, padding=0)),
+            ("Conv2d_2a_3x3", ConvBN(32, 32, 3, padding=0)),
+            ("Conv2d_2b_3x3", ConvBN(32, 64, 3)),
+            ("maxpool1", nn.MaxPool2d(3, 2)),
+            ("Conv2d_3b_1x1", ConvBN(64, 80, 1)),
+            ("Conv2d_4a_3x3", ConvBN(80, 192, 3, padding=0)),
+            ("maxpool2", nn.MaxPool2d(3, 2)),
+            ("Mixed_5b", v3_a(192, 32)),
+            ("Mixed_5c", v3_a(256, 64)),
+            ("Mixed_5d", v3_a(288, 64)),
+            ("Mixed_6a", v3_b()),
+            ("Mixed_6b", v3_c(128)),
+            ("Mixed_6c", v3_c(160)),
+            ("Mixed_6d", v3_c(160)),
+            ("Mixed_6e", v3_c(192)),
+        ]
+        self.features = nn.Sequential(OrderedDict(stages))
         self.aux = V3Head(classes)
+        self.top = nn.Sequential(OrderedDict(Mixed_7a=v3_d(), Mixed_7b=v3_e(1280), Mixed_7c=v3_e(2048)))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(0.5)
         self.fc = nn.Linear(2048, classes)
         he_normal(self)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:  # (N, 3, 299, 299)
-        after_6e = x
-        for name, stage in self.features.named_children():
-            x = stage(x)
-            if name == "Mixed_6e":
-                after_6e = x  # (N, 768, 17, 17)
-        logits: Tensor = self.fc(self.dropout(self.avgpool(x).flatten(1)))
-        return (logits, self.aux(after_6e)) if self.training else logits
+        x = self.features(x)  # (N, 768, 17, 17)
+        top = self.top(x)  # (N, 2048, 8, 8)
+        logits: Tensor = self.fc(self.dropout(self.avgpool(top).flatten(1)))
+        return (logits, self.aux(x)) if self.training else logits
 
 
 def mean_chain(inputs: int, outputs: int) -> nn.Sequential:
@@ -211,8 +201,8 @@ def v4_stem() -> list[nn.Module]:
         *(ConvBN(3, 32, 3, 2, padding=0), ConvBN(32, 32, 3, padding=0), ConvBN(32, 64, 3)),
         Concat(maxpool=nn.MaxPool2d(3, 2), conv=ConvBN(64, 96, 3, 2, padding=0)),
         Concat(
-            branch0=nn.Sequential(ConvBN(160, 64, 1), ConvBN(64, 96, 3, padding=0)),
-            branch1=chain(160, (64, 1), (64, (1, 7)), (64, (7, 1))).append(ConvBN(64, 96, 3, padding=0)),
+            branch0=chain(160, (64, 1), (96, 3, 1)),
+            branch1=chain(160, (64, 1), (64, (1, 7)), (64, (7, 1)), (96, 3, 1)),
         ),
         Concat(conv=ConvBN(192, 192, 3, 2, padding=0), maxpool=nn.MaxPool2d(3, 2)),
     ]
@@ -228,11 +218,11 @@ def v4_a() -> Concat:
     )
 
 
-def v4_reduction_a() -> Concat:
-    """3x3/2; 1x1, 3x3, 3x3/2; max pool (Figure 7)."""
+def reduction_a(inputs: int, k: int, l: int, m: int, n: int) -> Concat:  # noqa: E741 - the paper's names
+    """3x3/2 of n; 1x1 of k, 3x3 of l, 3x3/2 of m; max pool (Figure 7, Table 1)."""
     return Concat(
-        branch0=ConvBN(384, 384, 3, 2, padding=0),
-        branch1=chain(384, (192, 1), (224, 3), (256, 3, 2)),
+        branch0=ConvBN(inputs, n, 3, 2, padding=0),
+        branch1=chain(inputs, (k, 1), (l, 3), (m, 3, 2)),
         branch2=nn.MaxPool2d(3, 2),
     )
 
@@ -271,17 +261,12 @@ def inception_v4(classes: int) -> nn.Module:
     features = nn.Sequential(
         *v4_stem(),
         *(v4_a() for _ in range(4)),  # (N, 384, 35, 35)
-        v4_reduction_a(),
+        reduction_a(384, 192, 224, 256, 384),
         *(v4_b() for _ in range(7)),  # (N, 1024, 17, 17)
         v4_reduction_b(),
         *(v4_c() for _ in range(3)),  # (N, 1536, 8, 8)
     )
     return Classifier(features, 1536, classes, dropout=0.2)
-
-
-def single_crop_299(top1: float, top5: float, source: str) -> Published:
-    """On ImageNet's 50,000 validation images."""
-    return Published(data="ImageNet", top1=top1, top5=top5, protocol="validation, one 299 crop", source=source)
 
 
 INCEPTION_V4_PAPER = Paper(
@@ -290,6 +275,9 @@ INCEPTION_V4_PAPER = Paper(
     year=2016,
     id="arXiv:1602.07261",
 )
+
+crop_299 = partial(single_crop, edge=299)
+paper_crop = partial(Published, data="ImageNet", protocol="validation without 1,762 blacklisted images, one 299 crop")
 
 INCEPTION = (
     Architecture(
@@ -305,7 +293,7 @@ INCEPTION = (
         classes=1000,
         smallest=31,
         small=64,
-        build=InceptionV2,
+        build=inception_v2,
         published=(
             single_crop(74.8, 92.2, "paper"),
             Published(data="ImageNet", top5=95.18, protocol="test, 6 networks, 144 crops", source="paper"),
@@ -326,15 +314,16 @@ INCEPTION = (
         small=80,
         build=InceptionV3,
         published=(
-            single_crop_299(77.294, 93.45, "torchvision IMAGENET1K_V1"),
-            single_crop_299(78.8, 94.4, "paper, Table 3"),
+            crop_299(77.294, 93.45),
+            paper_crop(top1=78.8, top5=94.4, source="paper, Table 3"),
         ),
         weights=Weights(
             library="torchvision",
             model="inception_v3",
             rename=(
                 ("AuxLogits", "aux"),
-                (r"^(?!aux|fc)", "features."),
+                (r"^(Conv|Mixed_[56])", r"features.\1"),
+                ("^Mixed_7", "top.Mixed_7"),
                 ("branch_pool", "branch_pool.1"),
                 *((rf"_{number + 1}\.", f".{number}.") for number in range(5)),  # branch7x7_1 is the first of a branch
                 *((rf"_{number + 1}([ab])\.", rf".{number}.\1.") for number in range(1, 3)),
@@ -351,8 +340,8 @@ INCEPTION = (
         small=80,
         build=inception_v4,
         published=(
-            single_crop_299(80.144, 94.982, "timm tf_in1k"),
-            single_crop_299(80.0, 95.0, "paper, Table 2"),
+            crop_299(80.144, 94.982, "timm tf_in1k"),
+            paper_crop(top1=80.0, top5=95.0, source="paper, Table 2"),
         ),
         weights=Weights(
             library="timm",

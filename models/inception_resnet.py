@@ -1,8 +1,9 @@
 """Inception-ResNet: Szegedy et al., "Inception-v4, Inception-ResNet and the Impact of Residual Connections", 2016.
 
 arXiv:1602.07261. v1 is the paper's, Figures 10 to 15. v2 is the released network, which weights fit, and not that of
-Figures 16 to 20: v3's stem, 10, 20 and 10 blocks, the last scaled by 1 and without ReLU, and a 1x1 of 1536 at the end.
-Both scale residuals as released, by 0.17, 0.1 and 0.2 (section 3.3 says 0.1 to 0.3). Modules are named as in timm.
+Figures 3 and 16 to 19: v3's stem, 10, 20 and 10 blocks, the last scaled by 1 and without ReLU, and a 1x1 of 1536 at
+the end. It scales residuals by 0.17, 0.1 and 0.2, and so does v1 here (section 3.3 says 0.1 to 0.3). Modules are named
+as in timm.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.card import Architecture, Weights
-from models.inception import INCEPTION_V4_PAPER, chain, mean_chain, single_crop_299
+from models.inception import INCEPTION_V4_PAPER, chain, crop_299, mean_chain, paper_crop, reduction_a
 from models.layers import Classifier, Concat, ConvBN
 
 
-class Block(nn.Module):
+class ResidualInception(nn.Module):
     """relu(x + scale * 1x1 of the branches side by side); the 1x1 has a bias and no BN."""
 
     def __init__(self, channels: int, mixed: int, scale: float, *, relu: bool = True, **branches: nn.Module) -> None:
@@ -33,41 +34,38 @@ class Block(nn.Module):
         return F.relu(out) if self.relu else out
 
 
-def block35(channels: int, double: tuple[int, int]) -> Block:
+def block35(channels: int, double: tuple[int, int]) -> ResidualInception:
     """At 35x35: 1x1; 1x1, 3x3; 1x1, 3x3, 3x3 (Figures 10 and 16)."""
-    return Block(
-        *(channels, 64 + double[1], 0.17),
+    return ResidualInception(
+        channels,
+        64 + double[1],
+        scale=0.17,
         branch0=ConvBN(channels, 32, 1),
         branch1=chain(channels, (32, 1), (32, 3)),
         branch2=chain(channels, (32, 1), (double[0], 3), (double[1], 3)),
     )
 
 
-def block17(channels: int, one: int, widths: tuple[int, int, int]) -> Block:
+def block17(channels: int, one: int, widths: tuple[int, int, int]) -> ResidualInception:
     """At 17x17: 1x1; 1x1, 1x7, 7x1 (Figures 11 and 17)."""
-    return Block(
-        *(channels, one + widths[2], 0.1),
+    return ResidualInception(
+        channels,
+        one + widths[2],
+        scale=0.1,
         branch0=ConvBN(channels, one, 1),
         branch1=chain(channels, (widths[0], 1), (widths[1], (1, 7)), (widths[2], (7, 1))),
     )
 
 
-def block8(channels: int, widths: tuple[int, int], scale: float = 0.2, *, relu: bool = True) -> Block:
+def block8(channels: int, widths: tuple[int, int], scale: float = 0.2, *, relu: bool = True) -> ResidualInception:
     """At 8x8: 1x1; 1x1, 1x3, 3x1 (Figures 13 and 19)."""
-    return Block(
-        *(channels, 192 + widths[1], scale),
+    return ResidualInception(
+        channels,
+        192 + widths[1],
+        scale=scale,
         relu=relu,
         branch0=ConvBN(channels, 192, 1),
         branch1=chain(channels, (192, 1), (widths[0], (1, 3)), (widths[1], (3, 1))),
-    )
-
-
-def reduction_a(inputs: int, k: int, l: int, m: int, n: int) -> Concat:  # noqa: E741 - the paper's names
-    """3x3/2 of n; 1x1 of k, 3x3 of l, 3x3/2 of m; max pool (Figure 7, Table 1)."""
-    return Concat(
-        branch0=ConvBN(inputs, n, 3, 2, padding=0),
-        branch1=chain(inputs, (k, 1), (l, 3), (m, 3, 2)),
-        branch2=nn.MaxPool2d(3, 2),
     )
 
 
@@ -148,14 +146,14 @@ INCEPTION_RESNET = (
     variant(
         name="inception_resnet_v1",
         build=inception_resnet_v1,
-        published=(single_crop_299(78.7, 94.5, "paper, Table 2"),),
+        published=(paper_crop(top1=78.7, top5=94.5, source="paper, Table 2"),),
     ),
     variant(
         name="inception_resnet_v2",
         build=inception_resnet_v2,
         published=(
-            single_crop_299(80.434, 95.312, "timm tf_in1k"),
-            single_crop_299(80.1, 95.1, "paper, Table 2"),
+            crop_299(80.434, 95.312, "timm tf_in1k"),
+            paper_crop(top1=80.1, top5=95.1, source="paper, Table 2"),
         ),
         weights=Weights(
             library="timm",

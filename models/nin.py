@@ -34,7 +34,7 @@ class NiN(nn.Sequential):
         he_normal(self)
 
 
-def cifar10(classes: int) -> nn.Module:
+def nin_cifar10(classes: int) -> nn.Module:
     """32, 16, 8 pixels."""
     return NiN(
         mlpconv(3, (192, 160, 96), 5),
@@ -45,7 +45,7 @@ def cifar10(classes: int) -> nn.Module:
     )
 
 
-def imagenet(classes: int) -> nn.Module:
+def nin_imagenet(classes: int) -> nn.Module:
     """224 to 54, 27, 13, 6 pixels."""
     return NiN(
         mlpconv(3, (96, 96, 96), 11, stride=4, padding=0),
@@ -71,10 +71,10 @@ NIN = (
         classes=10,
         smallest=4,
         small=32,
-        build=cifar10,
+        build=nin_cifar10,
         published=(
             Published(data="CIFAR-10", top1=91.19, protocol="test, with augmentation", source="paper, Table 1"),
-            Published(data="CIFAR-10", top1=89.59, protocol="test", source="paper, Table 1"),
+            Published(data="CIFAR-10", top1=89.59, protocol="test, without augmentation", source="paper, Table 1"),
         ),
     ),
     variant(
@@ -83,7 +83,7 @@ NIN = (
         classes=1000,
         smallest=39,
         small=96,
-        build=imagenet,
+        build=nin_imagenet,
         published=(
             Published(data="ImageNet", top1=59.36, protocol="validation, one 224 crop", source="author's README"),
         ),

@@ -13,7 +13,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from models.card import Architecture, Published
+from models.card import Architecture, on_cifar10, single_crop
 from models.resnet import (
     IDENTITY_MAPPINGS,
     Block,
@@ -24,8 +24,6 @@ from models.resnet import (
     Stem,
     cifar_stem,
     imagenet_stem,
-    on_cifar10,
-    single_crop,
 )
 
 
@@ -39,7 +37,7 @@ class PreActBlock(ResidualBlock):
 
     def __init__(self, inputs: int, outputs: int, stride: int, shortcut: Shortcut) -> None:
         super().__init__(inputs, outputs, stride, shortcut)
-        self.bn1: nn.Module = nn.BatchNorm2d(inputs)
+        self.bn1: nn.Module = nn.BatchNorm2d(inputs)  # nothing in the network's first block
         self.relu = nn.ReLU()  # not in place: what it takes may be the shortcut
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,19 +111,23 @@ def bottlenecks(blocks: int) -> Callable[[int], nn.Module]:
     return partial(PreActResNet, block=partial(PreActBottleneck, stride_in_3x3=False), depths=(blocks,) * 3)
 
 
-TABLE_2 = "paper, Table 2, median of 5 runs"
+table_2 = partial(on_cifar10, source="paper, Table 2, median of 5 runs")
 
 PREACT_RESNET = (
     cifar(
         name="preact_resnet110",
         build=partial(PreActResNet, block=partial(PreActBasicBlock, shortcut=OptionA), depths=(18, 18, 18)),
-        published=on_cifar10(93.63, TABLE_2),
+        published=(table_2(93.63),),
     ),
-    cifar(name="preact_resnet164", build=bottlenecks(18), published=on_cifar10(94.54, TABLE_2)),
+    cifar(
+        name="preact_resnet164",
+        build=bottlenecks(18),
+        published=(table_2(94.54),),
+    ),
     cifar(
         name="preact_resnet1001",
         build=bottlenecks(111),
-        published=on_cifar10(95.08, "authors' README, batch 128 (95.38 with 64)"),
+        published=(on_cifar10(95.08, "authors' README, batch 128 (95.38 with 64)"),),
     ),
     variant(
         name="preact_resnet200",
@@ -141,7 +143,7 @@ PREACT_RESNET = (
         ),
         published=(
             single_crop(78.34, 94.21, "fb.resnet.torch"),
-            Published(data="ImageNet", top1=79.9, top5=95.2, protocol="validation, one 320 crop", source="paper"),
+            single_crop(79.9, 95.2, "paper", edge=320),
         ),
     ),
 )

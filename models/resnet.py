@@ -15,7 +15,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.card import Architecture, Paper, Published, Weights
+from models.card import Architecture, Paper, Published, Weights, on_cifar10, single_crop
 from models.layers import he_normal
 
 
@@ -73,13 +73,21 @@ class BasicBlock(ResidualBlock):
 
 
 class Bottleneck(ResidualBlock):
-    """1x1, BN, ReLU, 3x3/s in `groups`, BN, ReLU, 1x1, BN, + x, ReLU; or the stride in the first 1x1.
+    """1x1, BN, ReLU, 3x3/s in `groups`, BN, ReLU, 1x1, BN, `gate`, + x, ReLU; or the stride in the first 1x1.
 
     A group is `width` channels wide where planes are 64.
     """
 
     def __init__(
-        self, inputs: int, planes: int, stride: int, groups: int = 1, width: int = 64, *, stride_in_3x3: bool = True
+        self,
+        inputs: int,
+        planes: int,
+        stride: int,
+        groups: int = 1,
+        width: int = 64,
+        *,
+        stride_in_3x3: bool = True,
+        gate: Callable[[int], nn.Module] = nn.Identity,
     ) -> None:
         super().__init__(inputs, planes * 4, stride, option_b)
         inner = planes * width // 64 * groups
@@ -90,11 +98,12 @@ class Bottleneck(ResidualBlock):
         self.bn2 = nn.BatchNorm2d(inner)
         self.conv3 = nn.Conv2d(inner, planes * 4, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(planes * 4)
+        self.gate = gate(planes * 4)
 
     def residual(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
-        out: Tensor = self.bn3(self.conv3(x))
+        out: Tensor = self.gate(self.bn3(self.conv3(x)))
         return out
 
 
@@ -171,14 +180,9 @@ IDENTITY_MAPPINGS = Paper(
 )
 
 
-def single_crop(top1: float, top5: float, source: str = "torchvision IMAGENET1K_V1") -> Published:
-    """On ImageNet's 50,000 validation images."""
-    return Published(data="ImageNet", top1=top1, top5=top5, protocol="validation, one 224 crop", source=source)
-
-
-def ten_crop(top1: float, top5: float | None = None) -> Published:
-    """On ImageNet's 50,000 validation images, as the paper's Tables 3 and 4 have it."""
-    return Published(data="ImageNet", top1=top1, top5=top5, protocol="validation, ten crops", source="paper")
+def ten_crop(top1: float, top5: float) -> Published:
+    """Of ImageNet's 50,000 validation images, with projections as shortcuts."""
+    return Published(data="ImageNet", top1=top1, top5=top5, protocol="validation, ten crops", source="paper, Table 3")
 
 
 def imagenet(name: str, block: Block, depths: Sequence[int], *published: Published) -> Architecture:
@@ -207,25 +211,27 @@ def basic_blocks(blocks: int) -> Callable[[int], nn.Module]:
     )
 
 
-def on_cifar10(top1: float, source: str) -> tuple[Published]:
-    """On CIFAR-10's 10,000 test images, trained with shifts and flips."""
-    return (Published(data="CIFAR-10", top1=top1, protocol="test", source=source),)
-
-
-TABLE_6 = "paper, Table 6"
+table_6 = partial(on_cifar10, source="paper, Table 6")
 
 RESNET = (
-    imagenet("resnet18", BasicBlock, (2, 2, 2, 2), single_crop(69.758, 89.078), ten_crop(72.12)),
-    imagenet("resnet34", BasicBlock, (3, 4, 6, 3), single_crop(73.314, 91.42), ten_crop(75.81, 92.6)),
+    imagenet("resnet18", BasicBlock, (2, 2, 2, 2), single_crop(69.758, 89.078)),
+    imagenet("resnet34", BasicBlock, (3, 4, 6, 3), single_crop(73.314, 91.42), ten_crop(75.48, 92.54)),
     imagenet("resnet50", Bottleneck, (3, 4, 6, 3), single_crop(76.13, 92.862), ten_crop(77.15, 93.29)),
     imagenet("resnet101", Bottleneck, (3, 4, 23, 3), single_crop(77.374, 93.546), ten_crop(78.25, 93.95)),
-    imagenet("resnet152", Bottleneck, (3, 8, 36, 3), single_crop(78.312, 94.046), ten_crop(78.57, 94.29)),
-    cifar(name="resnet20_cifar", build=basic_blocks(3), published=on_cifar10(91.25, TABLE_6)),
-    cifar(name="resnet32_cifar", build=basic_blocks(5), published=on_cifar10(92.49, TABLE_6)),
-    cifar(name="resnet44_cifar", build=basic_blocks(7), published=on_cifar10(92.83, TABLE_6)),
-    cifar(name="resnet56_cifar", build=basic_blocks(9), published=on_cifar10(93.03, TABLE_6)),
-    cifar(name="resnet110_cifar", build=basic_blocks(18), published=on_cifar10(93.57, f"{TABLE_6}, best of 5 runs")),
-    cifar(name="resnet1202_cifar", build=basic_blocks(200), published=on_cifar10(92.07, TABLE_6)),
+    imagenet(
+        *("resnet152", Bottleneck, (3, 8, 36, 3)),
+        single_crop(78.312, 94.046),
+        ten_crop(78.57, 94.29),
+        Published(data="ImageNet", top5=96.43, protocol="test, 6 networks of several depths", source="paper, Table 5"),
+    ),
+    cifar(name="resnet20_cifar", build=basic_blocks(3), published=(table_6(91.25),)),
+    cifar(name="resnet32_cifar", build=basic_blocks(5), published=(table_6(92.49),)),
+    cifar(name="resnet44_cifar", build=basic_blocks(7), published=(table_6(92.83),)),
+    cifar(name="resnet56_cifar", build=basic_blocks(9), published=(table_6(93.03),)),
+    cifar(
+        name="resnet110_cifar", build=basic_blocks(18), published=(on_cifar10(93.57, "paper, Table 6, best of 5 runs"),)
+    ),
+    cifar(name="resnet1202_cifar", build=basic_blocks(200), published=(table_6(92.07),)),
     cifar(  # the baseline of the pre-activation paper, its stride in the first 1x1
         name="resnet164_cifar",
         paper=IDENTITY_MAPPINGS,
@@ -236,6 +242,6 @@ RESNET = (
             stem=cifar_stem,
             planes=16,
         ),
-        published=on_cifar10(94.07, "paper, Table 2"),
+        published=(on_cifar10(94.07, "paper, Table 2"),),
     ),
 )

@@ -1,6 +1,6 @@
 """ResNeXt: Xie, Girshick, Dollár, Tu, He, "Aggregated Residual Transformations for Deep Neural Networks", 2016.
 
-arXiv:1611.05431, Table 1 and section 5.2, in form (c) of Figure 3: the 3x3 of a bottleneck in groups, one for each of
+arXiv:1611.05431, Table 1 and section 5.3, in form (c) of Figure 3: the 3x3 of a bottleneck in groups, one for each of
 the paper's paths. Rows over ResNet; module names are torchvision's.
 """
 
@@ -11,8 +11,8 @@ from functools import partial
 
 from torch import nn
 
-from models.card import Architecture, Paper, Weights
-from models.resnet import Bottleneck, ResNet, cifar_stem, on_cifar10, single_crop
+from models.card import Architecture, Paper, Weights, on_cifar10, single_crop
+from models.resnet import Bottleneck, ResNet, cifar_stem
 
 variant = partial(
     Architecture,
@@ -41,8 +41,8 @@ def resnext29(groups: int) -> Callable[[int], nn.Module]:
     )
 
 
-README = partial(single_crop, source="authors' README")
-TABLE_7 = "paper, Table 7, mean of 10 runs"
+readme = partial(single_crop, source="authors' README")
+table_7 = partial(on_cifar10, source="paper, Table 7, mean of 10 runs")
 
 RESNEXT = (
     imagenet(
@@ -54,13 +54,13 @@ RESNEXT = (
     imagenet(
         name="resnext101_32x4d",
         build=resnext((3, 4, 23, 3), 32, 4),
-        published=(README(78.8, 94.4),),
+        published=(readme(78.8, 94.4),),
         weights=Weights(library="timm", model="resnext101_32x4d"),
     ),
     imagenet(
         name="resnext101_64x4d",
         build=resnext((3, 4, 23, 3), 64, 4),
-        published=(README(79.6, 94.7),),
+        published=(readme(79.6, 94.7),),
         weights=Weights(library="torchvision", model="resnext101_64x4d"),
     ),
     imagenet(  # not in the paper
@@ -69,6 +69,14 @@ RESNEXT = (
         published=(single_crop(79.312, 94.526),),
         weights=Weights(library="torchvision", model="resnext101_32x8d"),
     ),
-    cifar(name="resnext29_8x64d", build=resnext29(8), published=on_cifar10(96.35, TABLE_7)),
-    cifar(name="resnext29_16x64d", build=resnext29(16), published=on_cifar10(96.42, TABLE_7)),
+    cifar(
+        name="resnext29_8x64d",
+        build=resnext29(8),
+        published=(table_7(96.35),),
+    ),
+    cifar(
+        name="resnext29_16x64d",
+        build=resnext29(16),
+        published=(table_7(96.42),),
+    ),
 )

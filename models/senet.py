@@ -2,40 +2,26 @@
 
 Rows over ResNet, with a squeeze-and-excitation on each residual; `se_inception` puts one on each module of Inception
 v2. All as the authors released them for Caffe: the stem's pool without padding, but rounding up; SE-ResNet's stride in
-the first 1x1. Module names are timm's (`se`, `fc`); the released weights are under Cadene's, hence the renaming.
+the first 1x1. Module names are torchvision's of ResNet; the released weights are under Cadene's, hence the renaming.
 """
 
 from __future__ import annotations
 
 from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 
-from models.card import Architecture, Paper, Published, Weights
-from models.inception import InceptionV2
+from models.card import Architecture, Paper, Published, Weights, single_crop
+from models.inception import inception_v2
 from models.layers import SqueezeExcitation
-from models.resnet import Bottleneck, ResNet, Stem, single_crop
+from models.resnet import Bottleneck, ResNet, Stem
 
 
-class SEBottleneck(Bottleneck):
-    """Bottleneck's chain with SE before + x."""
-
-    def __init__(
-        self, inputs: int, planes: int, stride: int, groups: int = 1, width: int = 64, *, stride_in_3x3: bool = True
-    ) -> None:
-        super().__init__(inputs, planes, stride, groups, width, stride_in_3x3=stride_in_3x3)
-        self.se = SqueezeExcitation(planes * 4)
-
-    def residual(self, x: Tensor) -> Tensor:
-        out: Tensor = self.se(super().residual(x))
-        return out
-
-
-class SENetBottleneck(SEBottleneck):
-    """64 groups of 4; the first 1x1 half as wide as usual, and the shortcut that halves the picture a 3x3."""
+class SENetBottleneck(Bottleneck):
+    """SE-ResNeXt's, 64x4d, but with half of the first 1x1's maps, and a 3x3 as the shortcut that halves the picture."""
 
     def __init__(self, inputs: int, planes: int, stride: int) -> None:
-        super().__init__(inputs, planes, stride, groups=64, width=4)
+        super().__init__(inputs, planes, stride, groups=64, width=4, gate=SqueezeExcitation)
         self.conv1 = nn.Conv2d(inputs, planes * 2, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(planes * 2)
         self.conv2 = nn.Conv2d(planes * 2, planes * 4, 3, stride, 1, groups=64, bias=False)
@@ -59,7 +45,7 @@ def deep_stem() -> Stem:
     return Stem(convs, 128, nn.MaxPool2d(3, 2, ceil_mode=True))
 
 
-RENAME = (("^layer0.", ""), ("se_module", "se"), ("last_linear", "fc"))
+RENAME = (("^layer0.", ""), ("se_module", "gate"), ("last_linear", "fc"))
 RENAME_DEEP_STEM = (
     *((r"layer0\.conv1", "conv1.0"), (r"layer0\.bn1", "conv1.1")),
     *((r"layer0\.conv2", "conv1.3"), (r"layer0\.bn2", "conv1.4")),
@@ -81,55 +67,57 @@ variant = partial(
     smallest=3,
     small=64,
 )
-README = partial(single_crop, source="authors' README")
-PAPER = partial(single_crop, source="paper, Table 2")
+readme = partial(single_crop, source="authors' README")
+table_2 = partial(single_crop, source="paper, Table 2")
 
-se_resnet = partial(ResNet, block=partial(SEBottleneck, stride_in_3x3=False), stem=caffe_stem)
-se_resnext = partial(ResNet, block=partial(SEBottleneck, groups=32, width=4), stem=caffe_stem)
+se_bottleneck = partial(Bottleneck, gate=SqueezeExcitation)
+se_resnet = partial(ResNet, block=partial(se_bottleneck, stride_in_3x3=False), stem=caffe_stem)
+se_resnext = partial(ResNet, block=partial(se_bottleneck, groups=32, width=4), stem=caffe_stem)
 
 SENET = (
     variant(
         name="se_resnet50",
         build=partial(se_resnet, depths=(3, 4, 6, 3)),
-        published=(README(77.63, 93.64), PAPER(76.71, 93.38)),
+        published=(readme(77.63, 93.64), table_2(76.71, 93.38)),
         weights=Weights(library="timm", model="legacy_seresnet50", rename=RENAME),
     ),
     variant(
         name="se_resnet101",
         build=partial(se_resnet, depths=(3, 4, 23, 3)),
-        published=(README(78.25, 94.28), PAPER(77.62, 93.93)),
+        published=(readme(78.25, 94.28), table_2(77.62, 93.93)),
         weights=Weights(library="timm", model="legacy_seresnet101", rename=RENAME),
     ),
     variant(
         name="se_resnet152",
         build=partial(se_resnet, depths=(3, 8, 36, 3)),
-        published=(README(78.66, 94.46), PAPER(78.43, 94.27)),
+        published=(readme(78.66, 94.46), table_2(78.43, 94.27)),
         weights=Weights(library="timm", model="legacy_seresnet152", rename=RENAME),
     ),
     variant(
         name="se_resnext50_32x4d",
         build=partial(se_resnext, depths=(3, 4, 6, 3)),
-        published=(README(79.03, 94.46), PAPER(78.9, 94.51)),
+        published=(readme(79.03, 94.46), table_2(78.9, 94.51)),
         weights=Weights(library="timm", model="legacy_seresnext50_32x4d", rename=RENAME),
     ),
     variant(
         name="se_resnext101_32x4d",
         build=partial(se_resnext, depths=(3, 4, 23, 3)),
-        published=(README(80.19, 95.04), PAPER(79.3, 94.99)),
+        published=(readme(80.19, 95.04), table_2(79.3, 94.99)),
         weights=Weights(library="timm", model="legacy_seresnext101_32x4d", rename=RENAME),
     ),
     variant(
         name="se_inception",
         smallest=31,
-        build=partial(InceptionV2, projection=128, gate=SqueezeExcitation),
-        published=(README(76.38, 92.96), PAPER(75.77, 92.86)),
+        build=partial(inception_v2, projection=128, gate=SqueezeExcitation),
+        published=(readme(76.38, 92.96), table_2(75.77, 92.86)),
     ),
     variant(
         name="senet154",
         build=partial(ResNet, block=SENetBottleneck, depths=(3, 8, 36, 3), stem=deep_stem, dropout=0.2),
         published=(
-            README(81.32, 95.53),
-            Published(data="ImageNet", top1=82.72, top5=96.21, protocol="validation, one 320 crop", source="paper"),
+            readme(81.32, 95.53),
+            single_crop(82.72, 96.21, "paper", edge=320),
+            Published(data="ImageNet", top5=97.749, protocol="test, several networks", source="paper"),
         ),
         weights=Weights(library="timm", model="legacy_senet154", rename=(*RENAME_DEEP_STEM, *RENAME)),
     ),

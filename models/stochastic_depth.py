@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.card import Architecture, Paper
-from models.resnet import BasicBlock, ResNet, cifar_stem, on_cifar10
+from models.card import Architecture, Paper, on_cifar10
+from models.resnet import BasicBlock, ResNet, cifar_stem
 
 
 class AverageOptionA(nn.Module):
-    """Shortcut without parameters: s x s mean, zeros for the new channels."""
+    """Shortcut without parameters: s x s mean (at the rim of odd sizes of what is there), zeros for new channels."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -71,6 +71,6 @@ STOCHASTIC_DEPTH = (
         smallest=1,
         small=32,
         build=partial(StochasticDepthResNet, depths=(18, 18, 18), last=0.5),
-        published=on_cifar10(94.75, "authors' README"),
+        published=(on_cifar10(94.75, "authors' README"),),
     ),
 )

@@ -12,7 +12,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from models.card import Architecture, Paper, Published, Weights
+from models.card import Architecture, Paper, Published, Weights, single_crop
 from models.layers import he_normal
 
 # Table 1: the width of each 3x3, M for a 2x2 max pool
@@ -54,18 +54,8 @@ class VGG(nn.Module):
         return logits
 
 
-def variant(name: str, single_crop: tuple[float, float], dense: tuple[float, float] | None = None) -> Architecture:
-    """Top-1 and top-5 of torchvision's weights on one crop, and the paper's of one network at one scale (Table 3)."""
-    ours = Published(
-        data="ImageNet",
-        top1=single_crop[0],
-        top5=single_crop[1],
-        protocol="validation, one 224 crop",
-        source="torchvision IMAGENET1K_V1",
-    )
-    paper = dense and Published(
-        data="ImageNet", top1=dense[0], top5=dense[1], protocol="validation, dense", source="paper, Table 3"
-    )
+def variant(name: str, *published: Published) -> Architecture:
+    """A column of Table 1, with or without `_bn`."""
     return Architecture(
         name=name,
         family="vgg",
@@ -80,18 +70,20 @@ def variant(name: str, single_crop: tuple[float, float], dense: tuple[float, flo
         smallest=32,
         small=64,
         build=partial(VGG, column=COLUMNS[name.removesuffix("_bn")], batch_norm=name.endswith("_bn")),
-        published=(ours, paper) if paper else (ours,),
+        published=published,
         weights=Weights(library="torchvision", model=name),
     )
 
 
+dense = partial(Published, data="ImageNet", protocol="validation, one network, dense", source="paper, Table 3")
+
 VGG_VARIANTS = (
-    variant("vgg11", (69.02, 88.628), dense=(70.4, 89.6)),
-    variant("vgg11_bn", (70.37, 89.81)),
-    variant("vgg13", (69.928, 89.246), dense=(71.3, 90.1)),
-    variant("vgg13_bn", (71.586, 90.374)),
-    variant("vgg16", (71.592, 90.382), dense=(74.4, 91.9)),
-    variant("vgg16_bn", (73.36, 91.516)),
-    variant("vgg19", (72.376, 90.876), dense=(74.5, 92.0)),
-    variant("vgg19_bn", (74.218, 91.842)),
+    variant("vgg11", single_crop(69.02, 88.628), dense(top1=70.4, top5=89.6)),
+    variant("vgg11_bn", single_crop(70.37, 89.81)),
+    variant("vgg13", single_crop(69.928, 89.246), dense(top1=71.3, top5=90.1)),
+    variant("vgg13_bn", single_crop(71.586, 90.374)),
+    variant("vgg16", single_crop(71.592, 90.382), dense(top1=74.4, top5=91.9)),
+    variant("vgg16_bn", single_crop(73.36, 91.516)),
+    variant("vgg19", single_crop(72.376, 90.876), dense(top1=74.5, top5=92.0)),
+    variant("vgg19_bn", single_crop(74.218, 91.842)),
 )

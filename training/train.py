@@ -126,7 +126,7 @@ def train_epoch(
     recipe: Recipe,
     number: int,
 ) -> float:
-    """One pass over the shuffled images; the mean loss."""
+    """One pass over the shuffled images; the mean loss, without that of auxiliary heads."""
     net.train()
     batches = torch.randperm(len(train_set[0])).split(recipe.batch)
     total = 0.0
@@ -137,12 +137,10 @@ def train_epoch(
         pixels = translate(pixels, recipe.shift, recipe.preprocess.fill)
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
             outputs = net(normalise(pixels))
-        logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
-        loss = LOSSES[recipe.loss](logits.float(), targets)
-        for head in auxiliary:
-            loss = loss + recipe.auxiliary * LOSSES[recipe.loss](head.float(), targets)
+        heads = outputs if isinstance(outputs, tuple) else (outputs,)
+        loss, *others = (LOSSES[recipe.loss](head.float(), targets) for head in heads)
         optimizer.zero_grad()
-        loss.backward()
+        (loss + recipe.auxiliary * sum(others)).backward()
         optimizer.step()
         total += loss.item() * len(batch)
     return total / len(train_set[0])

@@ -12,6 +12,7 @@ from torch import nn
 
 from models.__main__ import describe
 from models.complexity import Complexity, complexity, trace
+from models.layers import Concat, SqueezeExcitation
 from models.zoo import ZOO, build
 
 # parameters, MACs, activations at the paper's input and classes: those of torchvision's, timm's and the authors'
@@ -121,11 +122,23 @@ def test_no_parameter_is_missed(name: str) -> None:
 
 @pytest.mark.parametrize("name", RECEPTIVE_FIELDS)
 def test_receptive_fields_are_those_that_others_computed(name: str) -> None:
-    spatial = [layer.receptive_field for layer in cost(name).layers if len(layer.output_shape) == 3]
     before_the_mean = [
-        seen for seen, layer in zip(spatial, cost(name).layers, strict=False) if "avgpool" not in layer.name
+        layer.receptive_field
+        for layer in cost(name).layers
+        if len(layer.output_shape) == 3 and not layer.name.endswith("avgpool")
     ]
     assert tuple(map(max, zip(*before_the_mean, strict=True))) == (RECEPTIVE_FIELDS[name],) * 2
+
+
+def test_a_squeeze_sees_the_whole_map_and_does_not_move() -> None:
+    net = nn.Sequential(nn.Conv2d(16, 16, 3), SqueezeExcitation(16), nn.Conv2d(16, 16, 3), SqueezeExcitation(16))
+    layers, _ = trace(net, torch.zeros(1, 16, 12, 12))
+    seen = {layer.name: layer.receptive_field[0] for layer in layers}
+    assert seen == {
+        **{"0": 3, "1.avg_pool": 3 + 9, "1.fc1": 12, "1.fc2": 12},
+        **{"2": 12, "3.avg_pool": 12, "3.fc1": 12, "3.fc2": 12},
+    }
+    assert cost("se_inception").layers[-1].receptive_field == cost("inception_v2").layers[-1].receptive_field
 
 
 def test_peak_memory_is_of_the_tensors_alive_at_once() -> None:
@@ -136,6 +149,14 @@ def test_peak_memory_is_of_the_tensors_alive_at_once() -> None:
     assert cost("resnet50").peak_bytes == 4 * (2 * 256 + 64) * 56 * 56
     # the last concatenation of the first dense block: 148 maps, 12 new ones, and both side by side
     assert cost("densenet_40_12").peak_bytes == 4 * (148 + 12 + 160) * 32 * 32
+    # AlexNet's first layer: the picture and 96 maps of 55x55, then normalised in place
+    assert cost("alexnet").peak_bytes == 4 * (3 * 227 * 227 + 96 * 55 * 55)
+    # a gate: 16 maps wait while their means are squeezed to one and back
+    _, peak = trace(SqueezeExcitation(16), torch.zeros(1, 16, 5, 5))
+    assert peak == 4 * (16 * 25 + 16 + 1)
+    # two branches of 2 and 3 maps from 1, which waits for the second, and both side by side
+    net = Concat(a=nn.Conv2d(1, 2, 1), b=nn.Conv2d(1, 3, 1))
+    assert trace(net, torch.zeros(1, 1, 5, 5))[1] == 4 * (5 + 5) * 25
 
 
 def test_intensity_by_hand() -> None:
@@ -172,6 +193,12 @@ def test_macs_of_a_grouped_convolution_by_hand() -> None:
     (layer,), _ = trace(nn.Sequential(nn.Conv2d(8, 4, 3, groups=2)), torch.zeros(1, 8, 5, 5))
     assert layer.macs == (4 * 3 * 3) * (4 * 3 * 3)  # outputs, times the inputs that each sees
     assert layer.params == 4 * (4 * 3 * 3 + 1)
+
+
+def test_a_layer_without_parameters_is_listed_if_it_moves_a_window_or_normalises() -> None:
+    net = nn.Sequential(nn.MaxPool2d(3, 1, 1), nn.LocalResponseNorm(5), nn.ReLU(), nn.Dropout(), nn.Flatten())
+    layers, _ = trace(net, torch.zeros(1, 8, 5, 5))
+    assert [layer.type for layer in layers] == ["MaxPool2d", "LocalResponseNorm"]
 
 
 def test_receptive_fields_by_hand() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.densenet import DenseBlock, DenseLayer
-from models.inception_resnet import Block
+from models.inception_resnet import ResidualInception
 from models.layers import Concat, SqueezeExcitation, grid_mean
 from models.preact_resnet import PreActBasicBlock, PreActResNet
 from models.resnet import OptionA
@@ -55,7 +55,7 @@ def test_the_smallest_input_is_found(name: str) -> None:
     assert edge <= card.small <= card.input_shape[1]
 
 
-@pytest.mark.parametrize("name", ["alexnet", "alexnet_owt", "zfnet", "zfnet_wide", "vgg11"])
+@pytest.mark.parametrize("name", [name for name, card in ZOO.items() if card.family in {"alexnet", "zfnet", "vgg"}])
 def test_at_the_papers_input_the_adaptive_pool_changes_nothing(name: str) -> None:
     with torch.device("meta"):
         net = build(name, 10).eval()
@@ -70,8 +70,9 @@ def test_at_the_papers_input_the_adaptive_pool_changes_nothing(name: str) -> Non
 
 
 def test_the_auxiliary_heads_pool_is_the_papers_where_it_fits() -> None:
-    paper, small = torch.randn(1, 3, 14, 14), torch.randn(1, 3, 2, 2)
-    assert torch.equal(grid_mean(paper, kernel=5, stride=3, grid=4), F.avg_pool2d(paper, 5, 3))
+    googlenet, v3, small = torch.randn(1, 3, 14, 14), torch.randn(1, 3, 17, 17), torch.randn(1, 3, 2, 2)
+    assert torch.equal(grid_mean(googlenet, kernel=5, stride=3, grid=4), F.avg_pool2d(googlenet, 5, 3))
+    assert torch.equal(grid_mean(v3, kernel=5, stride=3, grid=5), F.avg_pool2d(v3, 5, 3))
     assert grid_mean(small, kernel=5, stride=3, grid=4).shape == (1, 3, 4, 4)
 
 
@@ -177,11 +178,11 @@ def test_a_dense_layer_sees_all_before_it() -> None:
 
 
 def test_an_inception_residual_is_scaled_before_the_addition() -> None:
-    block, x = Block(4, 4, 0.1, branch=nn.Identity()), torch.randn(1, 4, 3, 3)
+    block, x = ResidualInception(4, 4, 0.1, branch=nn.Identity()), torch.randn(1, 4, 3, 3)
     assert torch.allclose(block(x), F.relu(x + 0.1 * block.conv2d(x)))
     assert block.conv2d.bias is not None
 
 
 def test_branches_stand_side_by_side_in_order() -> None:
     x = torch.randn(1, 1, 2, 2)
-    assert torch.equal(Concat(a=nn.Identity(), b=nn.Flatten(0, 0))(x), torch.cat([x, x], 1))
+    assert torch.equal(Concat(a=nn.ReLU(), b=nn.Identity())(x), torch.cat([F.relu(x), x], 1))

@@ -16,7 +16,7 @@ from engines.openvino import OpenVINOEngine
 from models.densenet import cifar_densenet
 from models.preact_resnet import PreActBasicBlock, PreActResNet
 from models.resnet import ResNet
-from models.senet import SEBottleneck, caffe_stem
+from models.senet import caffe_stem, se_bottleneck
 from models.zoo import ZOO, build
 from training.export import FromPixels, export
 from training.publish import torch_logits
@@ -53,7 +53,7 @@ def difference(build_net: Callable[[int], nn.Module], recipe: Recipe, path: Path
     "build_net",
     [
         partial(PreActResNet, block=PreActBasicBlock, depths=(1, 1, 1)),
-        partial(ResNet, block=partial(SEBottleneck, groups=32, width=4), depths=(1, 1), stem=caffe_stem),
+        partial(ResNet, block=partial(se_bottleneck, groups=32, width=4), depths=(1, 1), stem=caffe_stem),
         partial(cifar_densenet, depth=10, growth=4, bc=True),
     ],
     ids=["preact_resnet", "se_resnext", "densenet"],
