@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.zoo import ZOO, build
 from tests.conftest import Run
 from tests.serving import ROOT
 from training import checkpoint
 from training.checkpoint import CheckpointError
 from training.recipe import MNIST
-from training.train import LOG, learning_rate, map_loss, translate
+from training.train import LOG, Normalise, learning_rate, make_optimizer, map_loss, train_epoch, translate
 
 
 def test_lenet5_reaches_97_percent(lenet5_checkpoint: Path) -> None:
@@ -140,6 +141,24 @@ def test_the_map_loss_by_hand() -> None:
     distances = torch.tensor([[3.0, 5.0]])
     expected = 3 + torch.log(torch.exp(torch.tensor(-33.6)) + torch.exp(-distances).sum())
     assert map_loss(-distances, torch.tensor([0])).item() == pytest.approx(expected.item())
+
+
+def test_auxiliary_heads_train_by_their_weight() -> None:
+    def gradients(weight: float) -> dict[str, torch.Tensor]:
+        recipe = replace(MNIST["googlenet"], lr=0, precision="fp32", shift=0, batch=4, auxiliary=weight)
+        torch.manual_seed(0)
+        net = build("googlenet", 10)
+        pixels = torch.randint(256, (4, 3, ZOO["googlenet"].small, ZOO["googlenet"].small), dtype=torch.uint8)
+        train_epoch(net, make_optimizer(recipe, net), Normalise(recipe), (pixels, torch.arange(4)), recipe, 1)
+        return {name: parameter.grad for name, parameter in net.named_parameters() if parameter.grad is not None}
+
+    without, single, double = gradients(0), gradients(0.3), gradients(0.6)
+    for head in ("aux1.fc2.weight", "aux2.fc2.weight"):
+        assert without[head].abs().max() == 0
+        assert single[head].abs().max() > 0
+        torch.testing.assert_close(double[head], 2 * single[head])
+    torch.testing.assert_close(double["fc.weight"], without["fc.weight"])
+    assert not torch.equal(double["conv1.conv.weight"], without["conv1.conv.weight"])
 
 
 def test_translation_moves_by_whole_pixels_and_fills() -> None:
