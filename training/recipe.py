@@ -1,91 +1,212 @@
-"""How each architecture is trained on small data: plain values, stored whole with every checkpoint."""
+"""How a network is trained: plain values, stored whole with every checkpoint."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from engines.preprocess import Preprocess
 from models.card import Architecture
-from models.zoo import ZOO
+from training.errors import RecipeError
+
+if TYPE_CHECKING:
+    from training.data import DataSet
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """`lr` is the peak rate: a linear warm-up leads to it and a cosine to zero, both counted in steps.
+    """The values of one training, and where they are from.
 
-    A pixel p (0 to 255) enters the network as (p / 255 - mean) / std, a value a channel. `shift` is the most
-    pixels by which a training image is moved, at random, each way. `precision` is that of the forward and
-    backward pass; weights and optimizer are always float32. `auxiliary` weighs the loss of each auxiliary head, where
-    the network has any (GoogLeNet's paper, section 5).
+    **Input.** `edge`: of the square the network takes, in pixels; None for the paper's. `mean` and `std`: a pixel p
+    (0 to 255) enters as (p / 255 - mean) / std, a value a channel; None for the data's.
+
+    **Optimisation.** `batch` is that of all processes together. `lr` is the peak rate: a linear warm-up leads to it,
+    then it falls by `schedule`: "cosine" to zero; "steps", by `factor` at each of `drops`, shares of all epochs;
+    "exponential", by `factor` an epoch; "plateau", by `factor` when held-out top-1 has not risen for `patience` epochs.
+    `clip` bounds the norm of all gradients. `precision` is that of forward and backward pass; weights and optimizer
+    are always float32.
+
+    **Loss.** `auxiliary` weighs that of each auxiliary head, where the network has any.
+
+    **Network.** None leaves what its file has. `init_std`: weights are drawn from N(0, init_std²), biases are 0, or 1
+    in the layers of `init_ones`. `dropout` is every dropout layer's.
+
+    **Augmentation**, in this order. `area`: a random part of the picture, of a share of its area within these bounds
+    and an aspect of 3/4 to 4/3. Or `shorter_edge`: resized to within these bounds, then cropped anywhere.
+    `trivial`: one random operation (TrivialAugment). `rotation`: degrees, each way. `jitter`: brightness, contrast,
+    saturation, each by this share. `lighting`: standard deviation of AlexNet's colour noise along the principal
+    components of ImageNet's pixels. `shift`: pixels, each way, padded with the data's fill, or by reflection if
+    `reflect`. `flip`: half of the images, left to right.
     """
+
+    source: str
+
+    edge: Count | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    optimizer: Literal["sgd", "nesterov", "adamw", "rmsprop"] = "sgd"
+    momentum: float = 0.9
+    lr: NotNegative
+    schedule: Literal["cosine", "steps", "exponential", "plateau"] = "cosine"
+    drops: tuple[float, ...] = ()
+    factor: Positive = 0.1
+    patience: Count = 5
+    warmup_epochs: NotNegative = 0
+    weight_decay: NotNegative
+    clip: Positive | None = None
+    batch: Count
+    epochs: Count
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+
+    loss: Literal["cross_entropy", "map"] = "cross_entropy"
+    label_smoothing: float = 0
+    auxiliary: float = 0.3
+
+    init_std: float | None = None
+    init_ones: tuple[str, ...] = ()
+    dropout: float | None = None
+
+    area: tuple[float, float] | None = None
+    shorter_edge: tuple[int, int] | None = None
+    trivial: bool = False
+    rotation: float = 0
+    jitter: float = 0
+    lighting: float = 0
+    shift: int = 0
+    reflect: bool = False
+    flip: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """How a picture becomes what the network takes: pixels by `preprocess`, then (p / 255 - mean) / std a channel."""
 
     preprocess: Preprocess
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    optimizer: Literal["adamw", "sgd"]
-    lr: float
-    warmup_epochs: float
-    weight_decay: float
-    batch: int
-    epochs: int
-    shift: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    loss: Literal["cross_entropy", "map"] = "cross_entropy"
-    auxiliary: float = 0.3
 
 
-MEAN, STD = (0.1307,) * 3, (0.3081,) * 3  # of MNIST's training images
-WITHOUT_BATCH_NORM = {"lenet", "alexnet", "zfnet", "nin"}
+def input_of(card: Architecture, recipe: Recipe, data: DataSet) -> Input:
+    """What `card`'s network takes of `data` by `recipe`: photos lose an eighth at the edges, small pictures nothing."""
+    channels = card.input_shape[0]
+    edge = recipe.edge or card.input_shape[1]
+    if data.edge is None:
+        resize, crop, pad = round(edge / 0.875), edge, 0
+    elif 0 < edge - data.edge <= 4 and (edge - data.edge) % 2 == 0:
+        # "centred in a 32x32 field" (LeNet-5's paper): digits keep their own 28 pixels
+        resize, crop, pad = data.edge, data.edge, (edge - data.edge) // 2
+    else:
+        resize, crop, pad = edge, edge, 0
+    preprocess = Preprocess(
+        mode="L" if channels == 1 else "RGB", resize_edge=resize, crop=crop, pad=pad, fill=data.fill
+    )
+    mean, std = (by_channel(values, channels) for values in (recipe.mean or data.mean, recipe.std or data.std))
+    return Input(preprocess=preprocess, mean=mean, std=std)
 
 
-def quick(card: Architecture) -> Recipe:
-    """For MNIST at the size the card declares for small images: a start for every network, tuned for none."""
-    channels, edge, plain = card.input_shape[0], card.small, card.family in WITHOUT_BATCH_NORM
-    plain = plain or card.name == "googlenet" or (card.family == "vgg" and not card.name.endswith("_bn"))
-    padded = edge == 32  # "centred in a 32x32 field": digits keep their own 28 pixels
-    return Recipe(
-        preprocess=Preprocess(
-            mode="L" if channels == 1 else "RGB",
-            resize_edge=28 if padded else edge,
-            crop=28 if padded else edge,
-            pad=2 if padded else 0,
-        ),
-        mean=MEAN[:channels],
-        std=STD[:channels],
+def by_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """As many as there are channels: greys repeated, or colours averaged."""
+    return values if len(values) == channels else (sum(values) / len(values),) * channels
+
+
+# without batch norm the rate must be low
+PLAIN = {"alexnet", "alexnet_owt", "zfnet", "zfnet_wide", "vgg11", "vgg13", "vgg16", "vgg19", "googlenet"} | {
+    *("nin_cifar10", "nin_imagenet")
+}
+# whose step is mostly the optimizer's, of so many weights
+LARGE = {"alexnet": 64, "zfnet": 64, "vgg": 128}
+
+
+def quick(card: Architecture, data: DataSet) -> Recipe:
+    """For small data on a CPU: minutes rather than days."""
+    small = data.edge is not None and card.smallest <= 32
+    recipe = Recipe(
+        source="ours, for small data",
+        edge=32 if small else card.small,
         optimizer="adamw",
-        lr=3e-4 if plain else 1e-3,
-        warmup_epochs=1,
+        lr=3e-4 if card.name in PLAIN else 1e-3,
+        warmup_epochs=0.5,
         weight_decay=5e-2,
-        batch=32,
-        epochs=5,
-        shift=edge // 16,
-        precision="fp32" if card.family == "lenet" else "bf16",
+        batch=LARGE.get(card.family, 32),
+        epochs=12,
+        shift=2,
+        flip=not data.name.startswith(("mnist", "fashion_mnist")),
+    )
+    if card.name == "lenet5":
+        return replace(
+            recipe,
+            source="ours; input and loss of the paper (section III, equation 9), not its Levenberg-Marquardt",
+            mean=(0.1 / 1.275,),  # background -0.1
+            std=(1 / 1.275,),  # and ink 1.175
+            lr=3e-3,
+            warmup_epochs=1,
+            weight_decay=1e-2,
+            epochs=15,
+            shift=1,
+            loss="map",
+            precision="fp32",
+        )
+    if card.name == "lenet5_modern":
+        return replace(recipe, lr=3e-3, weight_decay=1e-2, epochs=15, shift=1, precision="fp32")
+    if card.name == "resnet20_cifar":
+        return replace(
+            recipe,
+            optimizer="nesterov",
+            lr=0.1,
+            warmup_epochs=1,
+            weight_decay=1e-4,
+            batch=64,
+            epochs=12,
+            precision="fp32",
+        )
+    return recipe
+
+
+def modern(card: Architecture, data: DataSet) -> Recipe:
+    """One recipe for every network, for comparison."""
+    return Recipe(
+        source="torchvision's training recipe of 2021 (pytorch.org/blog/how-to-train-state-of-the-art-models-using-"
+        "torchvision-latest-primitives), without its mixup, cutmix, random erasing, weight averaging and 600 epochs",
+        edge=card.small if data.edge else None,
+        optimizer="sgd",
+        lr=0.01 if card.name in PLAIN else 0.125,
+        warmup_epochs=5,
+        weight_decay=2e-5,
+        label_smoothing=0.1,
+        batch=256,
+        epochs=100,
+        area=None if data.edge else (0.08, 1),
+        trivial=True,
+        shift=(data.edge or 0) // 8,
+        flip=True,
     )
 
 
-MNIST = {name: quick(card) for name, card in ZOO.items()} | {
-    "lenet5": replace(
-        quick(ZOO["lenet5"]),
-        # background -0.1 and ink 1.175 (paper, section III)
-        mean=(0.1 / 1.275,),
-        std=(1 / 1.275,),
-        # not the paper's stochastic Levenberg-Marquardt with batches of one
-        lr=3e-3,
-        weight_decay=1e-2,
-        epochs=15,
-        shift=1,
-        loss="map",  # equation 9
-    ),
-    "resnet20_cifar": replace(
-        quick(ZOO["resnet20_cifar"]),
-        optimizer="sgd",
-        lr=0.1,
-        weight_decay=1e-4,
-        batch=64,
-        epochs=12,
-        precision="fp32",
-    ),
-}
+def override(recipe: Recipe, values: dict[str, str]) -> Recipe:
+    """The recipe with single values replaced, each read as JSON where it is; RecipeError if there is no such value."""
+    known = {field.name for field in fields(Recipe)}
+    for key in values:
+        if key not in known:
+            raise RecipeError(f"a recipe has no {key!r}; it has {', '.join(sorted(known))}")
+    read = {key: as_json(value) for key, value in values.items()}
+    try:
+        return TypeAdapter(Recipe).validate_python({**asdict(recipe), **read})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RecipeError(f"{first['loc'][0]}: {first['msg']}") from error
 
-RECIPES: dict[str, dict[str, Recipe]] = {"mnist5k": MNIST}
+
+def as_json(value: str) -> object:
+    """What the text means as JSON; or itself."""
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value

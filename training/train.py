@@ -2,111 +2,319 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import SGD, AdamW, Optimizer
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD, AdamW, Optimizer, RMSprop
 from tqdm import tqdm
 
-from models.zoo import build
+from models.stochastic_depth import StochasticBlock
+from models.zoo import ZOO, build
 from training import checkpoint
-from training.checkpoint import Checkpoint, CheckpointError, Epoch
-from training.data import DataSet, as_tensors
-from training.recipe import Recipe
+from training.batches import Batch, Source, TrainingBatches, held_out_batches
+from training.checkpoint import Checkpoint, Epoch
+from training.data import DataSet
+from training.errors import CheckpointError, DivergedError
+from training.processes import Processes
+from training.recipe import Input, Recipe, input_of
 
 LOG = "log.jsonl"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TIMED_STEPS = 4  # of which the first is a warm-up
 
 
 class Normalise(nn.Module):
     """uint8 pixels, (N, channels, height, width), to the floats that the network takes."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, entry: Input) -> None:
         super().__init__()
-        self.register_buffer("mean", 255 * torch.tensor(recipe.mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(recipe.std).view(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", 255 * torch.tensor(entry.mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(entry.std).view(-1, 1, 1), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         return (pixels.float() - self.get_buffer("mean")) / self.get_buffer("std")
 
 
-def map_loss(logits: Tensor, targets: Tensor) -> Tensor:
+def map_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0) -> Tensor:
     """Maximum a posteriori (LeCun et al. 1998, equation 9): a "rubbish" class at the constant distance j.
 
     The paper gives no value for j; this is the distance of a code with a tenth of its 84 pixels flipped, 4 each.
     """
     j = 4 * 84 / 10
     rubbish = logits.new_full((len(logits), 1), -j)
-    return F.cross_entropy(torch.cat([logits, rubbish], dim=1), targets)
+    return F.cross_entropy(torch.cat([logits, rubbish], dim=1), targets, label_smoothing=label_smoothing)
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross_entropy": F.cross_entropy, "map": map_loss}
+LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": F.cross_entropy, "map": map_loss}
+
+
+def make_net(name: str, classes: int, recipe: Recipe) -> nn.Module:
+    """The network with fresh weights, initialised and with dropout as the recipe says."""
+    net = build(name, classes)
+    for layer, module in net.named_modules():
+        if isinstance(module, nn.Dropout) and recipe.dropout is not None:
+            module.p = recipe.dropout
+        if isinstance(module, nn.Conv2d | nn.Linear) and recipe.init_std is not None:
+            nn.init.normal_(module.weight, std=recipe.init_std)
+            if module.bias is not None:
+                nn.init.constant_(module.bias, float(layer in recipe.init_ones))
+    return net.to(memory_format=torch.channels_last)
 
 
 def make_optimizer(recipe: Recipe, net: nn.Module) -> Optimizer:
-    """The recipe's optimizer; SGD is Nesterov's with momentum 0.9."""
+    """The recipe's optimizer; "nesterov" is SGD with Nesterov's momentum."""
+    parameters, decay = net.parameters(), recipe.weight_decay
     if recipe.optimizer == "adamw":
-        return AdamW(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-    return SGD(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=0.9, nesterov=True)
+        return AdamW(parameters, lr=recipe.lr, weight_decay=decay, fused=True)
+    if recipe.optimizer == "rmsprop":  # "decay of 0.9 and epsilon = 1.0" (Inception v3's paper, section 8)
+        return RMSprop(parameters, recipe.lr, alpha=0.9, eps=1, weight_decay=decay, momentum=recipe.momentum)
+    nesterov = recipe.optimizer == "nesterov"
+    return SGD(parameters, recipe.lr, recipe.momentum, weight_decay=decay, nesterov=nesterov, fused=True)
 
 
-def learning_rate(recipe: Recipe, epoch: float) -> float:
-    """The rate at a point in time, counted in epochs and their fractions."""
+def learning_rate(recipe: Recipe, epoch: float, top1s: Sequence[float] = ()) -> float:
+    """The rate at a point in time, counted in epochs and their fractions; `top1s` are of the epochs before."""
     if epoch <= recipe.warmup_epochs:
         return recipe.lr * epoch / recipe.warmup_epochs
     done = (epoch - recipe.warmup_epochs) / (recipe.epochs - recipe.warmup_epochs)
-    return recipe.lr * (1 + math.cos(math.pi * done)) / 2
+    match recipe.schedule:
+        case "cosine":
+            return recipe.lr * (1 + math.cos(math.pi * done)) / 2
+        case "steps":
+            return recipe.lr * float(recipe.factor ** sum(epoch > drop * recipe.epochs for drop in recipe.drops))
+        case "exponential":
+            return recipe.lr * float(recipe.factor ** (epoch - recipe.warmup_epochs))
+        case "plateau":
+            return recipe.lr * float(recipe.factor ** plateaus(top1s, recipe.patience))
 
 
-def train(name: str, data: DataSet, recipe: Recipe, out: Path, *, seed: int, resume: bool) -> Checkpoint:
+def plateaus(top1s: Sequence[float], patience: int) -> int:
+    """How often `patience` epochs went by without a new best."""
+    found, best, since = 0, -1.0, 0
+    for top1 in top1s:
+        best, since = (top1, 0) if top1 > best else (best, since + 1)
+        if since == patience:
+            found, since = found + 1, 0
+    return found
+
+
+class Trainer:
+    """A network, its optimizer, and what they are trained on, in one process of `processes`."""
+
+    def __init__(
+        self, net: nn.Module, recipe: Recipe, entry: Input, data: DataSet, seed: int, processes: Processes
+    ) -> None:
+        self.processes, self.recipe, self.seed = processes, recipe, seed
+        self.net = net.to(processes.device)
+        self.model: Callable[[Tensor], Tensor | tuple[Tensor, ...]] = self.net
+        if processes.size > 1:
+            # whole blocks are dropped, in each process others
+            drops = any(isinstance(module, StochasticBlock) for module in net.modules())
+            self.model = DistributedDataParallel(self.net, find_unused_parameters=drops)
+        self.optimizer = make_optimizer(recipe, self.net)
+        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=recipe.precision == "fp16")
+        self.normalise = Normalise(entry).to(processes.device)
+        self.batches = TrainingBatches(data.train, recipe, entry, seed, processes.rank, processes.size)
+        self.held_out, self.held_out_source = data.held_out, Source(data.held_out, entry)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What is minimised, and that without auxiliary heads: this process's part of the whole batch's mean."""
+        pixels, targets = (tensor.to(self.processes.device, non_blocking=True) for tensor in batch[:2])
+        entry = self.normalise(pixels).contiguous(memory_format=torch.channels_last)
+        precision = DTYPES[self.recipe.precision]
+        with torch.autocast(self.processes.device.type, precision, enabled=precision != torch.float32):
+            outputs = self.model(entry)
+        heads = outputs if isinstance(outputs, tuple) else (outputs,)
+        share = len(targets) / batch.whole
+        loss, *others = (
+            share * LOSSES[self.recipe.loss](head.float(), targets, label_smoothing=self.recipe.label_smoothing)
+            for head in heads
+        )
+        return loss + self.recipe.auxiliary * sum(others), loss
+
+    def step(self, batch: Batch) -> Tensor:
+        """One step of the optimizer; this process's part of the batch's loss."""
+        minimised, loss = self.loss(batch)
+        self.optimizer.zero_grad()
+        # DistributedDataParallel takes the mean over processes, each of which has only its part of the loss
+        self.scaler.scale(minimised * self.processes.size).backward()
+        if self.recipe.clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach()
+
+    def train_epoch(self, number: int, top1s: Sequence[float] = ()) -> Epoch:
+        """One pass over the shuffled images, then over those held out."""
+        self.net.train()
+        torch.manual_seed(self.seed * 100_003 + number + 7_919 * self.processes.rank)
+        steps = len(self.batches)
+        total, images, waited, started = torch.zeros((), device=self.processes.device), 0, 0.0, time.perf_counter()
+        batches = iter(self.batches.epoch(number))
+        for step in tqdm(range(steps), f"epoch {number}/{self.recipe.epochs}", leave=False, disable=None):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            rate = learning_rate(self.recipe, number - 1 + (step + 1) / steps, top1s)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            total += self.step(batch) * batch.whole
+            images += batch.whole
+            if step % 20 == 0:  # on a GPU, to look is to wait
+                self.check_finite(total, number)
+        loss = float(self.processes.sum(total)) / images
+        self.check_finite(total, number)
+        seconds = time.perf_counter() - started
+        return Epoch(
+            epoch=number,
+            loss=loss,
+            top1=self.accuracy(),
+            lr=rate,
+            images_per_s=images / seconds,
+            input_share=waited / seconds,
+            seconds=time.perf_counter() - started,
+        )
+
+    def check_finite(self, total: Tensor, number: int) -> None:
+        """DivergedError that says what to try, if the loss is no number any more."""
+        if not math.isfinite(float(total)):
+            raise DivergedError(
+                f"the loss became {float(total)} in epoch {number}; what was saved before is whole. Try a lower rate "
+                f"(--set lr={self.recipe.lr / 10:g}), a longer warm-up (--set warmup_epochs="
+                f"{self.recipe.warmup_epochs + 1:g}) or --set precision=fp32, with another --out"
+            )
+
+    @torch.no_grad()
+    def accuracy(self) -> float:
+        """Share of held-out images whose largest logit is their class, in the precision of training."""
+        self.processes.share_buffers(self.net)
+        self.net.eval()
+        right = torch.zeros((), device=self.processes.device)
+        precision = DTYPES[self.recipe.precision]
+        shares = held_out_batches(
+            self.held_out, self.held_out_source, self.recipe.batch, self.processes.rank, self.processes.size
+        )
+        for pixels, targets in shares:
+            entry = self.normalise(pixels.to(self.processes.device)).contiguous(memory_format=torch.channels_last)
+            with torch.autocast(self.processes.device.type, precision, enabled=precision != torch.float32):
+                logits = self.net(entry)
+            right += (logits.argmax(1).cpu() == targets).sum()
+        return float(self.processes.sum(right)) / len(self.held_out)
+
+    def epoch_minutes(self) -> float:
+        """How long an epoch will take, by a few steps of a copy that is thrown away."""
+        copied = copy.copy(self)
+        copied.net = copied.model = copy.deepcopy(self.net).train()
+        copied.optimizer = make_optimizer(self.recipe, copied.net)
+        copied.scaler = torch.amp.GradScaler(self.processes.device.type, enabled=self.recipe.precision == "fp16")
+        seconds: list[float] = []
+        for batch in islice(self.batches.epoch(1), TIMED_STEPS):
+            started = time.perf_counter()
+            float(copied.step(batch))
+            seconds.append(time.perf_counter() - started)
+            if sum(seconds) > 30:
+                break
+        # a forward pass alone is about a third of a step
+        passes = len(self.batches) + len(self.held_out) / self.recipe.batch / self.processes.size / 3
+        return min(seconds) * passes / 60
+
+
+def train(
+    name: str,
+    data: DataSet,
+    recipe: Recipe,
+    out: Path,
+    *,
+    seed: int,
+    resume: bool,
+    processes: Processes,
+    max_minutes: float | None = None,
+    compiled: bool = False,
+) -> Checkpoint:
     """Train architecture `name` and leave its checkpoint, after every epoch a whole one, in the folder `out`.
 
     With `resume`, goes on from what is there and ends as if never stopped: every random draw of an epoch comes
-    from `seed` and the epoch's number. CheckpointError if `out` holds another run, or any without `resume`.
+    from `seed` and the epoch's number. With `max_minutes`, trains as many of the recipe's epochs as will fit, one at
+    least, its schedule drawn together. CheckpointError if `out` holds another run, or any without `resume`;
+    DivergedError when the loss is no number.
     """
-    torch.use_deterministic_algorithms(True)
+    # some of CUDA's kernels have no other form
+    torch.use_deterministic_algorithms(True, warn_only=processes.device.type == "cuda")
     torch.manual_seed(seed)
-    net = build(name, len(data.labels))
-    optimizer = make_optimizer(recipe, net)
-    run = {"architecture": name, "dataset": data.name, "labels": data.labels, "recipe": recipe, "seed": seed}
+    entry = input_of(ZOO[name], recipe, data)
+    net = make_net(name, len(data.labels), recipe)
+    trainer = Trainer(net, recipe, entry, data, seed, processes)
+    latest = checkpoint.load(out) if (out / checkpoint.FILE).exists() else None
+    if max_minutes:
+        trainer.recipe = recipe = replace(
+            recipe, epochs=latest.recipe.epochs if latest else fitting(trainer, max_minutes)
+        )
+    run = {
+        "architecture": name,
+        "dataset": data.name,
+        "data": data.spec,
+        "split": data.split,
+        "labels": data.labels,
+        "input": entry,
+        "recipe": recipe,
+        "seed": seed,
+    }
     epochs: list[Epoch] = []
-    if (out / checkpoint.FILE).exists():
-        latest = checkpoint.load(out)
+    if latest:
         check_same_run(latest, run, out, resume=resume)
         epochs = list(latest.epochs)
-        write_log(out, epochs)
         if latest.done:
-            print(f"{out} has all its {recipe.epochs} epochs")
+            say(processes, f"{out} has all its {recipe.epochs} epochs")
             return latest
-        checkpoint.restore(out, latest, net, optimizer)
+        checkpoint.restore(out, latest, net)
+        checkpoint.restore_optimizer(out, latest, trainer.optimizer, trainer.scaler)
+    if compiled:
+        trainer.model = torch.compile(trainer.model)
 
-    normalise = Normalise(recipe)
-    train_set, held_out = (as_tensors(images, recipe.preprocess) for images in (data.train, data.held_out))
     for number in range(len(epochs) + 1, recipe.epochs + 1):
-        torch.manual_seed(seed * 100_003 + number)
-        started = time.perf_counter()
-        loss = train_epoch(net, optimizer, normalise, train_set, recipe, number)
-        seconds = time.perf_counter() - started
-        top1 = accuracy(net, normalise, held_out, recipe.batch)
-        epochs.append(Epoch(epoch=number, loss=loss, top1=top1, images_per_s=len(data.train) / seconds))
-        unfinished = optimizer if number < recipe.epochs else None
-        saved = checkpoint.save(out, {**run, "epochs": epochs}, net, unfinished)
-        write_log(out, epochs)
-        print(
-            f"{name} epoch {number}/{recipe.epochs}: loss {loss:.4f}, held-out top-1 {top1:.2%},"
-            f" {epochs[-1].images_per_s:.0f} images/s",
-            flush=True,
-        )
-    return saved
+        epochs.append(trainer.train_epoch(number, [epoch.top1 for epoch in epochs]))
+        unfinished = (trainer.optimizer, trainer.scaler) if number < recipe.epochs else None
+        if processes.first:
+            checkpoint.save(out, {**run, "epochs": epochs}, net, unfinished)
+            (out / LOG).write_text("".join(epoch.model_dump_json() + "\n" for epoch in epochs))
+        say(processes, describe(name, epochs, recipe))
+        processes.wait()
+    return checkpoint.load(out)
 
 
-def write_log(out: Path, epochs: list[Epoch]) -> None:
-    """JSON lines, an epoch a line, all that the checkpoint knows of."""
-    (out / LOG).write_text("".join(epoch.model_dump_json() + "\n" for epoch in epochs))
+def fitting(trainer: Trainer, max_minutes: float) -> int:
+    """How many of the recipe's epochs fit into `max_minutes`; at least one. All processes take the first one's word."""
+    estimate = torch.tensor(
+        trainer.epoch_minutes() if trainer.processes.first else 0.0, device=trainer.processes.device
+    )
+    minutes = float(trainer.processes.sum(estimate))
+    return max(1, min(trainer.recipe.epochs, int(max_minutes / minutes)))
+
+
+def say(processes: Processes, line: str) -> None:
+    """Print, once for all processes."""
+    if processes.first:
+        print(line, flush=True)
+
+
+def describe(name: str, epochs: list[Epoch], recipe: Recipe) -> str:
+    """The line that an epoch leaves."""
+    last = epochs[-1]
+    left = sum(epoch.seconds for epoch in epochs) / len(epochs) * (recipe.epochs - last.epoch) / 60
+    return (
+        f"{name} epoch {last.epoch}/{recipe.epochs}: loss {last.loss:.4f}, held-out top-1 {last.top1:.2%},"
+        f" {last.images_per_s:.0f} images/s, {left:.1f} minutes left"
+    )
 
 
 def check_same_run(latest: Checkpoint, run: dict[str, object], out: Path, *, resume: bool) -> None:
@@ -116,54 +324,3 @@ def check_same_run(latest: Checkpoint, run: dict[str, object], out: Path, *, res
     different = [key for key, value in run.items() if getattr(latest, key) != value]
     if different:
         raise CheckpointError(f"{out} holds a run with another {', '.join(different)}: --out names another folder")
-
-
-def train_epoch(
-    net: nn.Module,
-    optimizer: Optimizer,
-    normalise: Normalise,
-    train_set: tuple[Tensor, Tensor],
-    recipe: Recipe,
-    number: int,
-) -> float:
-    """One pass over the shuffled images; the mean loss, without that of auxiliary heads."""
-    net.train()
-    batches = torch.randperm(len(train_set[0])).split(recipe.batch)
-    total = 0.0
-    for step, batch in enumerate(tqdm(batches, f"epoch {number}", leave=False, disable=None)):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, number - 1 + (step + 1) / len(batches))
-        pixels, targets = (tensor[batch] for tensor in train_set)
-        pixels = translate(pixels, recipe.shift, recipe.preprocess.fill)
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
-            outputs = net(normalise(pixels))
-        heads = outputs if isinstance(outputs, tuple) else (outputs,)
-        loss, *others = (LOSSES[recipe.loss](head.float(), targets) for head in heads)
-        optimizer.zero_grad()
-        (loss + recipe.auxiliary * sum(others)).backward()
-        optimizer.step()
-        total += loss.item() * len(batch)
-    return total / len(train_set[0])
-
-
-def translate(pixels: Tensor, shift: int, fill: int) -> Tensor:
-    """Move each image of (N, channels, height, width) by up to `shift` pixels, at random, `fill` coming in."""
-    if shift == 0:
-        return pixels
-    height, width = pixels.shape[2:]
-    padded = F.pad(pixels, (shift, shift, shift, shift), value=fill)
-    corners = torch.randint(2 * shift + 1, (len(pixels), 2)).tolist()
-    moved = [
-        image[:, top : top + height, left : left + width] for image, (top, left) in zip(padded, corners, strict=True)
-    ]
-    return torch.stack(moved)
-
-
-@torch.no_grad()
-def accuracy(net: nn.Module, normalise: Normalise, held_out: tuple[Tensor, Tensor], batch: int) -> float:
-    """Share of images whose largest logit is their class."""
-    net.eval()
-    right = 0
-    for pixels, targets in zip(*(tensor.split(batch) for tensor in held_out), strict=True):
-        right += int((net(normalise(pixels)).argmax(1) == targets).sum())
-    return right / len(held_out[1])

@@ -1,0 +1,60 @@
+"""Several processes that train one network, as torchrun starts them; or one, alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The number and device of this process, and how many there are."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Added up over all processes; in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def share_buffers(self, net: nn.Module) -> None:
+        """Give every process the first one's batch-norm statistics, which each gathers for itself."""
+        if self.size > 1:
+            for buffer in net.buffers():
+                dist.broadcast(buffer, 0)
+
+
+@contextmanager
+def joined() -> Iterator[Processes]:
+    """The group that torchrun's environment describes: NCCL on GPUs, gloo on CPUs."""
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    if size > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Processes(rank, size, device)
+    finally:
+        if size > 1:
+            dist.destroy_process_group()

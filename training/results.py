@@ -1,0 +1,123 @@
+"""Results of trainings, a line of JSON each, and the table made of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from scipy.stats import binomtest
+
+from models.complexity import complexity
+from models.zoo import ZOO
+from training.checkpoint import Checkpoint
+from training.recipe import Recipe
+
+
+class Result(BaseModel):
+    """One training: what it cost and what it gave; `top1` (0 to 1) is of the last epoch, MACs at the trained size."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    architecture: str
+    dataset: str
+    seed: int
+    top1: float
+    top1_low: float
+    top1_high: float
+    held_out: int
+    params: int
+    macs: int
+    input_shape: tuple[int, int, int]
+    epochs: int
+    minutes: float
+    loss_first: float
+    loss_last: float
+    weights_sha256: str
+    recipe: Recipe
+    versions: dict[str, str]
+    device: str
+    threads: int
+
+
+def read(path: Path) -> list[Result]:
+    """Every line of the file; none if there is no file."""
+    return [Result.model_validate_json(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def has(path: Path, architecture: str, dataset: str, seed: int) -> bool:
+    """Whether this training's result is in the file."""
+    wanted = (architecture, dataset, seed)
+    return any((result.architecture, result.dataset, result.seed) == wanted for result in read(path))
+
+
+def result_of(saved: Checkpoint, held_out: int) -> Result:
+    """What the finished training of a checkpoint gave."""
+    height, width, channels = saved.input.preprocess.shape
+    cost = complexity(ZOO[saved.architecture], (channels, height, width), len(saved.labels))
+    last = saved.epochs[-1]
+    low, high = binomtest(round(last.top1 * held_out), held_out).proportion_ci(method="wilson")
+    return Result(
+        architecture=saved.architecture,
+        dataset=saved.dataset,
+        seed=saved.seed,
+        top1=last.top1,
+        top1_low=round(float(low), 4),
+        top1_high=round(float(high), 4),
+        held_out=held_out,
+        params=cost.params,
+        macs=cost.macs,
+        input_shape=(channels, height, width),
+        epochs=len(saved.epochs),
+        minutes=round(sum(epoch.seconds for epoch in saved.epochs) / 60, 2),
+        loss_first=round(saved.epochs[0].loss, 4),
+        loss_last=round(last.loss, 4),
+        weights_sha256=saved.weights.sha256,
+        recipe=saved.recipe,
+        versions=saved.versions,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        threads=torch.get_num_threads(),
+    )
+
+
+def add(path: Path, saved: Checkpoint, held_out: int) -> None:
+    """Append a training's line, and write the table beside the file, `.md` for `.jsonl`, anew."""
+    line = (result_of(saved, held_out).model_dump_json() + "\n").encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(file, line)  # whole, beside whatever another process adds
+    finally:
+        os.close(file)
+    temporary = path.with_suffix(".md.new")
+    temporary.write_text(table(read(path)))
+    os.replace(temporary, path.with_suffix(".md"))
+
+
+def table(results: list[Result]) -> str:
+    """All results in Markdown, in the lecture's order."""
+    order = {name: index for index, name in enumerate(ZOO)}
+    rows = sorted(results, key=lambda result: (result.dataset, order[result.architecture], result.seed))
+    lines = [
+        "# What training gave",
+        "",
+        "Generated from [results.jsonl](results.jsonl), which has the whole recipe of each line, its versions and "
+        "commit. Top-1 is of the held-out images after the last epoch, with the 95 % Wilson interval; MACs are at "
+        "the trained size; the loss is the mean over the first epoch and over the last.",
+        "",
+        "```sh",
+        "python -m training --all --data mnist5k --max-minutes 5 --results docs/results.jsonl   # skips what is there",
+        "```",
+        "",
+        "| model | data | input | parameters | MACs | top-1 | 95 % | epochs | minutes | loss | seed |",
+        "| --- | --- | --- | ---: | ---: | ---: | --- | ---: | ---: | --- | ---: |",
+    ]
+    for row in rows:
+        cells = (
+            *(f"`{row.architecture}`", row.dataset, "x".join(map(str, row.input_shape)), f"{row.params:,}"),
+            *(f"{row.macs:,}", f"{row.top1:.1%}", f"{row.top1_low:.1%} to {row.top1_high:.1%}", row.epochs),
+            *(f"{row.minutes:.1f}", f"{row.loss_first:.3f} to {row.loss_last:.3f}", row.seed),
+        )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
