@@ -17,7 +17,7 @@ os.environ["BENTOML_HOME"] = tempfile.mkdtemp(prefix="convserve-tests-")
 
 from engines.store import PublishedModel, published
 from tests.serving import ROOT, serving
-from training.data import DataSet, mnist5k
+from training.data import DataSet, load
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -45,7 +45,7 @@ def run() -> Run:
 
 @pytest.fixture(scope="session")
 def digits() -> DataSet:
-    return mnist5k()
+    return load("mnist5k")
 
 
 @pytest.fixture(scope="session")

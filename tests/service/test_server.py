@@ -32,7 +32,7 @@ def classify(client: httpx.Client, body: bytes, **parameters: str | int) -> http
 def test_all_held_out_digits_get_the_engines_own_answers(
     server: httpx.Client, lenet5: PublishedModel, digits: DataSet
 ) -> None:
-    bodies = [encoded(Image.fromarray(picture), "PNG") for picture in digits.held_out.pictures]
+    bodies = [encoded(digits.held_out.pictures[index], "PNG") for index in range(1000)]
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda body: classify(server, body, top_k=10), bodies))
     assert {answer.status_code for answer in answers} == {200}

@@ -13,14 +13,17 @@ from training import checkpoint
 # Saves three epochs of a tiny net into argv[1]; killed by -9 just before the argv[2]th change to a file of it.
 KILLED = """
 import os, signal, sys
-from dataclasses import replace
 from pathlib import Path
 from torch import nn, optim
+from torch.amp import GradScaler
 from training import checkpoint
-from training.recipe import MNIST
+from training.papers import PAPERS
+from training.recipe import Input
+from engines.preprocess import Preprocess
 
 folder, left = Path(sys.argv[1]), int(sys.argv[2])
 net = nn.Linear(2, 2)
+entry = Input(preprocess=Preprocess(mode="L", resize_edge=2, crop=2), mean=(0,), std=(1,))
 optimizer = optim.AdamW(net.parameters())
 net(net.weight).sum().backward()
 optimizer.step()
@@ -41,10 +44,11 @@ checkpoint.save_file = lambda *arguments: (change(), save_file(*arguments))  # i
 sys.addaudithook(hook)
 epochs = []
 for number in (1, 2, 3):
-    epochs.append(checkpoint.Epoch(epoch=number, loss=1.0, top1=0.5, images_per_s=1.0))
-    run = dict(architecture="tiny", dataset="mnist5k", labels=("0", "1"), recipe=MNIST["lenet5"], seed=0)
+    epochs.append(checkpoint.Epoch(epoch=number, loss=1, top1=1, lr=1, images_per_s=1, input_share=0, seconds=1))
+    run = dict(architecture="tiny", dataset="mnist5k", data="mnist5k", split="", labels=("0", "1"), seed=0)
+    run |= dict(input=entry, recipe=PAPERS["lenet5"])
     net.weight.data.fill_(number)
-    checkpoint.save(folder, run | {"epochs": epochs}, net, optimizer)
+    checkpoint.save(folder, run | {"epochs": epochs}, net, (optimizer, GradScaler("cpu", enabled=False)))
 print(int(sys.argv[2]) - left)
 """
 

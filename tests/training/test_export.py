@@ -18,9 +18,10 @@ from models.preact_resnet import PreActBasicBlock, PreActResNet
 from models.resnet import ResNet
 from models.senet import caffe_stem, se_bottleneck
 from models.zoo import ZOO, build
+from training.data import DataSet
 from training.export import FromPixels, export
 from training.publish import torch_logits
-from training.recipe import MNIST, Recipe
+from training.recipe import Input, input_of, quick
 from training.train import Normalise
 
 TOLERANCE = 1e-4  # of the largest logit, both float32
@@ -38,12 +39,16 @@ def after_a_step(module: FromPixels, pixels: Tensor) -> FromPixels:
     return module.eval()
 
 
-def difference(build_net: Callable[[int], nn.Module], recipe: Recipe, path: Path) -> float:
+def quick_input(name: str, digits: DataSet) -> Input:
+    return input_of(ZOO[name], quick(ZOO[name], digits), digits)
+
+
+def difference(build_net: Callable[[int], nn.Module], entry: Input, path: Path) -> float:
     """Between ONNX and torch, as a share of the largest logit."""
     torch.manual_seed(0)
-    pixels = torch.randint(256, (4, *recipe.preprocess.shape), dtype=torch.uint8)
-    module = after_a_step(FromPixels(build_net(10), Normalise(recipe)), pixels)
-    export(module, recipe.preprocess, path)
+    pixels = torch.randint(256, (4, *entry.preprocess.shape), dtype=torch.uint8)
+    module = after_a_step(FromPixels(build_net(10), Normalise(entry)), pixels)
+    export(module, entry.preprocess, path)
     expected = torch_logits(module, pixels.numpy())
     outputs = OpenVINOEngine(path, "fp32").infer(pixels.numpy())
     return float(np.abs(outputs - expected).max() / np.abs(expected).max())
@@ -58,14 +63,14 @@ def difference(build_net: Callable[[int], nn.Module], recipe: Recipe, path: Path
     ],
     ids=["preact_resnet", "se_resnext", "densenet"],
 )
-def test_a_shallow_one_of_a_deep_class(build_net: Callable[[int], nn.Module], tmp_path: Path) -> None:
-    assert difference(build_net, MNIST["resnet20_cifar"], tmp_path / "model.onnx") <= TOLERANCE
+def test_a_shallow_one_of_a_deep_class(build_net: Callable[[int], nn.Module], digits: DataSet, tmp_path: Path) -> None:
+    assert difference(build_net, quick_input("resnet20_cifar", digits), tmp_path / "model.onnx") <= TOLERANCE
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
-def test_every_graph_answers_as_torch_does(name: str, tmp_path: Path) -> None:
+def test_every_graph_answers_as_torch_does(name: str, digits: DataSet, tmp_path: Path) -> None:
     started = time.perf_counter()
-    found = difference(partial(build, name), MNIST[name], tmp_path / "model.onnx")
+    found = difference(partial(build, name), quick_input(name, digits), tmp_path / "model.onnx")
     print(f"{name}: {found:.1e} of the largest logit, in {time.perf_counter() - started:.0f} s")  # shown by -s
     assert found <= TOLERANCE

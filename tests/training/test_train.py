@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,13 +13,33 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.zoo import ZOO, build
+from models.zoo import ZOO
 from tests.conftest import Run
 from tests.serving import ROOT
 from training import checkpoint
-from training.checkpoint import CheckpointError
-from training.recipe import MNIST
-from training.train import LOG, Normalise, learning_rate, make_optimizer, map_loss, train_epoch, translate
+from training.augment import translate
+from training.data import Arrays, DataSet, Images
+from training.errors import CheckpointError, DivergedError
+from training.papers import PAPERS
+from training.processes import Processes
+from training.recipe import Recipe, input_of, quick
+from training.train import LOG, Trainer, learning_rate, make_net, map_loss, train
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+def few(digits: DataSet, images: int) -> DataSet:
+    """The first of every class, as many held out as trained on."""
+    assert isinstance(digits.train.pictures, Arrays)
+    step = len(digits.train) // images
+    part = Images(pictures=Arrays(digits.train.pictures.array[::step]), targets=digits.train.targets[::step])
+    return replace(digits, train=part, held_out=part)
+
+
+def trainer(name: str, recipe: Recipe, data: DataSet) -> Trainer:
+    torch.manual_seed(0)
+    net = make_net(name, 10, recipe)
+    return Trainer(net, recipe, input_of(ZOO[name], recipe, data), data, 0, ALONE)
 
 
 def test_lenet5_reaches_97_percent(lenet5_checkpoint: Path) -> None:
@@ -99,8 +120,15 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["lenet6"], "no recipe for 'lenet6'"),
-        (["lenet5", "--data", "imagenet"], "invalid choice"),
+        (["lenet6"], "no architecture 'lenet6'"),
+        ([], "which architecture?"),
+        (["--family", "lenets"], "no family 'lenets'; there are alexnet"),
+        (["lenet5", "--data", "imagenet"], "ImageNet is not in data/imagenet"),
+        (["lenet5", "--data", "cifar10"], "python -m training download cifar10"),
+        (["lenet5", "--set", "rate=1"], "a recipe has no 'rate'; it has"),
+        (["lenet5", "--set", "lr=fast"], "lr: Input should be a valid number"),
+        (["lenet5", "--set", "batch=0"], "batch: Input should be greater than or equal to 1"),
+        (["lenet5", "resnet18", "--out", "here"], "--out is of one architecture"),
         (["lenet5", "--epochs", "0"], "--epochs must be at least 1"),
         (["publish", "nowhere"], "nowhere is no checkpoint"),
     ],
@@ -127,13 +155,27 @@ def test_a_damaged_checkpoint_is_named(run: Run, uninterrupted: Path, tmp_path: 
         checkpoint.load(tmp_path)
 
 
-def test_the_rate_warms_up_to_its_peak_and_ends_at_zero() -> None:
-    recipe = MNIST["lenet5"]
+def test_the_rate_warms_up_to_its_peak_and_ends_at_zero(digits: DataSet) -> None:
+    recipe = quick(ZOO["lenet5"], digits)
     assert learning_rate(recipe, 0.5) == recipe.lr / 2
     assert learning_rate(recipe, recipe.warmup_epochs) == recipe.lr
     assert learning_rate(recipe, (recipe.epochs + recipe.warmup_epochs) / 2) == pytest.approx(recipe.lr / 2)
     assert learning_rate(recipe, recipe.epochs) == pytest.approx(0)
     assert learning_rate(replace(recipe, epochs=1), 1.0) == recipe.lr
+
+
+def test_the_rate_falls_as_the_papers_say() -> None:
+    cifar = PAPERS["resnet20_cifar"]  # 64,000 steps, falls at 32,000 and 48,000
+    assert [learning_rate(cifar, share * cifar.epochs) for share in (0.5, 0.51, 0.76)] == pytest.approx(
+        [0.1, 0.01, 0.001]
+    )
+    inception = PAPERS["inception_v3"]
+    assert learning_rate(inception, 2) == pytest.approx(0.045 * 0.94)
+    rising, flat = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.6, 0.5, 0.6, 0.4, 0.5]
+    vgg = PAPERS["vgg16"]
+    assert learning_rate(vgg, 6, rising) == pytest.approx(0.01)
+    assert learning_rate(vgg, 11, rising + flat) == pytest.approx(0.001)
+    assert learning_rate(vgg, 16, rising + flat + flat) == pytest.approx(0.0001)
 
 
 def test_the_map_loss_by_hand() -> None:
@@ -143,14 +185,15 @@ def test_the_map_loss_by_hand() -> None:
     assert map_loss(-distances, torch.tensor([0])).item() == pytest.approx(expected.item())
 
 
-def test_auxiliary_heads_train_by_their_weight() -> None:
+def test_auxiliary_heads_train_by_their_weight(digits: DataSet) -> None:
+    data = few(digits, 4)
+
     def gradients(weight: float) -> dict[str, torch.Tensor]:
-        recipe = replace(MNIST["googlenet"], lr=0, precision="fp32", shift=0, batch=4, auxiliary=weight)
-        torch.manual_seed(0)
-        net = build("googlenet", 10)
-        pixels = torch.randint(256, (4, 3, ZOO["googlenet"].small, ZOO["googlenet"].small), dtype=torch.uint8)
-        train_epoch(net, make_optimizer(recipe, net), Normalise(recipe), (pixels, torch.arange(4)), recipe, 1)
-        return {name: parameter.grad for name, parameter in net.named_parameters() if parameter.grad is not None}
+        recipe = replace(quick(ZOO["googlenet"], data), lr=0, precision="fp32", batch=4, auxiliary=weight)
+        trained = trainer("googlenet", recipe, data)
+        trained.train_epoch(1)
+        named = trained.net.named_parameters()
+        return {name: parameter.grad for name, parameter in named if parameter.grad is not None}
 
     without, single, double = gradients(0), gradients(0.3), gradients(0.6)
     for head in ("aux1.fc2.weight", "aux2.fc2.weight"):
@@ -161,14 +204,96 @@ def test_auxiliary_heads_train_by_their_weight() -> None:
     assert not torch.equal(double["conv1.conv.weight"], without["conv1.conv.weight"])
 
 
+def test_the_network_starts_as_the_recipe_says() -> None:
+    net = make_net("alexnet", 10, replace(PAPERS["alexnet"], dropout=0.25))
+    assert net.get_parameter("conv2.weight").std().item() == pytest.approx(0.01, rel=0.02)
+    assert net.get_parameter("conv2.bias").eq(1).all()
+    assert net.get_parameter("conv3.bias").eq(0).all()
+    assert {module.p for module in net.modules() if isinstance(module, torch.nn.Dropout)} == {0.25}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adamw", "rmsprop"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resumed_ends_as_if_never_stopped(optimizer: str, precision: str, digits: DataSet, tmp_path: Path) -> None:
+    """Also for momentum of weights that lie channels last in memory."""
+    data = few(digits, 40)
+    recipe = replace(quick(ZOO["resnet20_cifar"], data), batch=8, epochs=2, lr=0.01)
+    recipe = replace(recipe, optimizer=optimizer, precision=precision)  # type: ignore[arg-type]
+    expected = train("resnet20_cifar", data, recipe, tmp_path / "whole", seed=1, resume=False, processes=ALONE)
+
+    class KilledError(Exception):
+        pass
+
+    def killed(*_: object) -> None:
+        raise KilledError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.train.describe", killed)  # after the first epoch is saved
+        with pytest.raises(KilledError):
+            train("resnet20_cifar", data, recipe, tmp_path / "killed", seed=1, resume=False, processes=ALONE)
+    assert len(checkpoint.load(tmp_path / "killed").epochs) == 1
+    resumed = train("resnet20_cifar", data, recipe, tmp_path / "killed", seed=1, resume=True, processes=ALONE)
+    assert resumed.weights.sha256 == expected.weights.sha256
+
+
+def test_a_loss_that_is_no_number_stops_and_says_what_to_try(digits: DataSet, tmp_path: Path) -> None:
+    data = few(digits, 200)
+    recipe = replace(quick(ZOO["resnet20_cifar"], data), batch=10, lr=1e30, warmup_epochs=0)
+    with pytest.raises(DivergedError, match=r"the loss became (nan|inf) in epoch 1.*--set lr=1e\+29.*warmup_epochs=1"):
+        train("resnet20_cifar", data, recipe, tmp_path, seed=0, resume=False, processes=ALONE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_budget_draws_the_schedule_together(digits: DataSet, tmp_path: Path) -> None:
+    data = few(digits, 40)
+    recipe = quick(ZOO["resnet20_cifar"], data)
+    saved = train("resnet20_cifar", data, recipe, tmp_path, seed=0, resume=False, processes=ALONE, max_minutes=1e-9)
+    assert saved.done
+    assert len(saved.epochs) == saved.recipe.epochs == 1
+    again = train("resnet20_cifar", data, recipe, tmp_path, seed=0, resume=True, processes=ALONE, max_minutes=9)
+    assert again == saved
+
+
+def test_two_processes_are_as_one_with_the_same_batch(tmp_path: Path) -> None:
+    """No dropout and no batch norm, whose statistics are each process's own."""
+    for processes in (1, 2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+        command += [*arguments(tmp_path / str(processes)), "--set", "batch=500"]
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("epoch 2/2") == 1
+    one, two = (checkpoint.load(tmp_path / str(processes)) for processes in (1, 2))
+    assert [epoch.loss for epoch in two.epochs] == pytest.approx([epoch.loss for epoch in one.epochs], rel=1e-5)
+    assert [epoch.top1 for epoch in two.epochs] == pytest.approx([epoch.top1 for epoch in one.epochs], abs=0.002)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_paper_has_a_recipe_that_says_its_source(name: str) -> None:
+    recipe = PAPERS[name]
+    assert recipe.source
+    assert (recipe.area is None) or (recipe.shorter_edge is None)
+    modules = dict(make_meta(name).named_modules())
+    assert set(recipe.init_ones) <= modules.keys()
+
+
+def make_meta(name: str) -> torch.nn.Module:
+    with torch.device("meta"):
+        return ZOO[name].build(10)
+
+
 def test_translation_moves_by_whole_pixels_and_fills() -> None:
     torch.manual_seed(0)
     pixels = torch.zeros(200, 1, 5, 5, dtype=torch.uint8)
     pixels[:, 0, 2, 2] = 9
-    moved = translate(pixels, 2, fill=1)
+    moved = translate(pixels, torch.randint(5, (200, 2)), 2, fill=1, reflect=False)
     assert moved.shape == pixels.shape
     assert ((moved == 9).sum((1, 2, 3)) == 1).all()
     places = {tuple(place) for place in (moved[:, 0] == 9).nonzero()[:, 1:].tolist()}
     assert places == {(row, column) for row in range(5) for column in range(5)}
     assert moved.eq(1).any()
-    assert translate(pixels, 0, fill=1) is pixels
+    reflected = translate(
+        torch.arange(25, dtype=torch.uint8).view(1, 1, 5, 5), torch.zeros(1, 2, dtype=torch.int64), 2, 1, reflect=True
+    )
+    assert reflected[0, 0, 0].int().tolist() == [12, 11, 10, 11, 12]
