@@ -40,9 +40,10 @@ class Preprocess:
     def __call__(self, picture: Image.Image) -> NDArray[np.uint8]:
         """The uint8 pixels, (height, width, channels), of a picture in any of Pillow's modes."""
         picture = to_mode(picture, self.mode, self.fill)
-        scale = self.resize_edge / min(picture.size)
-        width, height = round(picture.width * scale), round(picture.height * scale)
-        left, top = (width - self.crop) // 2, (height - self.crop) // 2
+        # rounded as torchvision's Resize and CenterCrop round
+        short = min(picture.size)
+        width, height = (self.resize_edge * edge // short for edge in picture.size)
+        left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
         # only what is kept is resized: the whole of a picture of 1 x 1,000,000 would be gigabytes
         x, y = picture.width / width, picture.height / height
         box = (left * x, top * y, (left + self.crop) * x, (top + self.crop) * y)

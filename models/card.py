@@ -52,13 +52,15 @@ class Weights:
     """A library's network that is this architecture, and how its state dict becomes ours.
 
     Each of `rename`, a regular expression and its replacement, is applied to every key, in order; keys in which
-    one of `drop` is found have no place in ours.
+    one of `drop` is found have no place in ours. `accuracy` is top-1 and top-5, in percent, of one centre crop of each
+    of ImageNet's validation images, where the library's own metadata lack it.
     """
 
     library: Literal["torchvision", "timm"]
     model: str
     rename: tuple[tuple[str, str], ...] = ()
     drop: tuple[str, ...] = ()
+    accuracy: tuple[float, float] | None = None
 
     def translate(self, state: Mapping[str, T]) -> dict[str, T]:
         """The library's state dict under our names."""

@@ -118,7 +118,8 @@ variant = partial(
 )
 imagenet = partial(variant, input_shape=(3, 224, 224), classes=1000, smallest=29, small=64)
 cifar = partial(variant, input_shape=(3, 32, 32), classes=10, smallest=4, small=32)
-torchvision = partial(Weights, library="torchvision")
+# as they were named when the weights were published: "norm.1" for "norm1"
+torchvision = partial(Weights, library="torchvision", rename=((r"\.(norm|conv)\.(\d)\.", r".\1\2."),))
 table_3 = partial(single_crop, source="paper, Table 3")
 readme = partial(on_cifar10, source="authors' README")
 

@@ -345,7 +345,8 @@ INCEPTION = (
         ),
         weights=Weights(
             library="timm",
-            model="inception_v4",
+            model="inception_v4.tf_in1k",
+            accuracy=(80.144, 94.982),
             rename=(("last_linear", "fc"), (r"_(\d)([ab])\.", r".\1.\2."), (r"(branch\d)_(\d)\.", r"\1.\2.")),
         ),
     ),

@@ -157,7 +157,8 @@ INCEPTION_RESNET = (
         ),
         weights=Weights(
             library="timm",
-            model="inception_resnet_v2",
+            model="inception_resnet_v2.tf_in1k",
+            accuracy=(80.434, 95.312),
             rename=(
                 ("classif", "fc"),
                 (r"^(?!fc)", "features."),

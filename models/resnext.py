@@ -55,7 +55,7 @@ RESNEXT = (
         name="resnext101_32x4d",
         build=resnext((3, 4, 23, 3), 32, 4),
         published=(readme(78.8, 94.4),),
-        weights=Weights(library="timm", model="resnext101_32x4d"),
+        weights=Weights(library="timm", model="resnext101_32x4d.gluon_in1k", accuracy=(80.336, 94.908)),
     ),
     imagenet(
         name="resnext101_64x4d",

@@ -74,36 +74,42 @@ se_bottleneck = partial(Bottleneck, gate=SqueezeExcitation)
 se_resnet = partial(ResNet, block=partial(se_bottleneck, stride_in_3x3=False), stem=caffe_stem)
 se_resnext = partial(ResNet, block=partial(se_bottleneck, groups=32, width=4), stem=caffe_stem)
 
+
+def of_timm(model: str, accuracy: tuple[float, float], rename: tuple[tuple[str, str], ...] = RENAME) -> Weights:
+    """The authors' own weights, converted."""
+    return Weights(library="timm", model=model, accuracy=accuracy, rename=rename)
+
+
 SENET = (
     variant(
         name="se_resnet50",
         build=partial(se_resnet, depths=(3, 4, 6, 3)),
         published=(readme(77.63, 93.64), table_2(76.71, 93.38)),
-        weights=Weights(library="timm", model="legacy_seresnet50", rename=RENAME),
+        weights=of_timm("legacy_seresnet50.in1k", (77.65, 93.732)),
     ),
     variant(
         name="se_resnet101",
         build=partial(se_resnet, depths=(3, 4, 23, 3)),
         published=(readme(78.25, 94.28), table_2(77.62, 93.93)),
-        weights=Weights(library="timm", model="legacy_seresnet101", rename=RENAME),
+        weights=of_timm("legacy_seresnet101.in1k", (78.37, 94.264)),
     ),
     variant(
         name="se_resnet152",
         build=partial(se_resnet, depths=(3, 8, 36, 3)),
         published=(readme(78.66, 94.46), table_2(78.43, 94.27)),
-        weights=Weights(library="timm", model="legacy_seresnet152", rename=RENAME),
+        weights=of_timm("legacy_seresnet152.in1k", (78.662, 94.37)),
     ),
     variant(
         name="se_resnext50_32x4d",
         build=partial(se_resnext, depths=(3, 4, 6, 3)),
         published=(readme(79.03, 94.46), table_2(78.9, 94.51)),
-        weights=Weights(library="timm", model="legacy_seresnext50_32x4d", rename=RENAME),
+        weights=of_timm("legacy_seresnext50_32x4d.in1k", (79.08, 94.428)),
     ),
     variant(
         name="se_resnext101_32x4d",
         build=partial(se_resnext, depths=(3, 4, 23, 3)),
         published=(readme(80.19, 95.04), table_2(79.3, 94.99)),
-        weights=Weights(library="timm", model="legacy_seresnext101_32x4d", rename=RENAME),
+        weights=of_timm("legacy_seresnext101_32x4d.in1k", (80.274, 95.032)),
     ),
     variant(
         name="se_inception",
@@ -119,6 +125,6 @@ SENET = (
             single_crop(82.72, 96.21, "paper", edge=320),
             Published(data="ImageNet", top5=97.749, protocol="test, several networks", source="paper"),
         ),
-        weights=Weights(library="timm", model="legacy_senet154", rename=(*RENAME_DEEP_STEM, *RENAME)),
+        weights=of_timm("legacy_senet154.in1k", (81.32, 95.502), (*RENAME_DEEP_STEM, *RENAME)),
     ),
 )

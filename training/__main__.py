@@ -119,6 +119,28 @@ def publish_command(arguments: list[str]) -> None:
     publish(options.checkpoint)
 
 
+def import_command(arguments: list[str]) -> None:
+    """Make a checkpoint of published weights."""
+    parser = argparse.ArgumentParser(
+        "python -m training import", description="Make a checkpoint of published weights; without NAME, list them."
+    )
+    parser.add_argument("name", nargs="?", help="architecture")
+    parser.add_argument("--file", type=Path, help="safetensors or .pth here, in place of a download")
+    parser.add_argument("--out", type=Path, help="folder of the checkpoint (default: checkpoints/NAME-imagenet)")
+    options = parser.parse_args(arguments)
+    if options.name and options.name not in ZOO:
+        parser.error(f"no architecture {options.name!r}; `python -m models` lists them")
+
+    from training.pretrained import import_weights, offers
+
+    if not options.name:
+        print(offers(), end="")
+        return
+    folder = options.out or Path("checkpoints") / f"{options.name}-imagenet"
+    import_weights(options.name, options.file, folder)
+    print(f"imported; python -m training publish {folder}")
+
+
 def download_command(arguments: list[str]) -> None:
     """Fetch a data set."""
     parser = argparse.ArgumentParser("python -m training download", description="Fetch a data set into data/NAME.")
@@ -146,7 +168,12 @@ def images_command(arguments: list[str]) -> None:
     write_images(data, folder)
 
 
-COMMANDS = {"publish": publish_command, "download": download_command, "images": images_command}
+COMMANDS = {
+    "publish": publish_command,
+    "import": import_command,
+    "download": download_command,
+    "images": images_command,
+}
 
 
 def main(arguments: list[str]) -> None:

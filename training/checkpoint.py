@@ -55,11 +55,24 @@ class TensorFile(BaseModel):
     sha256: Sha256
 
 
+class Imported(BaseModel):
+    """Whose weights these are, where they were not trained here; top-1 and top-5 are their authors', in percent."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    library: str
+    name: str
+    licence: str
+    source: str
+    top1: float | None
+    top5: float | None
+
+
 class Checkpoint(BaseModel):
     """What `checkpoint.json` holds.
 
     `dataset` is the data set's name, `data` what `training.data.load` takes for it. `optimizer` is there until the last
-    epoch is done.
+    epoch is done. Weights are trained here, by `recipe` from `seed`, or `imported`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,8 +83,9 @@ class Checkpoint(BaseModel):
     split: str
     labels: tuple[str, ...]
     input: Input
-    recipe: Recipe
-    seed: int
+    recipe: Recipe | None = None
+    seed: int | None = None
+    imported: Imported | None = None
     epochs: tuple[Epoch, ...]
     versions: dict[str, str]
     weights: TensorFile
@@ -80,7 +94,7 @@ class Checkpoint(BaseModel):
     @property
     def done(self) -> bool:
         """Whether every epoch of the recipe has been trained."""
-        return len(self.epochs) == self.recipe.epochs
+        return self.recipe is None or len(self.epochs) == self.recipe.epochs
 
 
 def versions() -> dict[str, str]:

@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from safetensors.numpy import save
+from sklearn.datasets import load_sample_images
 from torch import nn
 
 from engines import manifest, store
 from engines.engine import EngineError
 from engines.manifest import Accuracy, Complexity, File, Manifest, ManifestError
 from engines.openvino import OpenVINOEngine
+from engines.preprocess import Preprocess
 from models.complexity import complexity
 from models.zoo import ZOO, build
 from training import checkpoint, evaluate
@@ -38,7 +41,7 @@ def publish(folder: Path) -> str:
     there; EngineError if the exported graph answers otherwise than torch does.
     """
     saved = checkpoint.load(folder)
-    if not saved.done:
+    if saved.recipe and not saved.done:
         raise CheckpointError(f"{folder} has {len(saved.epochs)} of {saved.recipe.epochs} epochs: train with --resume")
     if saved.architecture not in ZOO:
         raise CheckpointError(f"{folder}: {saved.architecture} is not known here")
@@ -50,9 +53,11 @@ def publish(folder: Path) -> str:
         files = stage / "files"
         files.mkdir()
         shutil.copyfile(folder / saved.weights.file, files / manifest.WEIGHTS)
-        accuracy = write_engine_files(folder, saved, files)
+        module = write_graph(folder, saved, files)
+        accuracy = check(saved, module, files)
         store.add(files, describe(saved, accuracy, files), stage)
-    print(f"published {tag}: top-1 {accuracy.top1:.2%} of {accuracy.images} held-out images")
+    measured = f"top-1 {accuracy.top1:.2%} of {accuracy.images} held-out images" if accuracy else "imported"
+    print(f"published {tag}: {measured}")
     return tag
 
 
@@ -66,27 +71,51 @@ def is_whole(tag: str) -> bool:
     return True
 
 
-def write_engine_files(folder: Path, saved: Checkpoint, files: Path) -> Accuracy:
-    """Write the ONNX and the verification set into `files`, checked; the accuracy of the fp32 engine."""
+def write_graph(folder: Path, saved: Checkpoint, files: Path) -> FromPixels:
+    """Write the ONNX into `files`; the module that it was made of."""
     net = build(saved.architecture, len(saved.labels))
     checkpoint.restore(folder, saved, net)
     module = FromPixels(net, Normalise(saved.input)).eval()
     print(f"exporting {saved.architecture} to ONNX")
     export(module, saved.input.preprocess, files / manifest.ONNX)
+    return module
 
-    print("checking the engine against torch, and measuring its accuracy")
+
+def check(saved: Checkpoint, module: FromPixels, files: Path) -> Accuracy | None:
+    """Write the verification set, enough to verify an engine anywhere; the accuracy of the fp32 engine on all images.
+
+    Of imported weights, whose data need not be here, sample pictures are checked, and no accuracy is known. EngineError
+    if the engine answers otherwise than torch.
+    """
+    print("checking the engine against torch" + ("" if saved.imported else ", and measuring its accuracy"))
     engine = OpenVINOEngine(files / manifest.ONNX, "fp32")
-    held_out = load(saved.data).held_out
-    sample = np.linspace(0, len(held_out) - 1, min(VERIFICATION_IMAGES, len(held_out)), dtype=np.int64)
-    pixels = held_out.pixels(saved.input.preprocess, sample)
-    expected = torch_logits(module, pixels)
-    error = float(np.abs(evaluate.logits(engine, pixels) - expected).max() / np.abs(expected).max())
+    tensors: dict[str, NDArray[Any]] = {}
+    if saved.imported:
+        tensors["pixels"] = sample_pixels(saved.input.preprocess)
+    else:
+        held_out = load(saved.data).held_out
+        sample = np.linspace(0, len(held_out) - 1, min(VERIFICATION_IMAGES, len(held_out)), dtype=np.int64)
+        tensors |= {"pixels": held_out.pixels(saved.input.preprocess, sample), "targets": held_out.targets[sample]}
+    expected = torch_logits(module, tensors["pixels"])
+    error = float(np.abs(evaluate.logits(engine, tensors["pixels"]) - expected).max() / np.abs(expected).max())
     if not error <= TOLERANCE:  # NaN too
         raise EngineError(f"{saved.architecture}: the exported graph differs from torch by {error:.1e} of the logits")
-    # enough to verify an engine anywhere
-    tensors: dict[str, NDArray[Any]] = {"pixels": pixels, "targets": held_out.targets[sample], "logits": expected}
-    (files / manifest.VERIFICATION).write_bytes(save(tensors))
+    (files / manifest.VERIFICATION).write_bytes(save(tensors | {"logits": expected}))
+    if saved.imported:
+        return None
     return evaluate.accuracy(evaluate.held_out_logits(engine, held_out, saved.input.preprocess), held_out.targets)
+
+
+def sample_pixels(preprocess: Preprocess) -> NDArray[np.uint8]:
+    """Sixteen parts of scikit-learn's two photos, (16, height, width, channels)."""
+    pictures = [Image.fromarray(photo) for photo in load_sample_images().images]
+    parts = [
+        picture.crop((left, top, left + 320, top + 210))
+        for picture in pictures
+        for top in (0, 110, 217)
+        for left in (0, 160, 320)
+    ]
+    return np.stack([preprocess(part) for part in parts[:16]])
 
 
 @torch.no_grad()
@@ -97,7 +126,7 @@ def torch_logits(module: nn.Module, pixels: NDArray[np.uint8]) -> NDArray[np.flo
     return outputs
 
 
-def describe(saved: Checkpoint, accuracy: Accuracy, files: Path) -> Manifest:
+def describe(saved: Checkpoint, accuracy: Accuracy | None, files: Path) -> Manifest:
     """The manifest of the files, whose provenance is the checkpoint's own account."""
     height, width, channels = saved.input.preprocess.shape
     cost = complexity(ZOO[saved.architecture], (channels, height, width), len(saved.labels))
@@ -106,10 +135,10 @@ def describe(saved: Checkpoint, accuracy: Accuracy, files: Path) -> Manifest:
         dataset=saved.dataset,
         labels=saved.labels,
         preprocess=saved.input.preprocess,
-        accuracy={"fp32": accuracy},
+        accuracy={"fp32": accuracy} if accuracy else {},
         complexity=Complexity.model_validate(dataclasses.asdict(cost)),
         provenance=saved.model_dump(
-            mode="json", include={"data", "split", "input", "recipe", "seed", "epochs", "versions"}
+            mode="json", include={"data", "split", "input", "recipe", "seed", "imported", "epochs", "versions"}
         ),
         created=datetime.now(UTC),
         files={

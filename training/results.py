@@ -54,6 +54,8 @@ def has(path: Path, architecture: str, dataset: str, seed: int) -> bool:
 
 def result_of(saved: Checkpoint, held_out: int) -> Result:
     """What the finished training of a checkpoint gave."""
+    assert saved.recipe
+    assert saved.seed is not None
     height, width, channels = saved.input.preprocess.shape
     cost = complexity(ZOO[saved.architecture], (channels, height, width), len(saved.labels))
     last = saved.epochs[-1]

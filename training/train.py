@@ -257,7 +257,7 @@ def train(
     latest = checkpoint.load(out) if (out / checkpoint.FILE).exists() else None
     if max_minutes:
         trainer.recipe = recipe = replace(
-            recipe, epochs=latest.recipe.epochs if latest else fitting(trainer, max_minutes)
+            recipe, epochs=latest.recipe.epochs if latest and latest.recipe else fitting(trainer, max_minutes)
         )
     run = {
         "architecture": name,

@@ -195,6 +195,7 @@ def test_photos_train_publish_and_resume(run: Run, photos: Path, tmp_path: Path)
     saved = checkpoint.load(tmp_path / "whole")
     assert saved.dataset == "my_photos"
     assert saved.split == "a tenth of each class held out, by a fixed permutation"
+    assert saved.recipe
     assert saved.recipe.area is None
     assert saved.recipe.shorter_edge == (256, 480)
     assert "published resnet18:my_photos-" in run("training", "publish", tmp_path / "whole").stdout

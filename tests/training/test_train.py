@@ -249,6 +249,7 @@ def test_a_budget_draws_the_schedule_together(digits: DataSet, tmp_path: Path) -
     recipe = quick(ZOO["resnet20_cifar"], data)
     saved = train("resnet20_cifar", data, recipe, tmp_path, seed=0, resume=False, processes=ALONE, max_minutes=1e-9)
     assert saved.done
+    assert saved.recipe
     assert len(saved.epochs) == saved.recipe.epochs == 1
     again = train("resnet20_cifar", data, recipe, tmp_path, seed=0, resume=True, processes=ALONE, max_minutes=9)
     assert again == saved

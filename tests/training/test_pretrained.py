@@ -1,0 +1,150 @@
+"""Published weights become a checkpoint that answers as the library does, preprocessing included."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import numpy as np
+import pytest
+import skimage.data
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform
+from torch import nn
+from torchvision.models import get_model, get_model_weights
+
+from engines.openvino import OpenVINOEngine
+from engines.preprocess import Preprocess
+from engines.store import published
+from models.zoo import ZOO
+from tests.conftest import Run
+from tests.serving import serving
+from training.errors import CheckpointError
+from training.pretrained import import_weights, offers
+
+PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
+
+
+def photo(name: str) -> Image.Image:
+    return Image.fromarray(getattr(skimage.data, name)())
+
+
+@torch.no_grad()
+def randomised(net: nn.Module) -> nn.Module:
+    """Batch norms as training leaves them, none an identity."""
+    torch.manual_seed(0)
+    for norm in net.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias, std=0.1)
+            nn.init.normal_(norm.running_mean, std=0.1)  # type: ignore[arg-type]
+            nn.init.uniform_(norm.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+    return net.eval()
+
+
+def library(name: str) -> tuple[nn.Module, Any]:
+    """The library's network with random weights, and its transforms."""
+    weights = ZOO[name].weights
+    assert weights
+    torch.manual_seed(0)
+    if weights.library == "torchvision":
+        entry = next(iter(cast(Any, get_model_weights(weights.model))))
+        # what loading the published weights would set
+        more = {"transform_input": True, "init_weights": True} if weights.model in {"googlenet", "inception_v3"} else {}
+        return randomised(get_model(weights.model, weights=None, **more)), entry.transforms()
+    net = timm.create_model(weights.model, pretrained=False)
+    return randomised(net), create_transform(**resolve_data_config({}, model=net))  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "googlenet_bn_tv", "densenet121", "se_resnet50", "inception_v4"])
+@torch.no_grad()
+def test_the_same_logits_of_the_same_photos(name: str, run: Run, tmp_path: Path) -> None:
+    theirs, transform = library(name)
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    imported = run("training", "import", name, "--file", tmp_path / "weights.pth", "--out", tmp_path / "checkpoint")
+    assert re.search(r"BSD-3-Clause|apache-2.0", imported.stdout)
+    assert f"published {name}:imagenet-" in run("training", "publish", tmp_path / "checkpoint").stdout
+    (model,) = [model for model in published() if model.manifest.tag.startswith(f"{name}:imagenet-")]
+    engine = OpenVINOEngine(model.folder / "model.onnx", "fp32")
+    for picture in map(photo, PHOTOS):
+        expected = theirs(transform(picture).unsqueeze(0)).numpy()
+        found = engine.infer(model.manifest.preprocess(picture)[None])
+        assert np.abs(found - expected).max() <= 1e-3 * np.abs(expected).max()
+    assert model.manifest.accuracy == {}
+    assert model.manifest.provenance["imported"]["name"] == "weights.pth"
+
+
+@torch.no_grad()
+def test_imported_weights_are_served(run: Run, tmp_path: Path) -> None:
+    theirs, transform = library("resnet18")
+    save_file(theirs.state_dict(), tmp_path / "weights.safetensors")
+    run("training", "import", "resnet18", "--file", tmp_path / "weights.safetensors", "--out", tmp_path / "checkpoint")
+    run("training", "publish", tmp_path / "checkpoint")
+    photo("chelsea").save(tmp_path / "chelsea.png")
+    with serving() as (client, _):
+        body = (tmp_path / "chelsea.png").read_bytes()
+        answer = client.post("/classify", params={"model": "resnet18@imagenet", "top_k": 3}, content=body)
+        described = client.get("/models/resnet18").json()
+    assert answer.status_code == httpx.codes.OK, answer.text
+    values, indices = theirs(transform(photo("chelsea")).unsqueeze(0)).softmax(1)[0].topk(3)
+    found = {prediction["index"]: prediction["probability"] for prediction in answer.json()["predictions"]}
+    assert found == pytest.approx(dict(zip(indices.tolist(), values.tolist(), strict=True)), rel=1e-2)
+    assert described["models"][0]["accuracy"] == {}
+
+
+def test_a_file_that_holds_more_than_weights_is_not_loaded(tmp_path: Path) -> None:
+    class Harmful:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"weight": Harmful()}, tmp_path / "harmful.pth")
+    with pytest.raises(CheckpointError, match="holds more than weights"):
+        import_weights("resnet18", tmp_path / "harmful.pth", tmp_path / "checkpoint")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("resnet18", {"conv1.weight": torch.zeros(2)}, "does not fit resnet18"),
+        ("resnet18", [1, 2], "holds no state dict"),
+        ("lenet5", {}, "neither torchvision nor timm has lenet5; they have alexnet_owt"),
+    ],
+)
+def test_weights_that_do_not_fit(name: str, content: object, message: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=message):
+        import_weights(name, tmp_path / "weights.pth", tmp_path / "checkpoint")
+    with pytest.raises(CheckpointError, match="cannot be read" if name != "lenet5" else "neither"):
+        import_weights(name, tmp_path / "missing.pth", tmp_path / "checkpoint")
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_old_densenets_keys_are_known() -> None:
+    weights = ZOO["densenet121"].weights
+    assert weights
+    old = "features.denseblock1.denselayer1.norm.1.weight"
+    assert weights.translate({old: 1}) == {"features.denseblock1.denselayer1.norm1.weight": 1}
+
+
+def test_every_variant_with_weights_is_listed_with_a_licence() -> None:
+    rows = offers().splitlines()[2:]
+    assert len(rows) == sum(card.weights is not None for card in ZOO.values())
+    assert all(re.search(r"BSD-3-Clause|apache-2.0", row) for row in rows)
+
+
+@pytest.mark.parametrize("size", [(500, 375), (375, 501), (341, 257), (1024, 683)])
+def test_resizing_rounds_as_torchvisions(size: tuple[int, int]) -> None:
+    preprocess = Preprocess(mode="RGB", resize_edge=256, crop=224)
+    random = np.random.default_rng(0)
+    picture = Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    entry: Any = get_model_weights("resnet18").DEFAULT
+    transforms = entry.transforms()
+    ours = (preprocess(picture) / 255 - np.array(transforms.mean)) / np.array(transforms.std)
+    assert np.abs(ours - transforms(picture).permute(1, 2, 0).numpy()).max() < 2 / 255 / 0.2
