@@ -119,6 +119,20 @@ def publish_command(arguments: list[str]) -> None:
     publish(options.checkpoint)
 
 
+def evaluate_command(arguments: list[str]) -> None:
+    """Say how accurate a checkpoint or a published model is."""
+    parser = argparse.ArgumentParser("python -m training evaluate", description="Accuracy, by class, and calibration.")
+    parser.add_argument("model", help="folder of a checkpoint, by torch; or tag of a published model, by its engine")
+    parser.add_argument("--data", metavar="NAME[:PATH]", help="default: what it was trained on")
+    parser.add_argument("--precision", default="fp32", help="of a published model's engine (default: %(default)s)")
+    parser.add_argument("--picture", type=Path, default=Path("confusion.png"), help="default: %(default)s")
+    options = parser.parse_args(arguments)
+
+    from training.report import report
+
+    print(report(options.model, options.data, options.precision, options.picture))
+
+
 def import_command(arguments: list[str]) -> None:
     """Make a checkpoint of published weights."""
     parser = argparse.ArgumentParser(
@@ -170,6 +184,7 @@ def images_command(arguments: list[str]) -> None:
 
 COMMANDS = {
     "publish": publish_command,
+    "evaluate": evaluate_command,
     "import": import_command,
     "download": download_command,
     "images": images_command,

@@ -1,19 +1,40 @@
-"""How accurate an engine is."""
+"""How accurate an engine is, and how far its probabilities can be believed."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from tqdm import tqdm
 
 from engines.engine import Engine
 from engines.manifest import Accuracy
 from engines.preprocess import Preprocess
 from training.data import Images
+from training.export import FromPixels
 
 BATCH = 32
+BINS = 15  # Guo et al. 2017, arXiv:1706.04599
+
+
+class TorchEngine:
+    """A module itself, in fp32."""
+
+    runtime = "torch"
+    precision = "fp32"
+
+    def __init__(self, module: FromPixels) -> None:
+        self.module = module.eval()
+
+    @torch.no_grad()
+    def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Logits, (N, classes), of pixels, (N, height, width, channels)."""
+        outputs: NDArray[np.float32] = self.module(torch.from_numpy(pixels)).numpy()
+        return outputs
 
 
 def logits(engine: Engine, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -25,14 +46,52 @@ def logits(engine: Engine, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 def held_out_logits(engine: Engine, images: Images, preprocess: Preprocess) -> NDArray[np.float32]:
     """The engine's logits of every image, of which no more than a batch are in memory."""
     batches = np.array_split(np.arange(len(images)), math.ceil(len(images) / BATCH))
-    return np.concatenate(
-        [
-            engine.infer(images.pixels(preprocess, batch))
-            for batch in tqdm(batches, "evaluating", leave=False, disable=None)
-        ]
-    )
+    progress = tqdm(batches, "evaluating", leave=False, disable=None)
+    return np.concatenate([engine.infer(images.pixels(preprocess, batch)) for batch in progress])
 
 
 def accuracy(outputs: NDArray[np.float32], targets: NDArray[np.int64]) -> Accuracy:
     """Top-1 of logits, (N, classes)."""
     return Accuracy(top1=float((outputs.argmax(1) == targets).mean()), images=len(targets))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Shares of 0 to 1. `confusion` counts images, true classes down, predicted ones across.
+
+    `calibration_error` is the mean difference of confidence and accuracy over 15 equal bins of confidence, weighted by
+    their images (Guo et al. 2017, equation 3). `per_class` is each class's own top-1, NaN for one without images.
+    """
+
+    images: int
+    top1: float
+    top5: float
+    calibration_error: float
+    per_class: NDArray[np.float64]
+    confusion: NDArray[np.int64]
+
+
+def evaluate(outputs: NDArray[np.float32], targets: NDArray[np.int64]) -> Evaluation:
+    """What logits, (N, classes), are worth, the right classes being `targets`, (N,)."""
+    classes = np.arange(outputs.shape[1])
+    matrix = confusion_matrix(targets, outputs.argmax(1), labels=classes)
+    with np.errstate(invalid="ignore"):
+        per_class = matrix.diagonal() / matrix.sum(1)
+    return Evaluation(
+        images=len(targets),
+        top1=accuracy(outputs, targets).top1,
+        top5=float(top_k_accuracy_score(targets, outputs, k=5, labels=classes)) if len(classes) > 5 else 1.0,
+        calibration_error=calibration_error(outputs, targets),
+        per_class=per_class,
+        confusion=matrix,
+    )
+
+
+def calibration_error(outputs: NDArray[np.float32], targets: NDArray[np.int64]) -> float:
+    """Expected calibration error of logits, (N, classes)."""
+    exponents = np.exp(outputs.astype(np.float64) - outputs.max(1, keepdims=True))
+    confidence = (exponents / exponents.sum(1, keepdims=True)).max(1)
+    right = outputs.argmax(1) == targets
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    gaps = [abs(confidence[bins == bin_].sum() - right[bins == bin_].sum()) for bin_ in range(BINS)]
+    return float(sum(gaps) / len(targets))

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import save
 from sklearn.datasets import load_sample_images
-from torch import nn
 
 from engines import manifest, store
 from engines.engine import EngineError
@@ -27,6 +25,7 @@ from training import checkpoint, evaluate
 from training.checkpoint import Checkpoint
 from training.data import load
 from training.errors import CheckpointError
+from training.evaluate import TorchEngine
 from training.export import FromPixels, export
 from training.train import Normalise
 
@@ -53,7 +52,9 @@ def publish(folder: Path) -> str:
         files = stage / "files"
         files.mkdir()
         shutil.copyfile(folder / saved.weights.file, files / manifest.WEIGHTS)
-        module = write_graph(folder, saved, files)
+        module = restored(folder, saved)
+        print(f"exporting {saved.architecture} to ONNX")
+        export(module, saved.input.preprocess, files / manifest.ONNX)
         accuracy = check(saved, module, files)
         store.add(files, describe(saved, accuracy, files), stage)
     measured = f"top-1 {accuracy.top1:.2%} of {accuracy.images} held-out images" if accuracy else "imported"
@@ -71,14 +72,11 @@ def is_whole(tag: str) -> bool:
     return True
 
 
-def write_graph(folder: Path, saved: Checkpoint, files: Path) -> FromPixels:
-    """Write the ONNX into `files`; the module that it was made of."""
+def restored(folder: Path, saved: Checkpoint) -> FromPixels:
+    """The checkpoint's network, from pixels to logits."""
     net = build(saved.architecture, len(saved.labels))
     checkpoint.restore(folder, saved, net)
-    module = FromPixels(net, Normalise(saved.input)).eval()
-    print(f"exporting {saved.architecture} to ONNX")
-    export(module, saved.input.preprocess, files / manifest.ONNX)
-    return module
+    return FromPixels(net, Normalise(saved.input)).eval()
 
 
 def check(saved: Checkpoint, module: FromPixels, files: Path) -> Accuracy | None:
@@ -96,7 +94,7 @@ def check(saved: Checkpoint, module: FromPixels, files: Path) -> Accuracy | None
         held_out = load(saved.data).held_out
         sample = np.linspace(0, len(held_out) - 1, min(VERIFICATION_IMAGES, len(held_out)), dtype=np.int64)
         tensors |= {"pixels": held_out.pixels(saved.input.preprocess, sample), "targets": held_out.targets[sample]}
-    expected = torch_logits(module, tensors["pixels"])
+    expected = evaluate.logits(TorchEngine(module), tensors["pixels"])
     error = float(np.abs(evaluate.logits(engine, tensors["pixels"]) - expected).max() / np.abs(expected).max())
     if not error <= TOLERANCE:  # NaN too
         raise EngineError(f"{saved.architecture}: the exported graph differs from torch by {error:.1e} of the logits")
@@ -116,14 +114,6 @@ def sample_pixels(preprocess: Preprocess) -> NDArray[np.uint8]:
         for left in (0, 160, 320)
     ]
     return np.stack([preprocess(part) for part in parts[:16]])
-
-
-@torch.no_grad()
-def torch_logits(module: nn.Module, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The module's own answers, (N, classes), in fp32."""
-    batches = torch.from_numpy(pixels).split(evaluate.BATCH)
-    outputs: NDArray[np.float32] = torch.cat([module(batch) for batch in batches]).numpy()
-    return outputs
 
 
 def describe(saved: Checkpoint, accuracy: Accuracy | None, files: Path) -> Manifest:

@@ -59,14 +59,14 @@ def result_of(saved: Checkpoint, held_out: int) -> Result:
     height, width, channels = saved.input.preprocess.shape
     cost = complexity(ZOO[saved.architecture], (channels, height, width), len(saved.labels))
     last = saved.epochs[-1]
-    low, high = binomtest(round(last.top1 * held_out), held_out).proportion_ci(method="wilson")
+    low, high = wilson(round(last.top1 * held_out), held_out)
     return Result(
         architecture=saved.architecture,
         dataset=saved.dataset,
         seed=saved.seed,
         top1=last.top1,
-        top1_low=round(float(low), 4),
-        top1_high=round(float(high), 4),
+        top1_low=round(low, 4),
+        top1_high=round(high, 4),
         held_out=held_out,
         params=cost.params,
         macs=cost.macs,
@@ -81,6 +81,12 @@ def result_of(saved: Checkpoint, held_out: int) -> Result:
         device="cuda" if torch.cuda.is_available() else "cpu",
         threads=torch.get_num_threads(),
     )
+
+
+def wilson(right: int, images: int) -> tuple[float, float]:
+    """The 95 % interval of a share."""
+    low, high = binomtest(right, images).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 def add(path: Path, saved: Checkpoint, held_out: int) -> None:

@@ -24,10 +24,12 @@ from training.batches import Batch, Source, TrainingBatches, held_out_batches
 from training.checkpoint import Checkpoint, Epoch
 from training.data import DataSet
 from training.errors import CheckpointError, DivergedError
+from training.plot import curves
 from training.processes import Processes
 from training.recipe import Input, Recipe, input_of
 
 LOG = "log.jsonl"
+CURVES = "curves.png"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TIMED_STEPS = 4  # of which the first is a warm-up
 
@@ -289,6 +291,8 @@ def train(
             (out / LOG).write_text("".join(epoch.model_dump_json() + "\n" for epoch in epochs))
         say(processes, describe(name, epochs, recipe))
         processes.wait()
+    if processes.first:
+        curves(f"{name} on {data.name}, seed {seed}", epochs, out / CURVES)
     return checkpoint.load(out)
 
 

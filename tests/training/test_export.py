@@ -19,8 +19,8 @@ from models.resnet import ResNet
 from models.senet import caffe_stem, se_bottleneck
 from models.zoo import ZOO, build
 from training.data import DataSet
+from training.evaluate import TorchEngine
 from training.export import FromPixels, export
-from training.publish import torch_logits
 from training.recipe import Input, input_of, quick
 from training.train import Normalise
 
@@ -49,7 +49,7 @@ def difference(build_net: Callable[[int], nn.Module], entry: Input, path: Path) 
     pixels = torch.randint(256, (4, *entry.preprocess.shape), dtype=torch.uint8)
     module = after_a_step(FromPixels(build_net(10), Normalise(entry)), pixels)
     export(module, entry.preprocess, path)
-    expected = torch_logits(module, pixels.numpy())
+    expected = TorchEngine(module).infer(pixels.numpy())
     outputs = OpenVINOEngine(path, "fp32").infer(pixels.numpy())
     return float(np.abs(outputs - expected).max() / np.abs(expected).max())
 

@@ -62,7 +62,13 @@ def library(name: str) -> tuple[nn.Module, Any]:
     return randomised(net), create_transform(**resolve_data_config({}, model=net))  # type: ignore[no-untyped-call]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "googlenet_bn_tv", "densenet121", "se_resnet50", "inception_v4"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("googlenet_bn_tv", "se_resnet50"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("densenet121", "inception_v3", "inception_v4")),
+    ],
+)
 @torch.no_grad()
 def test_the_same_logits_of_the_same_photos(name: str, run: Run, tmp_path: Path) -> None:
     theirs, transform = library(name)

@@ -23,7 +23,7 @@ from training.errors import CheckpointError, DivergedError
 from training.papers import PAPERS
 from training.processes import Processes
 from training.recipe import Recipe, input_of, quick
-from training.train import LOG, Trainer, learning_rate, make_net, map_loss, train
+from training.train import CURVES, LOG, Trainer, learning_rate, make_net, map_loss, train
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 
@@ -49,7 +49,7 @@ def test_lenet5_reaches_97_percent(lenet5_checkpoint: Path) -> None:
     assert saved.optimizer is None
     log = [json.loads(line) for line in (lenet5_checkpoint / LOG).read_text().splitlines()]
     assert log == [epoch.model_dump() for epoch in saved.epochs]
-    assert {path.name for path in lenet5_checkpoint.iterdir()} == {checkpoint.FILE, LOG, saved.weights.file}
+    assert {path.name for path in lenet5_checkpoint.iterdir()} == {checkpoint.FILE, LOG, CURVES, saved.weights.file}
 
 
 def arguments(out: Path, *more: str) -> list[str]:

@@ -1,0 +1,47 @@
+"""Pictures of a training and of what it gave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import pyplot as plt
+from numpy.typing import NDArray
+from sklearn.metrics import ConfusionMatrixDisplay
+
+from training.checkpoint import Epoch
+
+mpl.use("Agg")
+WRITTEN_CLASSES = 20  # above that, a confusion matrix has no room for numbers and names
+
+
+def curves(title: str, epochs: Sequence[Epoch], path: Path) -> None:
+    """Training loss and held-out top-1 by epoch, as PNG."""
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    numbers = [epoch.epoch for epoch in epochs]
+    (loss,) = axes.plot(numbers, [epoch.loss for epoch in epochs], "o-", color="tab:red", label="training loss")
+    axes.set(xlabel="epoch", ylabel="training loss", title=title)
+    axes.set_ylim(bottom=0)
+    right = axes.twinx()
+    accuracies = [100 * epoch.top1 for epoch in epochs]
+    (top1,) = right.plot(numbers, accuracies, "s-", color="tab:blue", label="held-out top-1, %")
+    right.set_ylabel("held-out top-1, %")
+    axes.legend(handles=[loss, top1], loc="center right")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def confusion(title: str, matrix: NDArray[np.int64], labels: Sequence[str], path: Path) -> None:
+    """A confusion matrix, true classes down, predicted ones across, as PNG."""
+    written = len(labels) <= WRITTEN_CLASSES
+    figure, axes = plt.subplots(figsize=(8, 8), layout="constrained")
+    display = ConfusionMatrixDisplay(matrix, display_labels=labels if written else None)
+    display.plot(ax=axes, include_values=written, colorbar=not written, xticks_rotation="vertical", cmap="Blues")
+    if not written:
+        axes.set(xticks=[], yticks=[])
+    axes.set_title(title)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,54 @@
+"""An evaluation in words and a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engines import store
+from engines.engine import Engine
+from engines.preprocess import Preprocess
+from engines.runtime import open_engine
+from training import checkpoint, data, plot
+from training.errors import TrainingError
+from training.evaluate import TorchEngine, evaluate, held_out_logits
+from training.publish import restored
+
+
+def report(model: str, spec: str | None, precision: str, picture: Path) -> str:
+    """Evaluate a checkpoint's folder or a published model's tag; the confusion matrix goes to `picture`.
+
+    TrainingError if there is no such model or its classes are not the data set's.
+    """
+    engine, preprocess, labels, trained_on = opened(model, precision)
+    data_set = data.load(spec or trained_on)
+    if data_set.labels != labels:
+        raise TrainingError(f"{model} has {len(labels)} classes, {data_set.name} {len(data_set.labels)}, not the same")
+    found = evaluate(held_out_logits(engine, data_set.held_out, preprocess), data_set.held_out.targets)
+    plot.confusion(f"{model} on {data_set.name}: true class down, predicted across", found.confusion, labels, picture)
+    lines = [
+        f"{model} on {engine.runtime}, {engine.precision}: {found.images} held-out images of {data_set.name}",
+        f"top-1              {found.top1:.2%}",
+        f"top-5              {found.top5:.2%}",
+        f"calibration error  {found.calibration_error:.2%}",
+        "",
+        *(f"{share:7.2%}  {label}" for share, label in sorted(zip(found.per_class, labels, strict=True))),
+        "",
+        f"confusion matrix: {picture}",
+    ]
+    return "\n".join(lines)
+
+
+def opened(model: str, precision: str) -> tuple[Engine, Preprocess, tuple[str, ...], str]:
+    """The engine, what it takes, its classes, and the data it was trained on."""
+    published = {entry.manifest.tag: entry for entry in store.published()}
+    if model in published:
+        manifest = published[model].manifest
+        engine = open_engine(published[model], "openvino", precision)
+        return engine, manifest.preprocess, manifest.labels, manifest.provenance["data"]
+    folder = Path(model)
+    if not folder.exists():
+        raise TrainingError(
+            f"{model} is neither a checkpoint's folder nor a tag; tags: {', '.join(published) or 'none'}"
+        )
+    saved = checkpoint.load(folder)
+    return TorchEngine(restored(folder, saved)), saved.input.preprocess, saved.labels, saved.data
