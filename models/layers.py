@@ -10,10 +10,10 @@ Kernel = int | tuple[int, int]
 
 
 def he_normal(net: nn.Module) -> None:
-    """Draw every convolution's weights from N(0, 2 / fan-out), biases 0 (He et al. 2015, arXiv:1502.01852)."""
+    """Draw every convolution's weights from N(0, 2 / fan-in), biases 0 (He et al. 2015, arXiv:1502.01852, eq. 10)."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
