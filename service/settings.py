@@ -13,7 +13,7 @@ EMBEDDED_DATASET = "mnist5k"  # what training has a recipe for, for every archit
 
 
 class Settings(BaseSettings):
-    """Each field is CONVSERVE_<NAME IN CAPITALS>; `pins` is JSON, such as {"lenet5": "lenet5:mnist5k-429094fc"}."""
+    """Each field is CONVSERVE_<NAME IN CAPITALS>; `pins` is JSON, such as {"lenet5": "lenet5:mnist5k-5c93254d"}."""
 
     model_config = SettingsConfigDict(env_prefix="CONVSERVE_", frozen=True)
 
