@@ -1,4 +1,4 @@
-"""`python -m training NAME…` trains; `publish`, `evaluate`, `import`, `download`, `images`, `results` are commands."""
+"""`python -m training NAME…` trains; `publish`, `evaluate`, `import`, `download` and `images` are commands."""
 
 from __future__ import annotations
 
@@ -50,6 +50,8 @@ def train_command(arguments: list[str]) -> None:
     names = chosen(parser, options)
     if options.epochs is not None and options.epochs < 1:
         parser.error("--epochs must be at least 1")
+    if options.results and options.results.suffix != ".jsonl":
+        parser.error("--results is a .jsonl file; its table is written beside it, as .md")
     if options.out and len(names) > 1:
         parser.error("--out is of one architecture")
 

@@ -13,20 +13,20 @@ from torchvision.transforms import v2
 from engines.preprocess import to_mode
 from training.recipe import Input, Recipe
 
-# of ImageNet's pixels, 0 to 1: eigenvalues' roots and eigenvectors (fb.resnet.torch)
-PCA_STD = torch.tensor((0.2175, 0.0188, 0.0045)).sqrt()
+# of ImageNet's pixels, 0 to 1: eigenvalues and eigenvectors (fb.resnet.torch)
+PCA_VALUES = torch.tensor((0.2175, 0.0188, 0.0045))
 PCA = torch.tensor(((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203)))
 
 
 class Lighting(nn.Module):
-    """AlexNet's colour noise (section 4.1): each principal component of the colours, by N(0, std²) of its deviation."""
+    """AlexNet's colour noise (section 4.1): each principal component of colours, by N(0, std²) of its eigenvalue."""
 
     def __init__(self, std: float) -> None:
         super().__init__()
         self.std = std
 
     def forward(self, pixels: Tensor) -> Tensor:  # uint8 (3, height, width)
-        noise = 255 * PCA @ (PCA_STD * torch.randn(3) * self.std)
+        noise = 255 * PCA @ (PCA_VALUES * torch.randn(3) * self.std)
         return (pixels + noise.view(3, 1, 1)).round().clamp(0, 255).to(torch.uint8)
 
 

@@ -34,7 +34,7 @@ class Samples(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed * 1_000_003 + index)
+            torch.manual_seed((self.seed * 1_000_003 + index) % 2**63)
             return self.change(self.images.pictures[index])
 
 
@@ -97,7 +97,7 @@ def held_out_batches(
     images: Images, source: Source, batch: int, rank: int, size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Pixels and targets of one process's share of the held-out images."""
-    indices = torch.arange(rank, len(images), size).split(batch)
+    indices = [share for share in torch.arange(rank, len(images), size).split(batch) if len(share)]
     targets = torch.from_numpy(images.targets)
     for share, pixels in zip(indices, source.batches(indices, 0), strict=True):
         yield pixels, targets[share]

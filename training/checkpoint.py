@@ -109,7 +109,7 @@ def versions() -> dict[str, str]:
     return {
         "convserve": described.stdout.strip() or "unknown",
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "numpy", "pillow")},
+        **{name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
     }
 
 
@@ -148,7 +148,7 @@ def save(
     temporary.write_text(saved.model_dump_json(indent=1))
     os.replace(temporary, folder / FILE)
     named = {tensors.file for tensors in (saved.weights, saved.optimizer) if tensors}
-    for pattern in ("weights-???.safetensors", "optimizer-???.safetensors"):
+    for pattern in ("weights-[0-9]*.safetensors", "optimizer-[0-9]*.safetensors"):
         for path in folder.glob(pattern):
             if path.name not in named:
                 path.unlink()

@@ -194,17 +194,21 @@ def files(samples: list[tuple[str, int]]) -> Images:
     return Images(pictures=Files(tuple(Path(path) for path, _ in samples)), targets=targets)
 
 
-HELD_OUT = ("val", "validation", "test", "held_out")
+HELD_OUT = ("val", "valid", "validation", "test", "held_out")
+RESERVED = {"mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet"}
 
 
 def folder(root: Path) -> DataSet:
-    """A folder a class; or two such, `train` and one of val, validation, test, held_out.
+    """A folder a class; or two such, `train` and one of val, valid, validation, test, held_out.
 
     Without the two, every tenth picture of each class, at least one, by a fixed permutation, is held out. Pictures that
     cannot be decoded are listed on stderr and left out. DataError for an empty class, or one that is in one half only.
     """
     if not root.is_dir():
         raise DataError(f"there is no folder {root}")
+    name = re.sub("[^a-z0-9]+", "_", root.resolve().name.lower()).strip("_")[:40]
+    if not name or name in RESERVED:
+        raise DataError(f"{root}: its name is that of the data set; give it one in letters that is not taken")
     halves = [root / name for name in HELD_OUT if (root / name).is_dir()]
     if (root / "train").is_dir() and halves:
         split = f"folders train and {halves[0].name}"
@@ -214,6 +218,8 @@ def folder(root: Path) -> DataSet:
             raise DataError(
                 f"{root}: {', '.join(sorted({*labels} ^ {*others}))} in one of train, {halves[0].name} only"
             )
+    elif (root / "train").is_dir():
+        raise DataError(f"{root} has a folder train, and none of {', '.join(HELD_OUT)}")
     else:
         split = "a tenth of each class held out, by a fixed permutation"
         labels, samples = decodable(root)
@@ -226,7 +232,7 @@ def folder(root: Path) -> DataSet:
         held_out, train = ([samples[index] for index in indices] for indices in parts)
     mean, std = statistics(files(train))
     return DataSet(
-        name=re.sub("[^a-z0-9_]+", "_", root.resolve().name.lower()),
+        name=name,
         spec=f"folder:{root}",
         split=split,
         labels=labels,
@@ -298,7 +304,10 @@ def download(name: str) -> None:
     """Fetch a data set that torchvision can fetch into data/NAME; DataError if it is none of those."""
     if name not in IN_MEMORY:
         raise DataError(f"{name!r} cannot be downloaded; there are {', '.join(IN_MEMORY)}")
-    IN_MEMORY[name].download(Path("data") / name)
+    try:
+        IN_MEMORY[name].download(Path("data") / name)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{name} could not be fetched: {error}") from error
 
 
 def write_images(data: DataSet, out: Path) -> None:
@@ -306,7 +315,8 @@ def write_images(data: DataSet, out: Path) -> None:
     temporary = out.with_name(f"{out.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
     for number, target in enumerate(data.held_out.targets):
-        path = temporary / data.labels[target] / f"{number:05}.png"
+        path = temporary / data.labels[target].replace("/", "-") / f"{number:05}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        data.held_out.pictures[number].save(path)
+        picture = data.held_out.pictures[number]
+        (picture.convert("RGB") if picture.mode == "CMYK" else picture).save(path)
     temporary.rename(out)

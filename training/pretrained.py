@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor
-from torchvision.models import get_model, get_model_weights
+from torchvision.models import get_model_weights
 
 from engines.preprocess import Preprocess
 from models.card import Architecture, Weights
@@ -109,7 +109,7 @@ def download(card: Architecture) -> dict[str, Tensor]:
     assert weights
     if weights.library == "torchvision":
         entry = next(iter(cast(Any, get_model_weights(weights.model))))
-        return dict(get_model(weights.model, weights=entry).state_dict())
+        return dict(entry.get_state_dict(progress=True, check_hash=True))
     return dict(timm.create_model(weights.model, pretrained=True).state_dict())
 
 
@@ -142,7 +142,11 @@ def import_weights(name: str, file: Path | None, out: Path) -> Checkpoint:
     print(f"{offer.name}: {offer.licence}\n{offer.source}")
     ours = build(name, len(offer.labels))
     try:
-        ours.load_state_dict(card.weights.translate(read(file) if file else download(card)))
+        state = read(file) if file else download(card)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{offer.name} could not be fetched: {error}; --file takes a file of it") from error
+    try:
+        ours.load_state_dict(card.weights.translate(state))
     except RuntimeError as error:
         raise CheckpointError(f"{file or offer.name} does not fit {name}: {error}") from error
     imported = Imported(

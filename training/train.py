@@ -23,7 +23,7 @@ from training import checkpoint
 from training.batches import Batch, Source, TrainingBatches, held_out_batches
 from training.checkpoint import Checkpoint, Epoch
 from training.data import DataSet
-from training.errors import CheckpointError, DivergedError
+from training.errors import CheckpointError, DivergedError, RecipeError
 from training.plot import curves
 from training.processes import Processes
 from training.recipe import Input, Recipe, input_of
@@ -121,7 +121,7 @@ class Trainer:
         if processes.size > 1:
             # whole blocks are dropped, in each process others
             drops = any(isinstance(module, StochasticBlock) for module in net.modules())
-            self.model = DistributedDataParallel(self.net, find_unused_parameters=drops)
+            self.model = DistributedDataParallel(self.net, find_unused_parameters=drops, broadcast_buffers=False)
         self.optimizer = make_optimizer(recipe, self.net)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=recipe.precision == "fp16")
         self.normalise = Normalise(entry).to(processes.device)
@@ -162,7 +162,7 @@ class Trainer:
         torch.manual_seed(self.seed * 100_003 + number + 7_919 * self.processes.rank)
         steps = len(self.batches)
         total, images, waited, started = torch.zeros((), device=self.processes.device), 0, 0.0, time.perf_counter()
-        batches = iter(self.batches.epoch(number))
+        batches = self.batches.epoch(number)
         for step in tqdm(range(steps), f"epoch {number}/{self.recipe.epochs}", leave=False, disable=None):
             asked = time.perf_counter()
             batch = next(batches)
@@ -220,14 +220,15 @@ class Trainer:
         copied.optimizer = make_optimizer(self.recipe, copied.net)
         copied.scaler = torch.amp.GradScaler(self.processes.device.type, enabled=self.recipe.precision == "fp16")
         seconds: list[float] = []
+        started = time.perf_counter()
         for batch in islice(self.batches.epoch(1), TIMED_STEPS):
-            started = time.perf_counter()
             float(copied.step(batch))
             seconds.append(time.perf_counter() - started)
             if sum(seconds) > 30:
                 break
+            started = time.perf_counter()
         # a forward pass alone is about a third of a step
-        passes = len(self.batches) + len(self.held_out) / self.recipe.batch / self.processes.size / 3
+        passes = len(self.batches) + len(self.held_out) / self.recipe.batch / 3
         return min(seconds) * passes / 60
 
 
@@ -250,6 +251,8 @@ def train(
     least, its schedule drawn together. CheckpointError if `out` holds another run, or any without `resume`;
     DivergedError when the loss is no number.
     """
+    if recipe.batch < processes.size:
+        raise RecipeError(f"a batch of {recipe.batch} cannot be shared by {processes.size} processes: --set batch=…")
     # some of CUDA's kernels have no other form
     torch.use_deterministic_algorithms(True, warn_only=processes.device.type == "cuda")
     torch.manual_seed(seed)
@@ -258,9 +261,8 @@ def train(
     trainer = Trainer(net, recipe, entry, data, seed, processes)
     latest = checkpoint.load(out) if (out / checkpoint.FILE).exists() else None
     if max_minutes:
-        trainer.recipe = recipe = replace(
-            recipe, epochs=latest.recipe.epochs if latest and latest.recipe else fitting(trainer, max_minutes)
-        )
+        epochs_that_fit = latest.recipe.epochs if latest and latest.recipe else fitting(trainer, max_minutes)
+        trainer.recipe = recipe = shortened(recipe, epochs_that_fit)
     run = {
         "architecture": name,
         "dataset": data.name,
@@ -276,6 +278,7 @@ def train(
         check_same_run(latest, run, out, resume=resume)
         epochs = list(latest.epochs)
         if latest.done:
+            leave(out, f"{name} on {data.name}, seed {seed}", epochs, processes)
             say(processes, f"{out} has all its {recipe.epochs} epochs")
             return latest
         checkpoint.restore(out, latest, net)
@@ -288,12 +291,23 @@ def train(
         unfinished = (trainer.optimizer, trainer.scaler) if number < recipe.epochs else None
         if processes.first:
             checkpoint.save(out, {**run, "epochs": epochs}, net, unfinished)
-            (out / LOG).write_text("".join(epoch.model_dump_json() + "\n" for epoch in epochs))
+            write_log(out, epochs)
         say(processes, describe(name, epochs, recipe))
         processes.wait()
-    if processes.first:
-        curves(f"{name} on {data.name}, seed {seed}", epochs, out / CURVES)
+    leave(out, f"{name} on {data.name}, seed {seed}", epochs, processes)
     return checkpoint.load(out)
+
+
+def leave(out: Path, title: str, epochs: list[Epoch], processes: Processes) -> None:
+    """Write the log and the curves of what is finished."""
+    if processes.first:
+        write_log(out, epochs)
+        curves(title, epochs, out / CURVES)
+
+
+def write_log(out: Path, epochs: list[Epoch]) -> None:
+    """JSON lines, an epoch a line, all that the checkpoint knows of."""
+    (out / LOG).write_text("".join(epoch.model_dump_json() + "\n" for epoch in epochs))
 
 
 def fitting(trainer: Trainer, max_minutes: float) -> int:
@@ -303,6 +317,13 @@ def fitting(trainer: Trainer, max_minutes: float) -> int:
     )
     minutes = float(trainer.processes.sum(estimate))
     return max(1, min(trainer.recipe.epochs, int(max_minutes / minutes)))
+
+
+def shortened(recipe: Recipe, epochs: int) -> Recipe:
+    """The recipe with its schedule drawn together to so many epochs."""
+    share = epochs / recipe.epochs
+    factor = recipe.factor ** (1 / share) if recipe.schedule == "exponential" else recipe.factor
+    return replace(recipe, epochs=epochs, warmup_epochs=recipe.warmup_epochs * share, factor=factor)
 
 
 def say(processes: Processes, line: str) -> None:

@@ -144,6 +144,10 @@ def test_a_folder_may_have_its_own_split(photos: Path, tmp_path: Path) -> None:
     shutil.copytree(photos, tmp_path / "train")
     shutil.copytree(photos, tmp_path / "val")
     assert len(load(f"folder:{tmp_path}").held_out) == 36
+    (tmp_path / "val").rename(tmp_path / "other")
+    with pytest.raises(DataError, match="has a folder train, and none of val"):
+        load(f"folder:{tmp_path}")
+    (tmp_path / "other").rename(tmp_path / "val")
     shutil.rmtree(tmp_path / "val" / "rocket")
     with pytest.raises(DataError, match="rocket in one of train, val only"):
         load(f"folder:{tmp_path}")
@@ -187,12 +191,14 @@ def test_a_data_set_that_is_not_there(spec: str, message: str) -> None:
         load(spec)
 
 
-def test_photos_train_publish_and_resume(run: Run, photos: Path, tmp_path: Path) -> None:
-    """The workers' path: pictures decoded and changed at random, the same in one go and in two."""
+def test_photos_are_trained_on_and_published(run: Run, photos: Path, tmp_path: Path) -> None:
+    """The workers' path: pictures decoded and changed at random, the same twice."""
     arguments = ["training", "resnet18", "--data", f"folder:{photos}", "--seed", "5", "--set", "edge=64"]
-    arguments += ["--set", "batch=8", "--set", "lr=0.01", "--epochs", "2"]
+    arguments += ["--set", "batch=8", "--set", "lr=0.01", "--epochs", "1"]
     run(*arguments, "--out", tmp_path / "whole")
+    run(*arguments, "--out", tmp_path / "again")
     saved = checkpoint.load(tmp_path / "whole")
+    assert checkpoint.load(tmp_path / "again").weights.sha256 == saved.weights.sha256
     assert saved.dataset == "my_photos"
     assert saved.split == "a tenth of each class held out, by a fixed permutation"
     assert saved.recipe
