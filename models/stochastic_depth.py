@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.card import Architecture, Paper, on_cifar10
-from models.resnet import BasicBlock, ResNet, cifar_stem
+from models.resnet import BasicBlock, Block, ResNet, Shortcut, cifar_stem
 
 
 class AverageOptionA(nn.Module):
@@ -33,8 +33,8 @@ class AverageOptionA(nn.Module):
 class StochasticBlock(BasicBlock):
     """relu(b * residual(x) + x): b is 1 with probability `survival`, else 0; out of training it is `survival`."""
 
-    def __init__(self, inputs: int, planes: int, stride: int) -> None:
-        super().__init__(inputs, planes, stride, shortcut=AverageOptionA)
+    def __init__(self, inputs: int, planes: int, stride: int, shortcut: Shortcut = AverageOptionA) -> None:
+        super().__init__(inputs, planes, stride, shortcut)
         self.survival = 1.0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,11 +49,11 @@ class StochasticBlock(BasicBlock):
 class StochasticDepthResNet(ResNet):
     """Survival falls linearly, from 1 at the input to `last` at the last block (equation 4)."""
 
-    def __init__(self, classes: int, depths: Sequence[int], last: float) -> None:
-        super().__init__(classes, StochasticBlock, depths, cifar_stem, planes=16)
+    def __init__(self, classes: int, depths: Sequence[int], last: float, block: Block = StochasticBlock) -> None:
+        super().__init__(classes, block, depths, cifar_stem, planes=16)
         blocks = [module for module in self.modules() if isinstance(module, StochasticBlock)]
-        for number, block in enumerate(blocks, 1):
-            block.survival = 1 - number / len(blocks) * (1 - last)
+        for number, module in enumerate(blocks, 1):
+            module.survival = 1 - number / len(blocks) * (1 - last)
 
 
 STOCHASTIC_DEPTH = (

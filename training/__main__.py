@@ -56,29 +56,29 @@ def train_command(arguments: list[str]) -> None:
         parser.error("--out is of one architecture")
 
     from training import data, results
+    from training.campaign import Run, campaign
     from training.processes import joined
-    from training.train import say, train
 
-    data_set = data.load(options.data)
     with joined() as processes:
-        for name in names:
-            recipe = resolved(name, data_set, options)
-            if options.results and results.has(options.results, name, data_set.name, options.seed):
-                say(processes, f"{options.results} has {name} on {data_set.name}, seed {options.seed}")
-                continue
-            saved = train(
-                name,
-                data_set,
-                recipe,
+        data_set = processes.from_first(lambda: data.load(options.data))
+        runs = [
+            Run(
+                *(ZOO[name], resolved(name, data_set, options), options.seed),
                 options.out or Path("checkpoints") / f"{name}-{data_set.name}",
-                seed=options.seed,
+            )
+            for name in names
+        ]
+        try:
+            campaign(
+                *(runs, data_set, processes),
                 resume=options.resume,
-                processes=processes,
+                file=options.results,
                 max_minutes=options.max_minutes,
                 compiled=options.compile,
             )
+        finally:
             if options.results and processes.first:
-                results.add(options.results, saved, len(data_set.held_out))
+                results.write_table(options.results)
 
 
 def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,14 @@ class Processes:
         if self.size > 1:
             dist.all_reduce(values)
         return values
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make` gives in the first process, made there alone and copied to the others."""
+        if self.size == 1:
+            return make()
+        made = [make() if self.first else None]
+        dist.broadcast_object_list(made, 0, device=self.device)
+        return cast(T, made[0])
 
     def wait(self) -> None:
         """Until all are here."""

@@ -123,8 +123,9 @@ def is_writing(data: DataSet) -> bool:
 
 
 # without batch norm the rate must be low
-PLAIN = {"alexnet", "alexnet_owt", "zfnet", "zfnet_wide", "vgg11", "vgg13", "vgg16", "vgg19", "googlenet"} | {
-    *("nin_cifar10", "nin_imagenet")
+PLAIN = {
+    *("alexnet", "alexnet_owt", "zfnet", "zfnet_wide", "vgg11", "vgg13", "vgg16", "vgg19"),
+    *("nin_cifar10", "nin_imagenet", "googlenet"),
 }
 # whose step is mostly the optimizer's, of so many weights
 LARGE = {"alexnet": 64, "zfnet": 64, "vgg": 128}
@@ -159,6 +160,8 @@ def quick(card: Architecture, data: DataSet) -> Recipe:
             loss="map",
             precision="fp32",
         )
+    if card.family == "nin":  # with half of its maps gone, the ReLU that ends it dies before it has learnt anything
+        return replace(recipe, dropout=0.0)
     if card.name == "lenet5_modern":
         return replace(recipe, lr=3e-3, weight_decay=1e-2, epochs=15, shift=1, precision="fp32")
     if card.name == "resnet20_cifar":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from scipy.stats import binomtest
 
+from models.card import Architecture
 from models.complexity import complexity
 from models.zoo import ZOO
 from training.checkpoint import Checkpoint
@@ -16,7 +18,11 @@ from training.recipe import Recipe
 
 
 class Result(BaseModel):
-    """One training: what it cost and what it gave; `top1` (0 to 1) is of the last epoch, MACs at the trained size."""
+    """One training: what it cost and what it gave.
+
+    `losses` and `top1s` (0 to 1) are of each epoch; `top1`, with its 95 % Wilson interval, is the last of them. MACs
+    are at the trained size.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,8 +38,8 @@ class Result(BaseModel):
     input_shape: tuple[int, int, int]
     epochs: int
     minutes: float
-    loss_first: float
-    loss_last: float
+    losses: tuple[float, ...]
+    top1s: tuple[float, ...]
     weights_sha256: str
     recipe: Recipe
     versions: dict[str, str]
@@ -52,12 +58,12 @@ def has(path: Path, architecture: str, dataset: str, seed: int) -> bool:
     return any((result.architecture, result.dataset, result.seed) == wanted for result in read(path))
 
 
-def result_of(saved: Checkpoint, held_out: int) -> Result:
-    """What the finished training of a checkpoint gave."""
+def result_of(card: Architecture, saved: Checkpoint, held_out: int) -> Result:
+    """What the finished training of an architecture gave."""
     assert saved.recipe
     assert saved.seed is not None
     height, width, channels = saved.input.preprocess.shape
-    cost = complexity(ZOO[saved.architecture], (channels, height, width), len(saved.labels))
+    cost = complexity(card, (channels, height, width), len(saved.labels))
     last = saved.epochs[-1]
     low, high = wilson(round(last.top1 * held_out), held_out)
     return Result(
@@ -73,8 +79,8 @@ def result_of(saved: Checkpoint, held_out: int) -> Result:
         input_shape=(channels, height, width),
         epochs=len(saved.epochs),
         minutes=round(sum(epoch.seconds for epoch in saved.epochs) / 60, 2),
-        loss_first=round(saved.epochs[0].loss, 4),
-        loss_last=round(last.loss, 4),
+        losses=tuple(round(epoch.loss, 4) for epoch in saved.epochs),
+        top1s=tuple(round(epoch.top1, 4) for epoch in saved.epochs),
         weights_sha256=saved.weights.sha256,
         recipe=saved.recipe,
         versions=saved.versions,
@@ -89,35 +95,34 @@ def wilson(right: int, images: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def add(path: Path, saved: Checkpoint, held_out: int) -> None:
-    """Append a training's line, and write the table beside the file, `.md` for `.jsonl`, anew."""
-    line = (result_of(saved, held_out).model_dump_json() + "\n").encode()
+def add(path: Path, card: Architecture, saved: Checkpoint, held_out: int) -> None:
+    """Append a training's line, whole, beside whatever other processes add."""
+    line = result_of(card, saved, held_out).model_dump_json() + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(file, line)  # whole, beside whatever another process adds
-    finally:
-        os.close(file)
-    temporary = path.with_suffix(".md.new")
-    temporary.write_text(table(read(path)))
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(line)
+
+
+def write_table(path: Path) -> None:
+    """Write the table of the lines of `path` beside it, `.md` for `.jsonl`."""
+    temporary = path.with_suffix(f".md.{os.getpid()}")
+    temporary.write_text(table(read(path), path.name))
     os.replace(temporary, path.with_suffix(".md"))
 
 
-def table(results: list[Result]) -> str:
-    """All results in Markdown, in the lecture's order."""
+def table(results: list[Result], source: str) -> str:
+    """All results of the file named `source` in Markdown, in the lecture's order."""
     order = {name: index for index, name in enumerate(ZOO)}
     rows = sorted(results, key=lambda result: (result.dataset, order[result.architecture], result.seed))
     lines = [
         "# What training gave",
         "",
-        "Generated from [results.jsonl](results.jsonl), which has the whole recipe of each line, its versions and "
+        f"Generated from [{source}]({source}), which has the whole recipe of each line, its versions and "
         "commit. Top-1 is of the held-out images after the last epoch, with the 95 % Wilson interval; MACs are at "
         "the trained size; the loss is the mean over the first epoch and over the last.",
         "",
-        "```sh",
-        "export OMP_NUM_THREADS=1                 # two such commands at once, on two cores of an AMD EPYC",
-        "python -m training --all --data mnist5k --max-minutes 4 --results docs/results.jsonl   # skips what is there",
-        "```",
+        "How it was made, and how to make it again: [training.md](training.md#results).",
         "",
         "| model | data | input | parameters | MACs | top-1 | 95 % | epochs | minutes | loss | seed |",
         "| --- | --- | --- | ---: | ---: | ---: | --- | ---: | ---: | --- | ---: |",
@@ -126,7 +131,7 @@ def table(results: list[Result]) -> str:
         cells = (
             *(f"`{row.architecture}`", row.dataset, "x".join(map(str, row.input_shape)), f"{row.params:,}"),
             *(f"{row.macs:,}", f"{row.top1:.1%}", f"{row.top1_low:.1%} to {row.top1_high:.1%}", row.epochs),
-            *(f"{row.minutes:.1f}", f"{row.loss_first:.3f} to {row.loss_last:.3f}", row.seed),
+            *(f"{row.minutes:.1f}", f"{row.losses[0]:.3f} to {row.losses[-1]:.3f}", row.seed),
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"

@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer, RMSprop
 from tqdm import tqdm
 
+from models.card import Architecture
 from models.stochastic_depth import StochasticBlock
-from models.zoo import ZOO, build
 from training import checkpoint
 from training.batches import Batch, Source, TrainingBatches, held_out_batches
 from training.checkpoint import Checkpoint, Epoch
@@ -59,9 +59,9 @@ def map_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0) -> Ten
 LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": F.cross_entropy, "map": map_loss}
 
 
-def make_net(name: str, classes: int, recipe: Recipe) -> nn.Module:
+def make_net(card: Architecture, classes: int, recipe: Recipe) -> nn.Module:
     """The network with fresh weights, initialised and with dropout as the recipe says."""
-    net = build(name, classes)
+    net = card.build(classes)
     for layer, module in net.named_modules():
         if isinstance(module, nn.Dropout) and recipe.dropout is not None:
             module.p = recipe.dropout
@@ -173,7 +173,7 @@ class Trainer:
             total += self.step(batch) * batch.whole
             images += batch.whole
             if step % 20 == 0:  # on a GPU, to look is to wait
-                self.check_finite(total, number)
+                self.check_finite(self.processes.sum(total.clone()), number)
         loss = float(self.processes.sum(total)) / images
         self.check_finite(total, number)
         seconds = time.perf_counter() - started
@@ -188,7 +188,7 @@ class Trainer:
         )
 
     def check_finite(self, total: Tensor, number: int) -> None:
-        """DivergedError that says what to try, if the loss is no number any more."""
+        """DivergedError that says what to try, in all processes, if the sum of their losses is no number any more."""
         if not math.isfinite(float(total)):
             raise DivergedError(
                 f"the loss became {float(total)} in epoch {number}; what was saved before is whole. Try a lower rate "
@@ -233,7 +233,7 @@ class Trainer:
 
 
 def train(
-    name: str,
+    card: Architecture,
     data: DataSet,
     recipe: Recipe,
     out: Path,
@@ -244,7 +244,7 @@ def train(
     max_minutes: float | None = None,
     compiled: bool = False,
 ) -> Checkpoint:
-    """Train architecture `name` and leave its checkpoint, after every epoch a whole one, in the folder `out`.
+    """Train an architecture and leave its checkpoint, after every epoch a whole one, in the folder `out`.
 
     With `resume`, goes on from what is there and ends as if never stopped: every random draw of an epoch comes
     from `seed` and the epoch's number. With `max_minutes`, trains as many of the recipe's epochs as will fit, one at
@@ -256,15 +256,16 @@ def train(
     # some of CUDA's kernels have no other form
     torch.use_deterministic_algorithms(True, warn_only=processes.device.type == "cuda")
     torch.manual_seed(seed)
-    entry = input_of(ZOO[name], recipe, data)
-    net = make_net(name, len(data.labels), recipe)
+    entry = input_of(card, recipe, data)
+    net = make_net(card, len(data.labels), recipe)
     trainer = Trainer(net, recipe, entry, data, seed, processes)
     latest = checkpoint.load(out) if (out / checkpoint.FILE).exists() else None
     if max_minutes:
         epochs_that_fit = latest.recipe.epochs if latest and latest.recipe else fitting(trainer, max_minutes)
         trainer.recipe = recipe = shortened(recipe, epochs_that_fit)
+    title = f"{card.name} on {data.name}, seed {seed}"
     run = {
-        "architecture": name,
+        "architecture": card.name,
         "dataset": data.name,
         "data": data.spec,
         "split": data.split,
@@ -278,7 +279,7 @@ def train(
         check_same_run(latest, run, out, resume=resume)
         epochs = list(latest.epochs)
         if latest.done:
-            leave(out, f"{name} on {data.name}, seed {seed}", epochs, processes)
+            leave(out, title, epochs, processes)
             say(processes, f"{out} has all its {recipe.epochs} epochs")
             return latest
         checkpoint.restore(out, latest, net)
@@ -292,9 +293,9 @@ def train(
         if processes.first:
             checkpoint.save(out, {**run, "epochs": epochs}, net, unfinished)
             write_log(out, epochs)
-        say(processes, describe(name, epochs, recipe))
+        say(processes, describe(card.name, epochs, recipe))
         processes.wait()
-    leave(out, f"{name} on {data.name}, seed {seed}", epochs, processes)
+    leave(out, title, epochs, processes)
     return checkpoint.load(out)
 
 

@@ -14,7 +14,7 @@ from models.zoo import ZOO
 from tests.conftest import Run
 from training import checkpoint, results
 from training.evaluate import calibration_error, evaluate
-from training.results import add, has, read, table
+from training.results import add, has, read, table, write_table
 
 
 def test_by_hand() -> None:
@@ -61,13 +61,14 @@ def test_what_cannot_be_evaluated(run: Run, lenet5: PublishedModel) -> None:
 def test_results_are_added_once_and_tabled(lenet5_checkpoint: Path, tmp_path: Path) -> None:
     path, saved = tmp_path / "docs" / "results.jsonl", checkpoint.load(lenet5_checkpoint)
     assert not has(path, "lenet5", "mnist5k", 0)
-    add(path, saved, 1000)
+    add(path, ZOO["lenet5"], saved, 1000)
+    write_table(path)
     assert has(path, "lenet5", "mnist5k", 0)
     assert not has(path, "lenet5", "mnist5k", 1)
     (result,) = read(path)
     assert (result.macs, result.params, result.epochs) == (325_680, 60_000, 15)
     assert result.top1_low < result.top1 < result.top1_high
-    assert (tmp_path / "docs" / "results.md").read_text() == table([result])
+    assert (tmp_path / "docs" / "results.md").read_text() == table([result], "results.jsonl")
 
 
 def test_the_interval_is_wilsons() -> None:
@@ -78,7 +79,7 @@ def test_the_interval_is_wilsons() -> None:
 @pytest.mark.skipif(not Path("docs/results.jsonl").exists(), reason="no results are committed")
 def test_the_committed_table_is_of_the_committed_results() -> None:
     rows = read(Path("docs/results.jsonl"))
-    assert Path("docs/results.md").read_text() == table(rows)
+    assert Path("docs/results.md").read_text() == table(rows, "results.jsonl")
     assert {row.architecture for row in rows} <= ZOO.keys()
     assert len({(row.architecture, row.dataset, row.seed) for row in rows}) == len(rows)
     assert os.path.getsize("docs/results.jsonl") < 1_000_000

@@ -38,7 +38,7 @@ def few(digits: DataSet, images: int) -> DataSet:
 
 def trainer(name: str, recipe: Recipe, data: DataSet) -> Trainer:
     torch.manual_seed(0)
-    net = make_net(name, 10, recipe)
+    net = make_net(ZOO[name], 10, recipe)
     return Trainer(net, recipe, input_of(ZOO[name], recipe, data), data, 0, ALONE)
 
 
@@ -205,7 +205,7 @@ def test_auxiliary_heads_train_by_their_weight(digits: DataSet) -> None:
 
 
 def test_the_network_starts_as_the_recipe_says() -> None:
-    net = make_net("alexnet", 10, replace(PAPERS["alexnet"], dropout=0.25))
+    net = make_net(ZOO["alexnet"], 10, replace(PAPERS["alexnet"], dropout=0.25))
     assert net.get_parameter("conv2.weight").std().item() == pytest.approx(0.01, rel=0.02)
     assert net.get_parameter("conv2.bias").eq(1).all()
     assert net.get_parameter("conv3.bias").eq(0).all()
@@ -219,7 +219,7 @@ def test_resumed_ends_as_if_never_stopped(optimizer: str, precision: str, digits
     data = few(digits, 40)
     recipe = replace(quick(ZOO["resnet20_cifar"], data), batch=8, epochs=2, lr=0.01)
     recipe = replace(recipe, optimizer=optimizer, precision=precision)  # type: ignore[arg-type]
-    expected = train("resnet20_cifar", data, recipe, tmp_path / "whole", seed=1, resume=False, processes=ALONE)
+    expected = train(ZOO["resnet20_cifar"], data, recipe, tmp_path / "whole", seed=1, resume=False, processes=ALONE)
 
     class KilledError(Exception):
         pass
@@ -230,9 +230,9 @@ def test_resumed_ends_as_if_never_stopped(optimizer: str, precision: str, digits
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("training.train.describe", killed)  # after the first epoch is saved
         with pytest.raises(KilledError):
-            train("resnet20_cifar", data, recipe, tmp_path / "killed", seed=1, resume=False, processes=ALONE)
+            train(ZOO["resnet20_cifar"], data, recipe, tmp_path / "killed", seed=1, resume=False, processes=ALONE)
     assert len(checkpoint.load(tmp_path / "killed").epochs) == 1
-    resumed = train("resnet20_cifar", data, recipe, tmp_path / "killed", seed=1, resume=True, processes=ALONE)
+    resumed = train(ZOO["resnet20_cifar"], data, recipe, tmp_path / "killed", seed=1, resume=True, processes=ALONE)
     assert resumed.weights.sha256 == expected.weights.sha256
 
 
@@ -240,18 +240,20 @@ def test_a_loss_that_is_no_number_stops_and_says_what_to_try(digits: DataSet, tm
     data = few(digits, 200)
     recipe = replace(quick(ZOO["resnet20_cifar"], data), batch=10, lr=1e30, warmup_epochs=0)
     with pytest.raises(DivergedError, match=r"the loss became (nan|inf) in epoch 1.*--set lr=1e\+29.*warmup_epochs=1"):
-        train("resnet20_cifar", data, recipe, tmp_path, seed=0, resume=False, processes=ALONE)
+        train(ZOO["resnet20_cifar"], data, recipe, tmp_path, seed=0, resume=False, processes=ALONE)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_budget_draws_the_schedule_together(digits: DataSet, tmp_path: Path) -> None:
     data = few(digits, 40)
     recipe = quick(ZOO["resnet20_cifar"], data)
-    saved = train("resnet20_cifar", data, recipe, tmp_path, seed=0, resume=False, processes=ALONE, max_minutes=1e-9)
+    saved = train(
+        ZOO["resnet20_cifar"], data, recipe, tmp_path, seed=0, resume=False, processes=ALONE, max_minutes=1e-9
+    )
     assert saved.done
     assert saved.recipe
     assert len(saved.epochs) == saved.recipe.epochs == 1
-    again = train("resnet20_cifar", data, recipe, tmp_path, seed=0, resume=True, processes=ALONE, max_minutes=9)
+    again = train(ZOO["resnet20_cifar"], data, recipe, tmp_path, seed=0, resume=True, processes=ALONE, max_minutes=9)
     assert again == saved
 
 
