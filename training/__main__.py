@@ -1,4 +1,4 @@
-"""`python -m training NAME…` trains; `publish`, `evaluate`, `import`, `download` and `images` are commands."""
+"""`python -m training NAME…` trains; COMMANDS are the others."""
 
 from __future__ import annotations
 
@@ -110,6 +110,32 @@ def resolved(name: str, data: DataSet, options: argparse.Namespace) -> Recipe:
     return override(recipe, values)
 
 
+def claims_command(arguments: list[str]) -> None:
+    """Try the lecture's claims."""
+    parser = argparse.ArgumentParser(
+        "python -m training claims", description="Try the lecture's claims: train what is missing, print the tables."
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", help="of which seeds to train (default: all)")
+    parser.add_argument("--out", type=Path, default=Path("checkpoints/claims"), help="default: %(default)s")
+    parser.add_argument(
+        "--results", type=Path, default=Path("docs/claims.jsonl"), metavar="FILE", help="default: %(default)s"
+    )
+    options = parser.parse_args(arguments)
+
+    from training import claims, data, results
+    from training.campaign import campaign
+    from training.processes import joined
+
+    digits = data.load("mnist5k")
+    with joined() as processes:
+        runs = claims.runs(digits.name, tuple(options.seeds or claims.SEEDS), options.out)
+        campaign(runs, digits, processes, resume=True, file=options.results)
+    found = results.read(options.results)
+    claims.write_pictures(found, options.results.parent)
+    for claim in claims.CLAIMS:
+        print(f"\n{claim.statement}\n\n{claims.table(claim, found)}", end="")
+
+
 def publish_command(arguments: list[str]) -> None:
     """Publish one checkpoint."""
     parser = argparse.ArgumentParser("python -m training publish", description="Publish a checkpoint for serving.")
@@ -159,8 +185,10 @@ def import_command(arguments: list[str]) -> None:
 
 def download_command(arguments: list[str]) -> None:
     """Fetch a data set."""
-    parser = argparse.ArgumentParser("python -m training download", description="Fetch a data set into data/NAME.")
-    parser.add_argument("data", help="mnist, fashion_mnist, cifar10 or cifar100")
+    parser = argparse.ArgumentParser(
+        "python -m training download", description="Fetch a data set into data/NAME or PATH."
+    )
+    parser.add_argument("data", metavar="NAME[:PATH]", help="mnist, fashion_mnist, cifar10 or cifar100")
     options = parser.parse_args(arguments)
 
     from training.data import download
@@ -185,6 +213,7 @@ def images_command(arguments: list[str]) -> None:
 
 
 COMMANDS = {
+    "claims": claims_command,
     "publish": publish_command,
     "evaluate": evaluate_command,
     "import": import_command,

@@ -126,9 +126,10 @@ class InMemory:
     std: tuple[float, ...]
     fill: int
 
-    def load(self, root: Path, name: str) -> DataSet:
+    def load(self, root: Path, spec: str) -> DataSet:
         """Both halves, from the folder `root`; DataError with the command that gets it, where it is not there."""
-        train, test = (self.images(root, name, train=part) for part in (True, False))
+        train, test = (self.images(root, spec, train=part) for part in (True, False))
+        name = spec.partition(":")[0]
         return DataSet(
             name=name,
             spec=f"{name}:{root}",
@@ -142,12 +143,14 @@ class InMemory:
             held_out=test[0],
         )
 
-    def images(self, root: Path, name: str, *, train: bool) -> tuple[Images, list[str]]:
+    def images(self, root: Path, spec: str, *, train: bool) -> tuple[Images, list[str]]:
         """One half, and the names of the classes."""
         try:
             part = self.library(root, train=train, download=False)
         except RuntimeError as error:
-            raise DataError(f"{name} is not in {root}; get it: python -m training download {name}") from error
+            raise DataError(
+                f"{root} has no {spec.partition(':')[0]}; get it: python -m training download {spec}"
+            ) from error
         array = np.asarray(part.data, dtype=np.uint8)
         return Images(pictures=Arrays(array), targets=np.asarray(part.targets, dtype=np.int64)), part.classes
 
@@ -291,7 +294,7 @@ def load(spec: str) -> DataSet:
     name, _, path = spec.partition(":")
     root = Path(path or Path("data") / name)
     if name in IN_MEMORY:
-        return IN_MEMORY[name].load(root, name)
+        return IN_MEMORY[name].load(root, spec)
     if name == "folder" and not path:
         raise DataError("folder needs a path: --data folder:PATH")
     others = {"mnist5k": mnist5k, "imagenet": imagenet, "folder": folder}
@@ -300,12 +303,13 @@ def load(spec: str) -> DataSet:
     return others[name](root)
 
 
-def download(name: str) -> None:
-    """Fetch a data set that torchvision can fetch into data/NAME; DataError if it is none of those."""
+def download(spec: str) -> None:
+    """Fetch a data set that torchvision can fetch, into data/NAME or the path; DataError if it is none of those."""
+    name, _, path = spec.partition(":")
     if name not in IN_MEMORY:
         raise DataError(f"{name!r} cannot be downloaded; there are {', '.join(IN_MEMORY)}")
     try:
-        IN_MEMORY[name].download(Path("data") / name)
+        IN_MEMORY[name].download(Path(path or Path("data") / name))
     except (OSError, RuntimeError) as error:
         raise DataError(f"{name} could not be fetched: {error}") from error
 

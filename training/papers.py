@@ -77,6 +77,7 @@ NIN_CIFAR = Recipe(
     weight_decay=1e-4,
     batch=128,
     epochs=300,
+    falls=2,
     init_std=0.05,
     dropout=0.5,
     shift=4,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -30,6 +30,27 @@ def curves(title: str, epochs: Sequence[Epoch], path: Path) -> None:
     right.set_ylabel("held-out top-1, %")
     axes.legend(handles=[loss, top1], loc="center right")
     axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def comparison(
+    title: str, series: Mapping[str, tuple[Sequence[Sequence[float]], Sequence[Sequence[float]]]], path: Path
+) -> None:
+    """Training losses and held-out top-1s by epoch, of several seeds each: means, and bands from least to most; PNG."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure.suptitle(title)
+    for (label, values), style in zip(series.items(), ("o-", "s--", "^-.", "d:"), strict=False):
+        for axis, of_seeds, scale in zip(axes, values, (1, 100), strict=True):
+            seeds = scale * np.array(of_seeds)
+            epochs = np.arange(1, seeds.shape[1] + 1)
+            (line,) = axis.plot(epochs, seeds.mean(0), style, label=label)
+            axis.fill_between(epochs, seeds.min(0), seeds.max(0), color=line.get_color(), alpha=0.2)
+    axes[0].set(xlabel="epoch", ylabel="training loss", yscale="log")
+    axes[1].set(xlabel="epoch", ylabel="held-out top-1, %")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    axes[0].legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

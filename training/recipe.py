@@ -29,7 +29,8 @@ class Recipe:
 
     **Optimisation.** `batch` is that of all processes together. `lr` is the peak rate: a linear warm-up leads to it,
     then it falls by `schedule`: "cosine" to zero; "steps", by `factor` at each of `drops`, shares of all epochs;
-    "exponential", by `factor` an epoch; "plateau", by `factor` when held-out top-1 has not risen for `patience` epochs.
+    "exponential", by `factor` an epoch; "plateau", by `factor` when held-out top-1 has not risen for `patience` epochs,
+    `falls` times at most.
     `clip` bounds the norm of all gradients. `precision` is that of forward and backward pass; weights and optimizer
     are always float32.
 
@@ -59,6 +60,7 @@ class Recipe:
     drops: tuple[float, ...] = ()
     factor: Positive = 0.1
     patience: Count = 5
+    falls: Count = 3
     warmup_epochs: NotNegative = 0
     weight_decay: NotNegative
     clip: Positive | None = None
@@ -95,9 +97,14 @@ class Input:
 
 
 def input_of(card: Architecture, recipe: Recipe, data: DataSet) -> Input:
-    """What `card`'s network takes of `data` by `recipe`: photos lose an eighth at the edges, small pictures nothing."""
+    """What `card`'s network takes of `data` by `recipe`: photos lose an eighth at the edges, small pictures nothing.
+
+    RecipeError if the network does not take pictures that small.
+    """
     channels = card.input_shape[0]
     edge = recipe.edge or card.input_shape[1]
+    if edge < card.smallest:
+        raise RecipeError(f"edge: {card.name} takes {card.smallest} pixels at least, not {edge}")
     if data.edge is None:
         resize, crop, pad = round(edge / 0.875), edge, 0
     elif 0 < edge - data.edge <= 4 and (edge - data.edge) % 2 == 0:
@@ -206,10 +213,13 @@ def override(recipe: Recipe, values: dict[str, str]) -> Recipe:
             raise RecipeError(f"a recipe has no {key!r}; it has {', '.join(sorted(known))}")
     read = {key: as_json(value) for key, value in values.items()}
     try:
-        return TypeAdapter(Recipe).validate_python({**asdict(recipe), **read})
+        overridden = TypeAdapter(Recipe).validate_python({**asdict(recipe), **read})
     except ValidationError as error:
         first = error.errors()[0]
         raise RecipeError(f"{first['loc'][0]}: {first['msg']}") from error
+    if overridden.optimizer == "nesterov" and not overridden.momentum:
+        raise RecipeError("momentum: nesterov needs some")
+    return overridden
 
 
 def as_json(value: str) -> object:

@@ -80,7 +80,14 @@ def make_optimizer(recipe: Recipe, net: nn.Module) -> Optimizer:
     if recipe.optimizer == "rmsprop":  # "decay of 0.9 and epsilon = 1.0" (Inception v3's paper, section 8)
         return RMSprop(parameters, recipe.lr, alpha=0.9, eps=1, weight_decay=decay, momentum=recipe.momentum)
     nesterov = recipe.optimizer == "nesterov"
-    return SGD(parameters, recipe.lr, recipe.momentum, weight_decay=decay, nesterov=nesterov, fused=True)
+    # the fused one fails where a weight has its first gradient later than others (torch 2.14)
+    fused = not drops_blocks(net)
+    return SGD(parameters, recipe.lr, recipe.momentum, weight_decay=decay, nesterov=nesterov, fused=fused)
+
+
+def drops_blocks(net: nn.Module) -> bool:
+    """Whether a step may leave weights without a gradient."""
+    return any(isinstance(module, StochasticBlock) for module in net.modules())
 
 
 def learning_rate(recipe: Recipe, epoch: float, top1s: Sequence[float] = ()) -> float:
@@ -96,7 +103,7 @@ def learning_rate(recipe: Recipe, epoch: float, top1s: Sequence[float] = ()) -> 
         case "exponential":
             return recipe.lr * float(recipe.factor ** (epoch - recipe.warmup_epochs))
         case "plateau":
-            return recipe.lr * float(recipe.factor ** plateaus(top1s, recipe.patience))
+            return recipe.lr * float(recipe.factor ** min(recipe.falls, plateaus(top1s, recipe.patience)))
 
 
 def plateaus(top1s: Sequence[float], patience: int) -> int:
@@ -119,9 +126,9 @@ class Trainer:
         self.net = net.to(processes.device)
         self.model: Callable[[Tensor], Tensor | tuple[Tensor, ...]] = self.net
         if processes.size > 1:
-            # whole blocks are dropped, in each process others
-            drops = any(isinstance(module, StochasticBlock) for module in net.modules())
-            self.model = DistributedDataParallel(self.net, find_unused_parameters=drops, broadcast_buffers=False)
+            self.model = DistributedDataParallel(
+                self.net, find_unused_parameters=drops_blocks(net), broadcast_buffers=False
+            )
         self.optimizer = make_optimizer(recipe, self.net)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=recipe.precision == "fp16")
         self.normalise = Normalise(entry).to(processes.device)

@@ -236,6 +236,15 @@ def test_resumed_ends_as_if_never_stopped(optimizer: str, precision: str, digits
     assert resumed.weights.sha256 == expected.weights.sha256
 
 
+def test_momentum_of_blocks_that_were_dropped_at_first(digits: DataSet) -> None:
+    data = few(digits, 40)
+    tried = trainer("resnet110_sd", replace(PAPERS["resnet110_sd"], batch=4), data)
+    before = {name: parameter.clone() for name, parameter in tried.net.named_parameters()}
+    for batch in tried.batches.epoch(1):
+        tried.step(batch)
+    assert not any(parameter.equal(before[name]) for name, parameter in tried.net.named_parameters())
+
+
 def test_a_loss_that_is_no_number_stops_and_says_what_to_try(digits: DataSet, tmp_path: Path) -> None:
     data = few(digits, 200)
     recipe = replace(quick(ZOO["resnet20_cifar"], data), batch=10, lr=1e30, warmup_epochs=0)
