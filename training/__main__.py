@@ -168,18 +168,25 @@ def import_command(arguments: list[str]) -> None:
     )
     parser.add_argument("name", nargs="?", help="architecture")
     parser.add_argument("--file", type=Path, help="safetensors or .pth here, in place of a download")
-    parser.add_argument("--out", type=Path, help="folder of the checkpoint (default: checkpoints/NAME-imagenet)")
+    parser.add_argument(
+        "--data", metavar="NAME[:PATH]", help="of the file: whose classes and statistics it has (default: ImageNet's)"
+    )
+    parser.add_argument("--out", type=Path, help="folder of the checkpoint (default: checkpoints/NAME-DATA)")
     options = parser.parse_args(arguments)
     if options.name and options.name not in ZOO:
         parser.error(f"no architecture {options.name!r}; `python -m models` lists them")
+    if options.data and not options.file:
+        parser.error("--data is of a --file")
 
+    from training.data import load
     from training.pretrained import import_weights, offers
 
     if not options.name:
         print(offers(), end="")
         return
-    folder = options.out or Path("checkpoints") / f"{options.name}-imagenet"
-    import_weights(options.name, options.file, folder)
+    data = load(options.data) if options.data else None
+    folder = options.out or Path("checkpoints") / f"{options.name}-{data.name if data else 'imagenet'}"
+    import_weights(options.name, options.file, data, folder)
     print(f"imported; python -m training publish {folder}")
 
 
@@ -212,7 +219,29 @@ def images_command(arguments: list[str]) -> None:
     write_images(data, folder)
 
 
+def bench_command(arguments: list[str]) -> None:
+    """Our loop beside torchvision's reference loop."""
+    parser = argparse.ArgumentParser(
+        "python -m training bench", description="Images/s of this loop and of torchvision's reference loop, in turn."
+    )
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        default=["resnet18", "resnet20_cifar", "vgg11", "densenet121"],
+        help="architectures (default: %(default)s)",
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=25, help="of each loop in a round (default: %(default)s)")
+    options = parser.parse_args(arguments)
+
+    from training.bench import bench
+
+    print(bench(options.names, options.rounds, options.steps))
+
+
 COMMANDS = {
+    "bench": bench_command,
     "claims": claims_command,
     "publish": publish_command,
     "evaluate": evaluate_command,

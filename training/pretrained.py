@@ -20,8 +20,10 @@ from models.card import Architecture, Weights
 from models.zoo import ZOO, build
 from training import checkpoint
 from training.checkpoint import Checkpoint, Imported
+from training.data import DataSet
 from training.errors import CheckpointError
-from training.recipe import Input
+from training.papers import PAPERS
+from training.recipe import Input, input_of
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -44,7 +46,9 @@ def published(card: Architecture) -> Published:
     """The weights that the architecture's card names; CheckpointError where there are none."""
     if card.weights is None:
         having = ", ".join(name for name, other in ZOO.items() if other.weights)
-        raise CheckpointError(f"neither torchvision nor timm has {card.name}; they have {having}")
+        raise CheckpointError(
+            f"neither torchvision nor timm has {card.name}; they have {having}. --file and --data take your own"
+        )
     return of_torchvision(card.weights) if card.weights.library == "torchvision" else of_timm(card.weights)
 
 
@@ -104,13 +108,18 @@ def of_timm(weights: Weights) -> Published:
 
 
 def download(card: Architecture) -> dict[str, Tensor]:
-    """The library's state dict, fetched and checked by it."""
+    """The library's state dict, fetched and checked by it; CheckpointError if it cannot be."""
     weights = card.weights
     assert weights
-    if weights.library == "torchvision":
-        entry = next(iter(cast(Any, get_model_weights(weights.model))))
-        return dict(entry.get_state_dict(progress=True, check_hash=True))
-    return dict(timm.create_model(weights.model, pretrained=True).state_dict())
+    try:
+        if weights.library == "torchvision":
+            entry = next(iter(cast(Any, get_model_weights(weights.model))))
+            return dict(entry.get_state_dict(progress=True, check_hash=True))
+        return dict(timm.create_model(weights.model, pretrained=True).state_dict())
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{weights.model} could not be fetched: {error}; --file takes a file of its weights"
+        ) from error
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -129,45 +138,59 @@ def read(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def import_weights(name: str, file: Path | None, out: Path) -> Checkpoint:
+def import_weights(name: str, file: Path | None, data: DataSet | None, out: Path) -> Checkpoint:
     """Make a checkpoint of published weights, or of a file with them or with others of the same shapes.
 
-    A file's pictures are taken to be prepared as the published weights' are. CheckpointError if the weights do not fit.
+    A file's keys may be ours or the library's. Its classes and pictures are taken to be the published weights'; or,
+    with `data`, those of that data set, at the paper's size. CheckpointError if the weights do not fit.
     """
     card = ZOO[name]
-    offer = published(card)
-    assert card.weights
     if (out / checkpoint.FILE).exists():
         raise CheckpointError(f"{out} holds a checkpoint: --out names another folder")
-    print(f"{offer.name}: {offer.licence}\n{offer.source}")
-    ours = build(name, len(offer.labels))
+    if file and data:
+        entry, labels, name_of_data, spec = input_of(card, PAPERS[name], data), data.labels, data.name, data.spec
+        imported = of_file(file)
+    else:
+        offer = published(card)
+        print(f"{offer.name}: {offer.licence}\n{offer.source}")
+        entry, labels, name_of_data, spec = offer.input, offer.labels, "imagenet", "imagenet"
+        imported = of_file(file) if file else of_offer(offer)
+    state = read(file) if file else download(card)
+    ours = build(name, len(labels))
+    if card.weights and not state.keys() <= ours.state_dict().keys():
+        state = card.weights.translate(state)
     try:
-        state = read(file) if file else download(card)
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{offer.name} could not be fetched: {error}; --file takes a file of it") from error
-    try:
-        ours.load_state_dict(card.weights.translate(state))
+        ours.load_state_dict(state)
     except RuntimeError as error:
-        raise CheckpointError(f"{file or offer.name} does not fit {name}: {error}") from error
-    imported = Imported(
-        library=offer.library,
-        name=offer.name if file is None else file.name,
-        licence=offer.licence if file is None else "that of the file",
-        source=offer.source if file is None else str(file),
-        top1=offer.top1 if file is None else None,
-        top5=offer.top5 if file is None else None,
-    )
+        raise CheckpointError(f"{file or imported.name} does not fit {name}: {error}") from error
     run = {
         "architecture": name,
-        "dataset": "imagenet",
-        "data": "imagenet",
+        "dataset": name_of_data,
+        "data": spec,
         "split": "its authors' own",
-        "labels": offer.labels,
-        "input": offer.input,
+        "labels": labels,
+        "input": entry,
         "imported": imported,
         "epochs": (),
     }
     return checkpoint.save(out, run, ours, None)
+
+
+def of_file(file: Path) -> Imported:
+    """Whose weights a file holds is not known."""
+    return Imported(library="file", name=file.name, licence="that of the file", source=str(file), top1=None, top5=None)
+
+
+def of_offer(offer: Published) -> Imported:
+    """Whose weights a library's are."""
+    return Imported(
+        library=offer.library,
+        name=offer.name,
+        licence=offer.licence,
+        source=offer.source,
+        top1=offer.top1,
+        top5=offer.top5,
+    )
 
 
 def offers() -> str:

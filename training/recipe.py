@@ -36,8 +36,8 @@ class Recipe:
 
     **Loss.** `auxiliary` weighs that of each auxiliary head, where the network has any.
 
-    **Network.** None leaves what its file has. `init_std`: weights are drawn from N(0, init_std²), biases are 0, or 1
-    in the layers of `init_ones`. `dropout` is every dropout layer's.
+    **Network.** None leaves what its file has. `init_std`: weights are drawn from N(0, init_std²), biases are 0. Those
+    in the layers of `init_ones` are 1. `dropout` is every dropout layer's.
 
     **Augmentation**, in this order. `area`: a random part of the picture, of a share of its area within these bounds
     and an aspect of 3/4 to 4/3. Or `shorter_edge`: resized to within these bounds, then cropped anywhere.
@@ -134,6 +134,8 @@ PLAIN = {
     *("alexnet", "alexnet_owt", "zfnet", "zfnet_wide", "vgg11", "vgg13", "vgg16", "vgg19"),
     *("nin_cifar10", "nin_imagenet", "googlenet"),
 }
+# whose maps are the classes
+NIN_LAST = {"nin_cifar10": "6.2.conv", "nin_imagenet": "7.2.conv"}
 # whose step is mostly the optimizer's, of so many weights
 LARGE = {"alexnet": 64, "zfnet": 64, "vgg": 128}
 
@@ -167,8 +169,8 @@ def quick(card: Architecture, data: DataSet) -> Recipe:
             loss="map",
             precision="fp32",
         )
-    if card.family == "nin":  # with half of its maps gone, the ReLU that ends it dies before it has learnt anything
-        return replace(recipe, dropout=0.0)
+    if card.family == "nin":  # the ReLU that ends it dies before it has learnt anything, unless it starts high
+        return replace(recipe, lr=2e-4, init_ones=(NIN_LAST[card.name],), dropout=0.0)
     if card.name == "lenet5_modern":
         return replace(recipe, lr=3e-3, weight_decay=1e-2, epochs=15, shift=1, precision="fp32")
     if card.name == "resnet20_cifar":

@@ -68,7 +68,9 @@ def make_net(card: Architecture, classes: int, recipe: Recipe) -> nn.Module:
         if isinstance(module, nn.Conv2d | nn.Linear) and recipe.init_std is not None:
             nn.init.normal_(module.weight, std=recipe.init_std)
             if module.bias is not None:
-                nn.init.constant_(module.bias, float(layer in recipe.init_ones))
+                nn.init.zeros_(module.bias)
+        if layer in recipe.init_ones:
+            nn.init.ones_(net.get_parameter(f"{layer}.bias"))
     return net.to(memory_format=torch.channels_last)
 
 

@@ -25,6 +25,7 @@ from engines.store import published
 from models.zoo import ZOO
 from tests.conftest import Run
 from tests.serving import serving
+from training import checkpoint
 from training.errors import CheckpointError
 from training.pretrained import import_weights, offers
 
@@ -111,7 +112,7 @@ def test_a_file_that_holds_more_than_weights_is_not_loaded(tmp_path: Path) -> No
 
     torch.save({"weight": Harmful()}, tmp_path / "harmful.pth")
     with pytest.raises(CheckpointError, match="holds more than weights"):
-        import_weights("resnet18", tmp_path / "harmful.pth", tmp_path / "checkpoint")
+        import_weights("resnet18", tmp_path / "harmful.pth", None, tmp_path / "checkpoint")
     assert not (tmp_path / "ran").exists()
 
 
@@ -126,10 +127,21 @@ def test_a_file_that_holds_more_than_weights_is_not_loaded(tmp_path: Path) -> No
 def test_weights_that_do_not_fit(name: str, content: object, message: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match=message):
-        import_weights(name, tmp_path / "weights.pth", tmp_path / "checkpoint")
+        import_weights(name, tmp_path / "weights.pth", None, tmp_path / "checkpoint")
     with pytest.raises(CheckpointError, match="cannot be read" if name != "lenet5" else "neither"):
-        import_weights(name, tmp_path / "missing.pth", tmp_path / "checkpoint")
+        import_weights(name, tmp_path / "missing.pth", None, tmp_path / "checkpoint")
     assert not (tmp_path / "checkpoint").exists()
+
+
+def test_a_file_of_ones_own_with_the_data_it_was_trained_on(run: Run, lenet5_checkpoint: Path, tmp_path: Path) -> None:
+    trained = checkpoint.load(lenet5_checkpoint)
+    file, out = lenet5_checkpoint / trained.weights.file, tmp_path / "checkpoint"
+    run("training", "import", "lenet5", "--file", file, "--data", "mnist5k", "--out", out)
+    imported = checkpoint.load(out)
+    assert (imported.labels, imported.input) == (trained.labels, trained.input)
+    report = run("training", "evaluate", out, "--picture", tmp_path / "confusion.png").stdout
+    assert re.search(rf"top-1 +{trained.epochs[-1].top1:.2%}", report)
+    assert "published lenet5:mnist5k-" in run("training", "publish", out).stdout
 
 
 def test_old_densenets_keys_are_known() -> None:

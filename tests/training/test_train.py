@@ -212,6 +212,14 @@ def test_the_network_starts_as_the_recipe_says() -> None:
     assert {module.p for module in net.modules() if isinstance(module, torch.nn.Dropout)} == {0.25}
 
 
+@pytest.mark.parametrize("name", ["nin_cifar10", "nin_imagenet"])
+def test_nin_starts_alive(name: str, digits: DataSet) -> None:
+    """With biases of 0, a class's map is nothing for any image from the start, and has no gradient."""
+    tried = trainer(name, quick(ZOO[name], digits), digits)
+    pixels, _, _ = next(tried.batches.epoch(1))
+    assert tried.net(tried.normalise(pixels)).gt(0).any(dim=0).all()
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adamw", "rmsprop"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_resumed_ends_as_if_never_stopped(optimizer: str, precision: str, digits: DataSet, tmp_path: Path) -> None:

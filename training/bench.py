@@ -1,0 +1,144 @@
+"""Images a second of our loop and of torchvision's reference loop, in turn, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from tqdm import tqdm
+
+from models.zoo import ZOO
+from training.data import DataSet, Images, load
+from training.processes import Processes
+from training.recipe import Input, Recipe, input_of, override, quick
+from training.train import Trainer, make_net
+
+LOOPS = ("reference fp32", "ours fp32", "ours bf16")
+
+
+class Speed(NamedTuple):
+    """Of one process: images a second, share of time spent waiting for pixels (0 to 1), its own peak memory in MB."""
+
+    images_per_s: float
+    input_share: float
+    peak_mb: float
+
+
+class Pictures(Dataset[tuple[Tensor, int]]):
+    """Images one by one, as torchvision's data sets give them."""
+
+    def __init__(self, images: Images, transform: transforms.Compose) -> None:
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.images.pictures[index]), int(self.images.targets[index])
+
+
+def reference(net: nn.Module, recipe: Recipe, entry: Input, images: Images) -> Speed:
+    """As torchvision's references/classification: a DataLoader of single pictures, fp32, SGD, meters each step."""
+    edge = entry.preprocess.crop + 2 * entry.preprocess.pad
+    changes = [
+        transforms.Grayscale(len(entry.mean)),
+        transforms.Resize((edge, edge)),
+        transforms.RandomCrop(edge, padding=recipe.shift),
+        *([transforms.RandomHorizontalFlip()] if recipe.flip else []),
+        transforms.PILToTensor(),
+        transforms.ConvertImageDtype(torch.float),
+        transforms.Normalize(entry.mean, entry.std),
+    ]
+    loader = DataLoader(
+        Pictures(images, transforms.Compose(changes)),
+        batch_size=recipe.batch,
+        shuffle=True,
+        num_workers=torch.get_num_threads(),
+    )
+    criterion = nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(net.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
+    net.train()
+    for _ in range(2):  # the first is a warm-up
+        waited, started = 0.0, time.perf_counter()
+        asked = started
+        for pixels, targets in loader:
+            waited += time.perf_counter() - asked
+            outputs = net(pixels)
+            loss = criterion(outputs, targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss.item()
+            outputs.topk(5).indices.eq(targets[:, None]).sum(0).tolist()
+            asked = time.perf_counter()
+        seconds = time.perf_counter() - started
+    return Speed(len(images) / seconds, waited / seconds, peak_mb())
+
+
+def ours(net: nn.Module, recipe: Recipe, entry: Input, data: DataSet) -> Speed:
+    """The loop of `training.train`."""
+    trainer = Trainer(net, recipe, entry, data, 0, Processes(0, 1, torch.device("cpu")))
+    trainer.train_epoch(1)  # a warm-up
+    epoch = trainer.train_epoch(2)
+    return Speed(epoch.images_per_s, epoch.input_share, peak_mb())
+
+
+def peak_mb() -> float:
+    """The most memory that this process has had, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+
+def measure(name: str, loop: str, steps: int) -> Speed:
+    """One loop's speed over `steps` steps of mnist5k, by the quick recipe's size and batch."""
+    card, data = ZOO[name], load("mnist5k")
+    kind, precision = loop.split()
+    same = {"optimizer": "sgd", "lr": "1e-3", "weight_decay": "1e-4", "precision": precision}
+    recipe = override(quick(card, data), same)
+    count = min(len(data.train), steps * recipe.batch)
+    data = replace(data, train=first(data.train, count), held_out=first(data.held_out, recipe.batch))
+    entry = input_of(card, recipe, data)
+    if kind == "reference":
+        return reference(card.build(len(data.labels)), recipe, entry, data.train)
+    return ours(make_net(card, len(data.labels), recipe), recipe, entry, data)
+
+
+def first(images: Images, count: int) -> Images:
+    """So many of them."""
+    return Images(pictures=images.pictures, targets=images.targets[:count])
+
+
+def bench(names: list[str], rounds: int, steps: int) -> str:
+    """A Markdown table of medians over `rounds`, in each of which every loop runs once."""
+    found: dict[tuple[str, str], list[Speed]] = {}
+    for _ in tqdm(range(rounds), "rounds"):
+        for name in names:
+            for loop in LOOPS:
+                command = [sys.executable, "-m", "training.bench", name, loop, str(steps)]
+                done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+                found.setdefault((name, loop), []).append(Speed(*json.loads(done.stdout)))
+    lines = [
+        "| network | loop | images/s | against the reference | waiting for pixels | peak memory, MB |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for (name, loop), speeds in found.items():
+        ratios = [
+            speed.images_per_s / reference.images_per_s
+            for speed, reference in zip(speeds, found[name, LOOPS[0]], strict=True)
+        ]
+        rate, share, memory = (median(values) for values in zip(*speeds, strict=True))
+        lines.append(f"| `{name}` | {loop} | {rate:.0f} | {median(ratios):.2f} | {share:.1%} | {memory:.0f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
