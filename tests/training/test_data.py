@@ -179,7 +179,7 @@ def test_an_empty_class_is_an_error(photos: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("cifar10:nowhere", "get it: python -m training download cifar10"),
+        ("cifar10:nowhere", "nowhere has no cifar10; get it: python -m training download cifar10:nowhere"),
         ("imagenet:nowhere", "image-net.org/download"),
         ("folder:nowhere", "there is no folder nowhere"),
         ("folder", "folder:PATH"),

@@ -11,18 +11,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import skimage.data
 import torch
+from PIL import Image
 
 from models.zoo import ZOO
-from tests.conftest import Run
+from tests.conftest import Run as Command
 from tests.serving import ROOT
 from training import checkpoint
 from training.augment import translate
-from training.data import Arrays, DataSet, Images
+from training.campaign import Run, campaign
+from training.data import Arrays, DataSet, Images, load
 from training.errors import CheckpointError, DivergedError
 from training.papers import PAPERS
 from training.processes import Processes
 from training.recipe import Recipe, input_of, quick
+from training.results import read
 from training.train import CURVES, LOG, Trainer, learning_rate, make_net, map_loss, train
 
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -57,13 +61,13 @@ def arguments(out: Path, *more: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(run: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("train") / "uninterrupted"
     run(*arguments(out))
     return out
 
 
-def test_killed_and_resumed_ends_as_if_never_stopped(run: Run, uninterrupted: Path, tmp_path: Path) -> None:
+def test_killed_and_resumed_ends_as_if_never_stopped(run: Command, uninterrupted: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     command = [sys.executable, "-m", *arguments(out)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
@@ -81,7 +85,7 @@ def test_killed_and_resumed_ends_as_if_never_stopped(run: Run, uninterrupted: Pa
     assert len((out / LOG).read_text().splitlines()) == 2
 
 
-def test_a_finished_run_is_left_alone(run: Run, uninterrupted: Path) -> None:
+def test_a_finished_run_is_left_alone(run: Command, uninterrupted: Path) -> None:
     before = checkpoint.load(uninterrupted)
     assert "has all its 2 epochs" in run(*arguments(uninterrupted, "--resume")).stdout
     assert checkpoint.load(uninterrupted) == before
@@ -95,7 +99,7 @@ def test_a_finished_run_is_left_alone(run: Run, uninterrupted: Path) -> None:
         (["--resume", "--epochs", "3"], "another recipe"),
     ],
 )
-def test_another_run_is_not_overwritten(run: Run, uninterrupted: Path, more: list[str], message: str) -> None:
+def test_another_run_is_not_overwritten(run: Command, uninterrupted: Path, more: list[str], message: str) -> None:
     done = run(*arguments(uninterrupted, *more), check=False)
     assert done.returncode == 1
     assert message in done.stderr
@@ -128,19 +132,21 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
         (["lenet5", "--set", "rate=1"], "a recipe has no 'rate'; it has"),
         (["lenet5", "--set", "lr=fast"], "lr: Input should be a valid number"),
         (["lenet5", "--set", "batch=0"], "batch: Input should be greater than or equal to 1"),
+        (["lenet5", "--set", "optimizer=nesterov", "--set", "momentum=0"], "momentum: nesterov needs some"),
+        (["inception_v3", "--set", "edge=32"], "edge: inception_v3 takes 75 pixels at least, not 32"),
         (["lenet5", "resnet18", "--out", "here"], "--out is of one architecture"),
         (["lenet5", "--epochs", "0"], "--epochs must be at least 1"),
         (["publish", "nowhere"], "nowhere is no checkpoint"),
     ],
 )
-def test_a_wrong_command_is_a_line(run: Run, words: list[str], message: str) -> None:
+def test_a_wrong_command_is_a_line(run: Command, words: list[str], message: str) -> None:
     done = run("training", *words, check=False)
     assert done.returncode != 0
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_damaged_checkpoint_is_named(run: Run, uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_named(run: Command, uninterrupted: Path, tmp_path: Path) -> None:
     weights = checkpoint.load(uninterrupted).weights.file
     for path in uninterrupted.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -176,6 +182,7 @@ def test_the_rate_falls_as_the_papers_say() -> None:
     assert learning_rate(vgg, 6, rising) == pytest.approx(0.01)
     assert learning_rate(vgg, 11, rising + flat) == pytest.approx(0.001)
     assert learning_rate(vgg, 16, rising + flat + flat) == pytest.approx(0.0001)
+    assert learning_rate(vgg, 60, rising + 6 * flat) == pytest.approx(0.00001)  # "decreased 3 times"
 
 
 def test_the_map_loss_by_hand() -> None:
@@ -227,6 +234,22 @@ def test_resumed_ends_as_if_never_stopped(optimizer: str, precision: str, digits
     data = few(digits, 40)
     recipe = replace(quick(ZOO["resnet20_cifar"], data), batch=8, epochs=2, lr=0.01)
     recipe = replace(recipe, optimizer=optimizer, precision=precision)  # type: ignore[arg-type]
+    check_resumed(data, recipe, tmp_path)
+
+
+def test_resumed_with_random_parts_of_photos(tmp_path: Path) -> None:
+    """Drawn in worker processes."""
+    for label, name in (("cat", "chelsea"), ("cup", "coffee")):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for number in range(6):
+            picture = Image.fromarray(getattr(skimage.data, name)()).resize((40 + number, 40))
+            picture.save(tmp_path / "photos" / label / f"{number}.png")
+    data = load(f"folder:{tmp_path / 'photos'}")
+    recipe = Recipe(source="", edge=32, lr=0.01, weight_decay=0, batch=4, epochs=2, area=(0.3, 1), trivial=True)
+    check_resumed(data, recipe, tmp_path)
+
+
+def check_resumed(data: DataSet, recipe: Recipe, tmp_path: Path) -> None:
     expected = train(ZOO["resnet20_cifar"], data, recipe, tmp_path / "whole", seed=1, resume=False, processes=ALONE)
 
     class KilledError(Exception):
@@ -259,6 +282,20 @@ def test_a_loss_that_is_no_number_stops_and_says_what_to_try(digits: DataSet, tm
     with pytest.raises(DivergedError, match=r"the loss became (nan|inf) in epoch 1.*--set lr=1e\+29.*warmup_epochs=1"):
         train(ZOO["resnet20_cifar"], data, recipe, tmp_path, seed=0, resume=False, processes=ALONE)
     assert not list(tmp_path.iterdir())
+
+
+def test_one_that_diverges_leaves_the_others_theirs(digits: DataSet, tmp_path: Path) -> None:
+    data, file = few(digits, 200), tmp_path / "results.jsonl"
+    recipe = replace(quick(ZOO["resnet20_cifar"], data), batch=10, epochs=1)
+    runs = [
+        Run(ZOO["resnet20_cifar"], replace(recipe, lr=1e30, warmup_epochs=0), 0, tmp_path / "a"),
+        Run(ZOO["lenet5_modern"], recipe, 0, tmp_path / "b"),
+    ]
+    with pytest.raises(DivergedError, match=r"^resnet20_cifar: the loss became"):
+        campaign(runs, data, ALONE, resume=False, file=file)
+    (row,) = read(file)
+    assert row.architecture == "lenet5_modern"
+    campaign(runs[1:], data, ALONE, resume=False, file=file)  # is there: not trained again
 
 
 def test_a_budget_draws_the_schedule_together(digits: DataSet, tmp_path: Path) -> None:
