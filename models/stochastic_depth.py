@@ -51,6 +51,10 @@ class StochasticDepthResNet(ResNet):
 
     def __init__(self, classes: int, depths: Sequence[int], last: float, block: Block = StochasticBlock) -> None:
         super().__init__(classes, block, depths, cifar_stem, planes=16)
+        self.survive(last)
+
+    def survive(self, last: float) -> None:
+        """Set every block's probability of survival, by the last one's."""
         blocks = [module for module in self.modules() if isinstance(module, StochasticBlock)]
         for number, module in enumerate(blocks, 1):
             module.survival = 1 - number / len(blocks) * (1 - last)

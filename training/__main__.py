@@ -39,7 +39,7 @@ def train_command(arguments: list[str]) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="one value of the recipe, such as lr=0.05"
     )
-    parser.add_argument("--epochs", type=int, help="default: the recipe's")
+    parser.add_argument("--epochs", type=int, help="draw the schedule together, or out, to so many")
     parser.add_argument("--max-minutes", type=float, help="train no more epochs than fit in this time, each network")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--out", type=Path, help="folder of the checkpoint (default: checkpoints/NAME-DATA)")
@@ -50,6 +50,8 @@ def train_command(arguments: list[str]) -> None:
     names = chosen(parser, options)
     if options.epochs is not None and options.epochs < 1:
         parser.error("--epochs must be at least 1")
+    if options.max_minutes is not None and options.max_minutes <= 0:
+        parser.error("--max-minutes must be more than 0")
     if options.results and options.results.suffix != ".jsonl":
         parser.error("--results is a .jsonl file; its table is written beside it, as .md")
     if options.out and len(names) > 1:
@@ -77,7 +79,7 @@ def train_command(arguments: list[str]) -> None:
                 compiled=options.compile,
             )
         finally:
-            if options.results and processes.first:
+            if options.results and options.results.exists() and processes.first:
                 results.write_table(options.results)
 
 
@@ -99,14 +101,16 @@ def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list
 
 def resolved(name: str, data: DataSet, options: argparse.Namespace) -> Recipe:
     """The recipe's values for this architecture and these data, with what the command line sets."""
-    from training.papers import PAPERS
-    from training.recipe import modern, override, quick
+    from training.papers import recipe_of
+    from training.recipe import as_json, override, shortened
 
-    kind = options.recipe or ("quick" if data.name == "mnist5k" else "paper")
-    recipe = PAPERS[name] if kind == "paper" else {"quick": quick, "modern": modern}[kind](ZOO[name], data)
-    values = dict(value.partition("=")[::2] for value in options.set)
+    recipe = recipe_of(ZOO[name], data, options.recipe or ("quick" if data.name == "mnist5k" else "paper"))
     if options.epochs:
-        values["epochs"] = str(options.epochs)
+        recipe = shortened(recipe, options.epochs)
+    values: dict[str, object] = {}
+    for pair in options.set:
+        key, _, value = pair.partition("=")
+        values[key] = as_json(value)
     return override(recipe, values)
 
 
@@ -128,7 +132,7 @@ def claims_command(arguments: list[str]) -> None:
 
     digits = data.load("mnist5k")
     with joined() as processes:
-        runs = claims.runs(digits.name, tuple(options.seeds or claims.SEEDS), options.out)
+        runs = claims.runs(digits.name, options.seeds or claims.SEEDS, options.out)
         campaign(runs, digits, processes, resume=True, file=options.results)
     found = results.read(options.results)
     claims.write_pictures(found, options.results.parent)
@@ -234,6 +238,11 @@ def bench_command(arguments: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=25, help="of each loop in a round (default: %(default)s)")
     options = parser.parse_args(arguments)
+    for name in options.names:
+        if name not in ZOO:
+            parser.error(f"no architecture {name!r}; `python -m models` lists them")
+    if min(options.rounds, options.steps) < 1:
+        parser.error("--rounds and --steps must be at least 1")
 
     from training.bench import bench
 

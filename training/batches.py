@@ -16,6 +16,7 @@ from training.data import Images
 from training.recipe import Input, Recipe
 
 MEMORY = 2 * 2**30  # bytes of pixels that are kept
+PREFETCHED = 2  # batches by each worker
 
 
 class Batch(NamedTuple):
@@ -44,21 +45,27 @@ class Source:
     def __init__(self, images: Images, entry: Input, change: Callable[[Image.Image], Tensor] | None = None) -> None:
         self.images, self.preprocess, self.change = images, entry.preprocess, change
         height, width, channels = entry.preprocess.shape
+        self.workers = min(8, len(os.sched_getaffinity(0)))
         self.pixels: Tensor | None = None
         if change is None and len(images) * height * width * channels <= MEMORY:
             self.pixels = torch.from_numpy(images.pixels(entry.preprocess)).permute(0, 3, 1, 2).contiguous()
+
+    @property
+    def ahead(self) -> int:
+        """How many batches workers have ready before the first is asked for."""
+        return 0 if self.pixels is not None else PREFETCHED * self.workers
 
     def batches(self, indices: Sequence[Tensor], seed: int) -> Iterator[Tensor]:
         """The pixels, uint8 (N, channels, height, width), of each of `indices`."""
         if self.pixels is not None:
             yield from (self.pixels[batch] for batch in indices)
             return
-        workers = min(8, len(os.sched_getaffinity(0)))
         samples = Samples(self.images, self.change or self._prepared, seed)
         yield from DataLoader(
             samples,
             batch_sampler=[batch.tolist() for batch in indices],
-            num_workers=workers,
+            num_workers=self.workers,
+            prefetch_factor=PREFETCHED,
             pin_memory=torch.cuda.is_available(),
         )
 

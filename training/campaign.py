@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from models.card import Architecture
 from training import results
 from training.data import DataSet
-from training.errors import DivergedError
+from training.errors import TrainingError
 from training.processes import Processes
 from training.recipe import Recipe
 from training.train import say, train
@@ -25,7 +26,7 @@ class Run(NamedTuple):
 
 
 def campaign(
-    runs: Iterable[Run],
+    runs: Sequence[Run],
     data: DataSet,
     processes: Processes,
     *,
@@ -36,12 +37,14 @@ def campaign(
 ) -> None:
     """Train those of `runs` that `file` lacks, and add each to it.
 
-    One that diverges does not keep the others from theirs: DivergedError names it when all are done.
+    One that fails does not keep the others from theirs: TrainingError names it when all are done.
     """
-    diverged: list[str] = []
+    failed: list[str] = []
     for run in runs:
-        if file and results.has(file, run.card.name, data.name, run.seed):
-            say(processes, f"{file} has {run.card.name} on {data.name}, seed {run.seed}")
+        name = f"{run.card.name} on {data.name}, seed {run.seed}"
+        known = processes.from_first(partial(results.find, file, run.card.name, data.name, run.seed)) if file else None
+        if known:
+            say(processes, f"{file} has {name}: {known.top1:.1%}, by the recipe {known.recipe.source!r}")
             continue
         try:
             saved = train(
@@ -52,11 +55,13 @@ def campaign(
                 max_minutes=max_minutes,
                 compiled=compiled,
             )
-        except DivergedError as error:
-            diverged.append(f"{run.card.name}: {error}")
-            say(processes, diverged[-1])
+        except TrainingError as error:
+            if len(runs) == 1:
+                raise
+            failed.append(name)
+            say(processes, f"{name}: {error}")
             continue
         if file and processes.first:
             results.add(file, run.card, saved, len(data.held_out))
-    if diverged:
-        raise DivergedError("\n".join(diverged))
+    if failed:
+        raise TrainingError(f"not trained, for what is said above: {'; '.join(failed)}")

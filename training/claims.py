@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -114,11 +114,9 @@ CLAIMS = (
 )
 
 
-def runs(dataset: str, seeds: tuple[int, ...], out: Path) -> Iterator[Run]:
+def runs(dataset: str, seeds: Sequence[int], out: Path) -> list[Run]:
     """Every training that the claims need, seed by seed."""
-    for seed in seeds:
-        for card in CARDS.values():
-            yield Run(card, RECIPE, seed, out / f"{card.name}-{dataset}-{seed}")
+    return [Run(card, RECIPE, seed, out / f"{card.name}-{dataset}-{seed}") for seed in seeds for card in CARDS.values()]
 
 
 def of(claim: Claim, results: list[Result]) -> dict[str, list[Result]]:

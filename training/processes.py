@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from training.errors import TrainingError
+
 T = TypeVar("T")
 
 
@@ -35,11 +37,18 @@ class Processes:
         return values
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What `make` gives in the first process, made there alone and copied to the others."""
+        """What `make` gives in the first process, made there alone and copied to the others; or raises, in all."""
         if self.size == 1:
             return make()
-        made = [make() if self.first else None]
+        made: list[T | TrainingError | None] = [None]
+        if self.first:
+            try:
+                made = [make()]
+            except TrainingError as error:
+                made = [error]
         dist.broadcast_object_list(made, 0, device=self.device)
+        if isinstance(made[0], TrainingError):
+            raise made[0]
         return cast(T, made[0])
 
     def wait(self) -> None:

@@ -40,10 +40,8 @@ def publish(folder: Path) -> str:
     there; EngineError if the exported graph answers otherwise than torch does.
     """
     saved = checkpoint.load(folder)
-    if saved.recipe and not saved.done:
+    if not saved.done and saved.recipe:
         raise CheckpointError(f"{folder} has {len(saved.epochs)} of {saved.recipe.epochs} epochs: train with --resume")
-    if saved.architecture not in ZOO:
-        raise CheckpointError(f"{folder}: {saved.architecture} is not known here")
     tag = manifest.tag(saved.architecture, saved.dataset, saved.weights.sha256)
     with store.staging() as stage:
         if is_whole(tag):
@@ -73,7 +71,9 @@ def is_whole(tag: str) -> bool:
 
 
 def restored(folder: Path, saved: Checkpoint) -> FromPixels:
-    """The checkpoint's network, from pixels to logits."""
+    """The checkpoint's network, from pixels to logits; CheckpointError if it is none of the lecture's."""
+    if saved.architecture not in ZOO:
+        raise CheckpointError(f"{folder}: there is no architecture {saved.architecture}")
     net = build(saved.architecture, len(saved.labels))
     checkpoint.restore(folder, saved, net)
     return FromPixels(net, Normalise(saved.input)).eval()
@@ -82,16 +82,20 @@ def restored(folder: Path, saved: Checkpoint) -> FromPixels:
 def check(saved: Checkpoint, module: FromPixels, files: Path) -> Accuracy | None:
     """Write the verification set, enough to verify an engine anywhere; the accuracy of the fp32 engine on all images.
 
-    Of imported weights, whose data need not be here, sample pictures are checked, and no accuracy is known. EngineError
-    if the engine answers otherwise than torch.
+    Of weights imported for ImageNet, which need not be here, sample pictures are checked, and no accuracy is known.
+    EngineError if the engine answers otherwise than torch.
     """
-    print("checking the engine against torch" + ("" if saved.imported else ", and measuring its accuracy"))
+    unlabelled = saved.imported and saved.data == "imagenet"
+    print("checking the engine against torch" + ("" if unlabelled else ", and measuring its accuracy"))
     engine = OpenVINOEngine(files / manifest.ONNX, "fp32")
     tensors: dict[str, NDArray[Any]] = {}
-    if saved.imported:
+    if unlabelled:
         tensors["pixels"] = sample_pixels(saved.input.preprocess)
     else:
-        held_out = load(saved.data).held_out
+        data = load(saved.data)
+        if saved.recipe:
+            data.check_split(saved.split)
+        held_out = data.held_out
         sample = np.linspace(0, len(held_out) - 1, min(VERIFICATION_IMAGES, len(held_out)), dtype=np.int64)
         tensors |= {"pixels": held_out.pixels(saved.input.preprocess, sample), "targets": held_out.targets[sample]}
     expected = evaluate.logits(TorchEngine(module), tensors["pixels"])
@@ -99,7 +103,7 @@ def check(saved: Checkpoint, module: FromPixels, files: Path) -> Accuracy | None
     if not error <= TOLERANCE:  # NaN too
         raise EngineError(f"{saved.architecture}: the exported graph differs from torch by {error:.1e} of the logits")
     (files / manifest.VERIFICATION).write_bytes(save(tensors | {"logits": expected}))
-    if saved.imported:
+    if unlabelled:
         return None
     return evaluate.accuracy(evaluate.held_out_logits(engine, held_out, saved.input.preprocess), held_out.targets)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Edge = Annotated[int, Field(ge=224)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +41,12 @@ class Recipe:
     **Loss.** `auxiliary` weighs that of each auxiliary head, where the network has any.
 
     **Network.** None leaves what its file has. `init_std`: weights are drawn from N(0, init_std²), biases are 0. Those
-    in the layers of `init_ones` are 1. `dropout` is every dropout layer's.
+    in the layers of `init_ones` are 1. `dropout` is every dropout layer's. `survival`: the probability with which
+    stochastic depth keeps the last block in training.
 
     **Augmentation**, in this order. `area`: a random part of the picture, of a share of its area within these bounds
-    and an aspect of 3/4 to 4/3. Or `shorter_edge`: resized to within these bounds, then cropped anywhere.
+    and an aspect of 3/4 to 4/3. Or `shorter_edge`: resized to within these bounds for an input of 224, else in
+    proportion, then cropped anywhere.
     `trivial`: one random operation (TrivialAugment). `rotation`: degrees, each way. `jitter`: brightness, contrast,
     saturation, each by this share. `lighting`: standard deviation of AlexNet's colour noise along the principal
     components of ImageNet's pixels. `shift`: pixels, each way, padded with the data's fill, or by reflection if
@@ -54,10 +60,10 @@ class Recipe:
     std: tuple[float, ...] | None = None
 
     optimizer: Literal["sgd", "nesterov", "adamw", "rmsprop"] = "sgd"
-    momentum: float = 0.9
+    momentum: BelowOne = 0.9
     lr: NotNegative
     schedule: Literal["cosine", "steps", "exponential", "plateau"] = "cosine"
-    drops: tuple[float, ...] = ()
+    drops: tuple[Share, ...] = ()
     factor: Positive = 0.1
     patience: Count = 5
     falls: Count = 3
@@ -69,20 +75,21 @@ class Recipe:
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
 
     loss: Literal["cross_entropy", "map"] = "cross_entropy"
-    label_smoothing: float = 0
-    auxiliary: float = 0.3
+    label_smoothing: BelowOne = 0
+    auxiliary: NotNegative = 0.3
 
-    init_std: float | None = None
+    init_std: Positive | None = None
     init_ones: tuple[str, ...] = ()
-    dropout: float | None = None
+    dropout: BelowOne | None = None
+    survival: Share | None = None
 
-    area: tuple[float, float] | None = None
-    shorter_edge: tuple[int, int] | None = None
+    area: tuple[Share, Share] | None = None
+    shorter_edge: tuple[Edge, Edge] | None = None
     trivial: bool = False
-    rotation: float = 0
-    jitter: float = 0
-    lighting: float = 0
-    shift: int = 0
+    rotation: NotNegative = 0
+    jitter: NotNegative = 0
+    lighting: NotNegative = 0
+    shift: Annotated[int, Field(ge=0)] = 0
     reflect: bool = False
     flip: bool = False
 
@@ -134,8 +141,11 @@ PLAIN = {
     *("alexnet", "alexnet_owt", "zfnet", "zfnet_wide", "vgg11", "vgg13", "vgg16", "vgg19"),
     *("nin_cifar10", "nin_imagenet", "googlenet"),
 }
-# whose maps are the classes
-NIN_LAST = {"nin_cifar10": "6.2.conv", "nin_imagenet": "7.2.conv"}
+# what ends with a ReLU, which dies before it has learnt anything, unless it starts high and sees all maps
+ALIVE = {
+    "nin_cifar10": {"init_ones": ("6.2.conv",), "dropout": 0.0},
+    "nin_imagenet": {"init_ones": ("7.2.conv",), "dropout": 0.0},
+}
 # whose step is mostly the optimizer's, of so many weights
 LARGE = {"alexnet": 64, "zfnet": 64, "vgg": 128}
 
@@ -153,7 +163,7 @@ def quick(card: Architecture, data: DataSet) -> Recipe:
         batch=LARGE.get(card.family, 32),
         epochs=12,
         shift=2,
-        flip=not is_writing(data),
+        flip=True,
     )
     if card.name == "lenet5":
         return replace(
@@ -169,8 +179,8 @@ def quick(card: Architecture, data: DataSet) -> Recipe:
             loss="map",
             precision="fp32",
         )
-    if card.family == "nin":  # the ReLU that ends it dies before it has learnt anything, unless it starts high
-        return replace(recipe, lr=2e-4, init_ones=(NIN_LAST[card.name],), dropout=0.0)
+    if card.name in ALIVE:
+        return override(recipe, {"lr": 2e-4, **ALIVE[card.name]})
     if card.name == "lenet5_modern":
         return replace(recipe, lr=3e-3, weight_decay=1e-2, epochs=15, shift=1, precision="fp32")
     if card.name == "resnet20_cifar":
@@ -188,8 +198,8 @@ def quick(card: Architecture, data: DataSet) -> Recipe:
 
 
 def modern(card: Architecture, data: DataSet) -> Recipe:
-    """One recipe for every network, for comparison."""
-    return Recipe(
+    """One recipe for every network, but for those without batch norm, for comparison."""
+    recipe = Recipe(
         source="torchvision's training recipe of 2021 (pytorch.org/blog/how-to-train-state-of-the-art-models-using-"
         "torchvision-latest-primitives), without its mixup, cutmix, random erasing, weight averaging and 600 epochs",
         edge=card.small if data.edge else None,
@@ -203,19 +213,31 @@ def modern(card: Architecture, data: DataSet) -> Recipe:
         area=None if data.edge else (0.08, 1),
         trivial=True,
         shift=(data.edge or 0) // 8,
-        flip=not is_writing(data),
+        flip=True,
+    )
+    return override(recipe, ALIVE.get(card.name, {}))
+
+
+def shortened(recipe: Recipe, epochs: int) -> Recipe:
+    """The recipe with its schedule drawn together to so many epochs."""
+    share = epochs / recipe.epochs
+    return replace(
+        recipe,
+        epochs=epochs,
+        warmup_epochs=recipe.warmup_epochs * share,
+        factor=recipe.factor ** (1 / share) if recipe.schedule == "exponential" else recipe.factor,
+        patience=max(1, round(recipe.patience * share)),
     )
 
 
-def override(recipe: Recipe, values: dict[str, str]) -> Recipe:
-    """The recipe with single values replaced, each read as JSON where it is; RecipeError if there is no such value."""
+def override(recipe: Recipe, values: Mapping[str, object]) -> Recipe:
+    """The recipe with single values replaced; RecipeError if there is no such value, or it cannot be."""
     known = {field.name for field in fields(Recipe)}
     for key in values:
         if key not in known:
             raise RecipeError(f"a recipe has no {key!r}; it has {', '.join(sorted(known))}")
-    read = {key: as_json(value) for key, value in values.items()}
     try:
-        overridden = TypeAdapter(Recipe).validate_python({**asdict(recipe), **read})
+        overridden = TypeAdapter(Recipe).validate_python({**asdict(recipe), **values})
     except ValidationError as error:
         first = error.errors()[0]
         raise RecipeError(f"{first['loc'][0]}: {first['msg']}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from engines import store
 from engines.engine import Engine
@@ -19,8 +20,10 @@ def report(model: str, spec: str | None, precision: str, picture: Path) -> str:
 
     TrainingError if there is no such model or its classes are not the data set's.
     """
-    engine, preprocess, labels, trained_on = opened(model, precision)
+    engine, preprocess, labels, trained_on, split = opened(model, precision)
     data_set = data.load(spec or trained_on)
+    if split and data_set.spec == trained_on:
+        data_set.check_split(split)
     # ImageNet's classes have one order and several spellings
     spelt = data_set.name != "imagenet" or trained_on != "imagenet"
     same = data_set.labels == labels if spelt else len(data_set.labels) == len(labels)
@@ -41,17 +44,30 @@ def report(model: str, spec: str | None, precision: str, picture: Path) -> str:
     return "\n".join(lines)
 
 
-def opened(model: str, precision: str) -> tuple[Engine, Preprocess, tuple[str, ...], str]:
-    """The engine, what it takes, its classes, and the data it was trained on."""
+class Opened(NamedTuple):
+    """An engine, what it takes, its classes, the data it was trained on and, if that is known, how it was split."""
+
+    engine: Engine
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    data: str
+    split: str | None
+
+
+def opened(model: str, precision: str) -> Opened:
+    """A published model by its tag, or a checkpoint by its folder."""
     published = {entry.manifest.tag: entry for entry in store.published()}
     if model in published:
         manifest = published[model].manifest
+        provenance = manifest.provenance
         engine = open_engine(published[model], "openvino", precision)
-        return engine, manifest.preprocess, manifest.labels, manifest.provenance["data"]
+        split = None if provenance.get("imported") else provenance.get("split")
+        return Opened(engine, manifest.preprocess, manifest.labels, provenance.get("data", manifest.dataset), split)
     folder = Path(model)
     if not folder.exists():
         raise TrainingError(
             f"{model} is neither a checkpoint's folder nor a tag; tags: {', '.join(published) or 'none'}"
         )
     saved = checkpoint.load(folder)
-    return TorchEngine(restored(folder, saved)), saved.input.preprocess, saved.labels, saved.data
+    engine = TorchEngine(restored(folder, saved))
+    return Opened(engine, saved.input.preprocess, saved.labels, saved.data, saved.split if saved.recipe else None)

@@ -52,10 +52,11 @@ def read(path: Path) -> list[Result]:
     return [Result.model_validate_json(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def has(path: Path, architecture: str, dataset: str, seed: int) -> bool:
-    """Whether this training's result is in the file."""
+def find(path: Path, architecture: str, dataset: str, seed: int) -> Result | None:
+    """The result of one training, if it is in the file."""
     wanted = (architecture, dataset, seed)
-    return any((result.architecture, result.dataset, result.seed) == wanted for result in read(path))
+    found = (row for row in read(path) if (row.architecture, row.dataset, row.seed) == wanted)
+    return next(found, None)
 
 
 def result_of(card: Architecture, saved: Checkpoint, held_out: int) -> Result:

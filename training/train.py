@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch.optim import SGD, AdamW, Optimizer, RMSprop
 from tqdm import tqdm
 
 from models.card import Architecture
-from models.stochastic_depth import StochasticBlock
+from models.stochastic_depth import StochasticBlock, StochasticDepthResNet
 from training import checkpoint
 from training.batches import Batch, Source, TrainingBatches, held_out_batches
 from training.checkpoint import Checkpoint, Epoch
@@ -26,12 +26,13 @@ from training.data import DataSet
 from training.errors import CheckpointError, DivergedError, RecipeError
 from training.plot import curves
 from training.processes import Processes
-from training.recipe import Input, Recipe, input_of
+from training.recipe import Input, Recipe, input_of, shortened
 
 LOG = "log.jsonl"
 CURVES = "curves.png"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TIMED_STEPS = 4  # of which the first is a warm-up
+TIMED_SECONDS = 30
 
 
 class Normalise(nn.Module):
@@ -60,9 +61,18 @@ LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": F.cross_entropy, "m
 
 
 def make_net(card: Architecture, classes: int, recipe: Recipe) -> nn.Module:
-    """The network with fresh weights, initialised and with dropout as the recipe says."""
-    net = card.build(classes)
-    for layer, module in net.named_modules():
+    """The network with fresh weights, drawn and dropping as the recipe says; RecipeError if it cannot be."""
+    try:
+        net = card.build(classes)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+    modules = dict(net.named_modules())
+    for layer in recipe.init_ones:
+        if layer not in modules:
+            raise RecipeError(f"init_ones: {card.name} has no layer {layer}")
+    if recipe.survival is not None and isinstance(net, StochasticDepthResNet):
+        net.survive(recipe.survival)
+    for layer, module in modules.items():
         if isinstance(module, nn.Dropout) and recipe.dropout is not None:
             module.p = recipe.dropout
         if isinstance(module, nn.Conv2d | nn.Linear) and recipe.init_std is not None:
@@ -124,6 +134,9 @@ class Trainer:
     def __init__(
         self, net: nn.Module, recipe: Recipe, entry: Input, data: DataSet, seed: int, processes: Processes
     ) -> None:
+        # some of CUDA's kernels have no other form
+        torch.use_deterministic_algorithms(True, warn_only=processes.device.type == "cuda")
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it would be a fill for every tensor
         self.processes, self.recipe, self.seed = processes, recipe, seed
         self.net = net.to(processes.device)
         self.model: Callable[[Tensor], Tensor | tuple[Tensor, ...]] = self.net
@@ -172,7 +185,8 @@ class Trainer:
         steps = len(self.batches)
         total, images, waited, started = torch.zeros((), device=self.processes.device), 0, 0.0, time.perf_counter()
         batches = self.batches.epoch(number)
-        for step in tqdm(range(steps), f"epoch {number}/{self.recipe.epochs}", leave=False, disable=None):
+        hidden = None if self.processes.first else True  # else shown on a terminal
+        for step in tqdm(range(steps), f"epoch {number}/{self.recipe.epochs}", leave=False, disable=hidden):
             asked = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked
@@ -228,17 +242,19 @@ class Trainer:
         copied.net = copied.model = copy.deepcopy(self.net).train()
         copied.optimizer = make_optimizer(self.recipe, copied.net)
         copied.scaler = torch.amp.GradScaler(self.processes.device.type, enabled=self.recipe.precision == "fp16")
+        source = self.batches.source
         seconds: list[float] = []
         started = time.perf_counter()
-        for batch in islice(self.batches.epoch(1), TIMED_STEPS):
+        for batch in islice(self.batches.epoch(1), source.ahead + TIMED_STEPS):
             float(copied.step(batch))
             seconds.append(time.perf_counter() - started)
-            if sum(seconds) > 30:
+            if sum(seconds) > TIMED_SECONDS:
                 break
             started = time.perf_counter()
-        # a forward pass alone is about a third of a step
-        passes = len(self.batches) + len(self.held_out) / self.recipe.batch / 3
-        return min(seconds) * passes / 60
+        settled = seconds[source.ahead + 1 :] or seconds[-1:]
+        # of a forward pass, a third of a step, unless decoding takes longer
+        held_out_steps = len(self.held_out) / self.recipe.batch / (1 if source.ahead else 3)
+        return statistics.median(settled) * (len(self.batches) + held_out_steps) / 60
 
 
 def train(
@@ -262,8 +278,6 @@ def train(
     """
     if recipe.batch < processes.size:
         raise RecipeError(f"a batch of {recipe.batch} cannot be shared by {processes.size} processes: --set batch=…")
-    # some of CUDA's kernels have no other form
-    torch.use_deterministic_algorithms(True, warn_only=processes.device.type == "cuda")
     torch.manual_seed(seed)
     entry = input_of(card, recipe, data)
     net = make_net(card, len(data.labels), recipe)
@@ -327,13 +341,6 @@ def fitting(trainer: Trainer, max_minutes: float) -> int:
     )
     minutes = float(trainer.processes.sum(estimate))
     return max(1, min(trainer.recipe.epochs, int(max_minutes / minutes)))
-
-
-def shortened(recipe: Recipe, epochs: int) -> Recipe:
-    """The recipe with its schedule drawn together to so many epochs."""
-    share = epochs / recipe.epochs
-    factor = recipe.factor ** (1 / share) if recipe.schedule == "exponential" else recipe.factor
-    return replace(recipe, epochs=epochs, warmup_epochs=recipe.warmup_epochs * share, factor=factor)
 
 
 def say(processes: Processes, line: str) -> None:

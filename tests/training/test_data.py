@@ -20,7 +20,7 @@ from torchvision import datasets
 
 from tests.conftest import Run
 from training import checkpoint
-from training.data import Arrays, DataSet, Files, load
+from training.data import Arrays, DataSet, Files, Images, load
 from training.errors import DataError
 
 
@@ -127,12 +127,12 @@ def test_imagenets_folders(photos: Path, tmp_path: Path) -> None:
     assert data.train.pictures[0].size == (160, 150)
 
 
-def test_a_folder_is_split_once_and_evenly(photos: Path) -> None:
+def test_a_folder_is_split_once(photos: Path) -> None:
     data, again = load(f"folder:{photos}"), load(f"folder:{photos}")
     assert data.name == "my_photos"
     assert data.labels == ("astronaut", "coffee", "rocket")
-    assert np.bincount(data.train.targets).tolist() == [11] * 3
-    assert np.bincount(data.held_out.targets).tolist() == [1] * 3
+    assert (np.bincount(data.train.targets) + np.bincount(data.held_out.targets)).tolist() == [12] * 3
+    assert np.bincount(data.held_out.targets).min() >= 1
     assert isinstance(data.train.pictures, Files)
     assert isinstance(data.held_out.pictures, Files)
     assert not {*data.train.pictures.paths} & {*data.held_out.pictures.paths}
@@ -169,6 +169,35 @@ def test_broken_pictures_are_listed_and_skipped(
     assert skipped.count("skipped") == 2
 
 
+def test_a_new_picture_leaves_the_others_on_their_side(photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "photos")
+
+    def names(images: Images) -> set[str]:
+        assert isinstance(images.pictures, Files)
+        return {str(path) for path in images.pictures.paths}
+
+    before = load(f"folder:{tmp_path / 'photos'}")
+    for number in range(100, 110):
+        shutil.copy(tmp_path / "photos" / "coffee" / "00.jpg", tmp_path / "photos" / "coffee" / f"{number}.jpg")
+    after = load(f"folder:{tmp_path / 'photos'}")
+    assert len(after.train) + len(after.held_out) == 46
+    assert not names(before.train) & names(after.held_out)
+    if names(after.held_out) != names(before.held_out):
+        with pytest.raises(DataError, match="has changed"):
+            after.check_split(before.split)
+
+
+def test_pictures_are_turned_as_their_exif_says(photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "photos")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright
+    for path in (tmp_path / "photos" / "rocket").iterdir():
+        Image.open(path).save(path, exif=exif)
+    data = load(f"folder:{tmp_path / 'photos'}")
+    sizes = {data.labels[target]: data.train.pictures[index].size for index, target in enumerate(data.train.targets)}
+    assert sizes == {"astronaut": (160, 150), "coffee": (160, 150), "rocket": (150, 160)}
+
+
 def test_an_empty_class_is_an_error(photos: Path, tmp_path: Path) -> None:
     shutil.copytree(photos, tmp_path, dirs_exist_ok=True)
     (tmp_path / "teapot").mkdir()
@@ -200,7 +229,7 @@ def test_photos_are_trained_on_and_published(run: Run, photos: Path, tmp_path: P
     saved = checkpoint.load(tmp_path / "whole")
     assert checkpoint.load(tmp_path / "again").weights.sha256 == saved.weights.sha256
     assert saved.dataset == "my_photos"
-    assert saved.split == "a tenth of each class held out, by a fixed permutation"
+    assert saved.split.startswith("about a tenth of each class held out, by name: ")
     assert saved.recipe
     assert saved.recipe.area is None
     assert saved.recipe.shorter_edge == (256, 480)
