@@ -179,8 +179,10 @@ def quick(card: Architecture, data: DataSet) -> Recipe:
             loss="map",
             precision="fp32",
         )
-    if card.name in ALIVE:
+    if card.name == "nin_cifar10":
         return override(recipe, {"lr": 2e-4, **ALIVE[card.name]})
+    if card.name == "nin_imagenet":
+        return override(recipe, {"lr": 1e-4, "warmup_epochs": 2, **ALIVE[card.name]})
     if card.name == "lenet5_modern":
         return replace(recipe, lr=3e-3, weight_decay=1e-2, epochs=15, shift=1, precision="fp32")
     if card.name == "resnet20_cifar":
