@@ -275,4 +275,5 @@ def main(arguments: list[str]) -> None:
         sys.exit(128 + signal.SIGINT)
 
 
-main(sys.argv[1:])
+if __name__ == "__main__":
+    main(sys.argv[1:])
