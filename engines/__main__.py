@@ -1,15 +1,16 @@
-"""`python -m engines list` lists the published models, `bench TAG` measures an engine without HTTP."""
+"""Published models: `list` them, `verify` engines against torch, `bench` one without HTTP."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from engines import bench, store
+from engines import bench, records, store
 from engines.engine import EngineError
 from engines.manifest import ManifestError
 from engines.runtime import open_engine
 from engines.store import PublishedModel
+from engines.verify import verify
 
 
 def main() -> None:
@@ -17,6 +18,9 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m engines", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="tags of the published models")
+    verify_parser = commands.add_parser("verify", help="compare engines with torch, and keep what was found")
+    verify_parser.add_argument("tags", nargs="*", metavar="TAG", help="default: every published model")
+    verify_parser.add_argument("--precisions", help="by commas (default: every one that the model has)")
     bench_parser = commands.add_parser("bench", help="latency and images a second of one model's engine")
     bench_parser.add_argument("tag", help="as `python -m engines list` shows it")
     bench_parser.add_argument("--precision", default="fp32", help="default: %(default)s")
@@ -26,8 +30,14 @@ def main() -> None:
     models = {model.manifest.tag: model for model in store.published()}
     if options.command == "list":
         print(*models, sep="\n")
-    elif options.tag not in models:
-        parser.error(f"{options.tag} is not published; there are {', '.join(models) or 'none'}")
+        return
+    tags = (options.tags or list(models)) if options.command == "verify" else [options.tag]
+    for tag in tags:
+        if tag not in models:
+            parser.error(f"{tag} is not published; there are {', '.join(models) or 'none'}")
+    if options.command == "verify":
+        precisions = options.precisions.split(",") if options.precisions else None
+        sys.exit(verify_command([models[tag] for tag in tags], precisions))
     else:
         bench_command(models[options.tag], options.precision, options.batches, options.seconds)
 
@@ -38,6 +48,28 @@ def batch_sizes(text: str) -> list[int]:
     if min(sizes) < 1:
         raise ValueError(text)
     return sizes
+
+
+def verify_command(wanted: list[PublishedModel], precisions: list[str] | None) -> int:
+    """Print a line an engine; 1 if one that was asked for could not be opened."""
+    failed = 0
+    width = max((len(model.manifest.tag) for model in wanted), default=0)
+    for model in wanted:
+        for precision in precisions or model.manifest.precisions:
+            name = f"{model.manifest.tag:{width}}  openvino {precision:4}"
+            try:
+                fidelity = verify(model, "openvino", precision)
+            except (EngineError, ManifestError) as error:
+                failed = int(precisions is not None)  # asked for
+                print(f"{name}  cannot be opened: {error}")
+                continue
+            records.keep(model, "openvino", precision, fidelity)
+            of = "" if fidelity.top1 is None else f"top-1 {fidelity.top1:7.2%} (torch {fidelity.torch_top1:7.2%}), "
+            print(
+                f"{name}  {of}agrees on {fidelity.agreement:7.2%} of {fidelity.images}, logits within "
+                f"{fidelity.logit_error:.1e}: {fidelity.problem or 'faithful'}"
+            )
+    return failed
 
 
 def bench_command(model: PublishedModel, precision: str, batches: list[int], seconds: float) -> None:

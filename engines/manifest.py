@@ -14,6 +14,8 @@ from engines.preprocess import Preprocess
 FILE = "manifest.json"
 WEIGHTS = "checkpoint.safetensors"
 ONNX = "model.onnx"
+INT8 = "model.int8.onnx"
+GRAPHS = {"fp32": ONNX, "bf16": ONNX, "fp16": "model.fp16.onnx", "int8": INT8}  # bf16 is how a runtime takes fp32
 VERIFICATION = "verification.safetensors"
 
 Name = Annotated[str, Field(pattern="^[a-z0-9_]+$")]
@@ -72,6 +74,14 @@ class Accuracy(Record):
     images: int
 
 
+class Calibration(Record):
+    """How the INT8 graph was made: of how many training images, by what method, which layers were left in float."""
+
+    images: int
+    method: str
+    in_float: tuple[str, ...]
+
+
 class File(Record):
     """What a file must be."""
 
@@ -88,6 +98,7 @@ class Manifest(Record):
     labels: tuple[str, ...]
     preprocess: Preprocess
     accuracy: dict[str, Accuracy]
+    calibration: Calibration | None = None
     complexity: Complexity
     provenance: dict[str, Any]
     created: datetime
@@ -97,6 +108,11 @@ class Manifest(Record):
     def tag(self) -> str:
         """`<architecture>:<dataset>-<first 8 hex of the weights' sha256>`."""
         return tag(self.architecture, self.dataset, self.files[WEIGHTS].sha256)
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """In which its graphs can be run."""
+        return tuple(precision for precision, graph in GRAPHS.items() if graph in self.files)
 
     def check_files(self, folder: Path) -> None:
         """ManifestError unless every file is there and is the one that was published."""
@@ -131,4 +147,6 @@ def load(folder: Path) -> Manifest:
         raise ManifestError(f"{folder}: {FILE} is not valid: {where}: {first['msg']}") from error
     if not {WEIGHTS, ONNX} <= manifest.files.keys():
         raise ManifestError(f"{folder}: {FILE} is not valid: it lists no {WEIGHTS} or no {ONNX}")
+    if INT8 in manifest.files and not manifest.calibration:
+        raise ManifestError(f"{folder}: {FILE} is not valid: {INT8} has no calibration record; publish the model again")
     return manifest

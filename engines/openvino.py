@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from engines.engine import EngineError
 
-# Always passed: left alone, OpenVINO runs an fp32 file in bf16 where the processor can.
-PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+# Always passed: left alone, OpenVINO runs an fp32 file in bf16 where the processor can. What an INT8 file has in float
+# is run in float32.
+PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 
 
 class OpenVINOEngine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -30,13 +31,25 @@ def open_engine(model: PublishedModel, runtime: Runtime, precision: str) -> Engi
     return engine
 
 
+def graph_of(model: PublishedModel, precision: str) -> Path:
+    """The file that has a precision; EngineError if there is none."""
+    entry = model.manifest
+    if precision not in manifest.GRAPHS:
+        raise EngineError(f"there is no precision {precision!r}; there are {', '.join(manifest.GRAPHS)}")
+    if precision not in entry.precisions:
+        raise EngineError(
+            f"{entry.tag} has no {precision}: python -m training publish CHECKPOINT --precisions fp32,{precision}"
+        )
+    return model.folder / manifest.GRAPHS[precision]
+
+
 def make_engine(model: PublishedModel, runtime: Runtime, precision: str) -> Engine:
     """The engine of one runtime, whose library is imported only now."""
     match runtime:
         case "openvino":
             from engines.openvino import OpenVINOEngine
 
-            return OpenVINOEngine(model.folder / manifest.ONNX, precision)
+            return OpenVINOEngine(graph_of(model, precision), precision)
         case "null":
             from engines.null import NullEngine
 

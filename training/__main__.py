@@ -144,11 +144,20 @@ def publish_command(arguments: list[str]) -> None:
     """Publish one checkpoint."""
     parser = argparse.ArgumentParser("python -m training publish", description="Publish a checkpoint for serving.")
     parser.add_argument("checkpoint", type=Path, help="folder of the checkpoint")
+    parser.add_argument(
+        "--precisions", default="fp32", metavar="LIST", help="of fp32, fp16, int8, by commas (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--calibrate", metavar="NAME[:PATH]", help="training images for int8 (default: those it was trained on)"
+    )
     options = parser.parse_args(arguments)
+    precisions = options.precisions.split(",")
+    if not {*precisions} <= {"fp32", "fp16", "int8"}:
+        parser.error(f"--precisions are of fp32, fp16, int8, not {options.precisions}")
 
     from training.publish import publish
 
-    publish(options.checkpoint)
+    publish(options.checkpoint, precisions, options.calibrate)
 
 
 def evaluate_command(arguments: list[str]) -> None:

@@ -37,12 +37,6 @@ class TorchEngine:
         return outputs
 
 
-def logits(engine: Engine, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The engine's logits, (N, classes), in batches of at most 32."""
-    batches = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
-    return np.concatenate([engine.infer(batch) for batch in batches])
-
-
 def held_out_logits(engine: Engine, images: Images, preprocess: Preprocess) -> NDArray[np.float32]:
     """The engine's logits of every image, of which no more than a batch are in memory."""
     batches = np.array_split(np.arange(len(images)), math.ceil(len(images) / BATCH))

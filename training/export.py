@@ -16,7 +16,10 @@ OPSET = 20
 
 
 class FromPixels(nn.Module):
-    """uint8 pixels, (N, height, width, channels), to logits: layout and normalisation belong to the graph."""
+    """uint8 pixels, (N, height, width, channels), to float32 logits, the network between in its own precision.
+
+    Layout and normalisation belong to the graph.
+    """
 
     def __init__(self, net: nn.Module, normalise: Normalise) -> None:
         super().__init__()
@@ -24,7 +27,8 @@ class FromPixels(nn.Module):
         self.net = net
 
     def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.net(self.normalise(pixels.permute(0, 3, 1, 2)))
+        entry = self.normalise(pixels.permute(0, 3, 1, 2))
+        logits: Tensor = self.net(entry.to(next(self.net.parameters()).dtype)).float()
         return logits
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from sklearn.datasets import load_sample_images
 
 from engines import manifest, store
 from engines.engine import EngineError
-from engines.manifest import Accuracy, Complexity, File, Manifest, ManifestError
+from engines.manifest import GRAPHS, Accuracy, Calibration, Complexity, File, Manifest, ManifestError
 from engines.openvino import OpenVINOEngine
 from engines.preprocess import Preprocess
+from engines.verify import all_logits
 from models.complexity import complexity
 from models.zoo import ZOO, build
 from training import checkpoint, evaluate
@@ -27,24 +29,28 @@ from training.data import load
 from training.errors import CheckpointError
 from training.evaluate import TorchEngine
 from training.export import FromPixels, export
+from training.precisions import CALIBRATION_IMAGES, export_half, export_int8
 from training.train import Normalise
 
 VERIFICATION_IMAGES = 256
 TOLERANCE = 1e-3  # of the largest logit, between the engine and torch, both fp32
 
 
-def publish(folder: Path) -> str:
-    """Publish the checkpoint in `folder`; the tag. What is already published whole is left as it is.
+def publish(folder: Path, precisions: Sequence[str] = ("fp32",), calibrate: str | None = None) -> str:
+    """Publish the checkpoint in `folder`, with graphs in `precisions` besides fp32; the tag.
 
-    CheckpointError if it is damaged, unfinished or of a network that is not known; DataError if its data are not
-    there; EngineError if the exported graph answers otherwise than torch does.
+    What is already published whole is left as it is, or made anew with the precisions that it lacks. INT8 is calibrated
+    on the training images of `calibrate`, else of what it was trained on. CheckpointError if it is damaged, unfinished
+    or of a network that is not known; DataError if its data are not there; EngineError if the exported graph answers
+    otherwise than torch does.
     """
     saved = checkpoint.load(folder)
     if not saved.done and saved.recipe:
         raise CheckpointError(f"{folder} has {len(saved.epochs)} of {saved.recipe.epochs} epochs: train with --resume")
     tag = manifest.tag(saved.architecture, saved.dataset, saved.weights.sha256)
     with store.staging() as stage:
-        if is_whole(tag):
+        there = whole(tag)
+        if there and set(precisions) <= set(there.precisions):
             print(f"{tag} is published already")
             return tag
         files = stage / "files"
@@ -54,20 +60,39 @@ def publish(folder: Path) -> str:
         print(f"exporting {saved.architecture} to ONNX")
         export(module, saved.input.preprocess, files / manifest.ONNX)
         accuracy = check(saved, module, files)
-        store.add(files, describe(saved, accuracy, files), stage)
+        wanted = {*precisions, *(there.precisions if there else ())}
+        if "fp16" in wanted:
+            print("exporting it in half precision")
+            export_half(module, saved.input.preprocess, files / GRAPHS["fp16"])
+        calibration = None
+        if "int8" in wanted:
+            print("quantising it")
+            pixels = calibration_pixels(saved, calibrate)
+            calibration = export_int8(files / manifest.ONNX, files / manifest.INT8, pixels)
+        store.add(files, describe(saved, accuracy, calibration, files), stage)
     measured = f"top-1 {accuracy.top1:.2%} of {accuracy.images} held-out images" if accuracy else "imported"
     print(f"published {tag}: {measured}")
     return tag
 
 
-def is_whole(tag: str) -> bool:
-    """Whether `tag` is in the store and every file of it is right."""
+def whole(tag: str) -> Manifest | None:
+    """The manifest of `tag`, if it is in the store and every file of it is right."""
     folder = store.folder_of(tag)
     try:
-        manifest.load(folder).check_files(folder)
+        found = manifest.load(folder)
+        found.check_files(folder)
     except ManifestError:
-        return False
-    return True
+        return None
+    return found
+
+
+def calibration_pixels(saved: Checkpoint, spec: str | None) -> NDArray[np.uint8]:
+    """What the network takes of some training images of the data set `spec`, or of its own; never of held-out ones."""
+    if spec is None and saved.imported:
+        raise CheckpointError("the training images of imported weights are not known: --calibrate names a data set")
+    images = load(spec or saved.data).train
+    sample = np.linspace(0, len(images) - 1, min(CALIBRATION_IMAGES, len(images)), dtype=np.int64)
+    return images.pixels(saved.input.preprocess, sample)
 
 
 def restored(folder: Path, saved: Checkpoint) -> FromPixels:
@@ -98,8 +123,8 @@ def check(saved: Checkpoint, module: FromPixels, files: Path) -> Accuracy | None
         held_out = data.held_out
         sample = np.linspace(0, len(held_out) - 1, min(VERIFICATION_IMAGES, len(held_out)), dtype=np.int64)
         tensors |= {"pixels": held_out.pixels(saved.input.preprocess, sample), "targets": held_out.targets[sample]}
-    expected = evaluate.logits(TorchEngine(module), tensors["pixels"])
-    error = float(np.abs(evaluate.logits(engine, tensors["pixels"]) - expected).max() / np.abs(expected).max())
+    expected = all_logits(TorchEngine(module), tensors["pixels"])
+    error = float(np.abs(all_logits(engine, tensors["pixels"]) - expected).max() / np.abs(expected).max())
     if not error <= TOLERANCE:  # NaN too
         raise EngineError(f"{saved.architecture}: the exported graph differs from torch by {error:.1e} of the logits")
     (files / manifest.VERIFICATION).write_bytes(save(tensors | {"logits": expected}))
@@ -120,7 +145,7 @@ def sample_pixels(preprocess: Preprocess) -> NDArray[np.uint8]:
     return np.stack([preprocess(part) for part in parts[:16]])
 
 
-def describe(saved: Checkpoint, accuracy: Accuracy | None, files: Path) -> Manifest:
+def describe(saved: Checkpoint, accuracy: Accuracy | None, calibration: Calibration | None, files: Path) -> Manifest:
     """The manifest of the files, whose provenance is the checkpoint's own account."""
     height, width, channels = saved.input.preprocess.shape
     cost = complexity(ZOO[saved.architecture], (channels, height, width), len(saved.labels))
@@ -130,6 +155,7 @@ def describe(saved: Checkpoint, accuracy: Accuracy | None, files: Path) -> Manif
         labels=saved.labels,
         preprocess=saved.input.preprocess,
         accuracy={"fp32": accuracy} if accuracy else {},
+        calibration=calibration,
         complexity=Complexity.model_validate(dataclasses.asdict(cost)),
         provenance=saved.model_dump(
             mode="json", include={"data", "split", "input", "recipe", "seed", "imported", "epochs", "versions"}

@@ -55,7 +55,7 @@ def test_null_answers_zeros(lenet5: PublishedModel) -> None:
 
 
 def test_an_unknown_precision_is_named(lenet5: PublishedModel) -> None:
-    with pytest.raises(EngineError, match="openvino has no precision 'fp64'; it has fp32, bf16"):
+    with pytest.raises(EngineError, match="there is no precision 'fp64'; there are fp32, bf16, fp16, int8"):
         open_engine(lenet5, "openvino", "fp64")
 
 

@@ -1,0 +1,64 @@
+"""INT8 as a file: explicit Q/DQ pairs around convolutions and linear layers, everything else in float.
+
+Symmetric, weights per channel, biases in float: what TensorRT takes, and OpenVINO too.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+METHODS = {
+    "minmax": CalibrationMethod.MinMax,
+    "percentile": CalibrationMethod.Percentile,
+    "entropy": CalibrationMethod.Entropy,
+}
+LAYERS = ("Conv", "Gemm")
+BATCH = 32
+
+
+class Pixels(CalibrationDataReader):  # type: ignore[misc]
+    """Pixels, (N, height, width, channels), by the batch."""
+
+    def __init__(self, pixels: NDArray[np.uint8]) -> None:
+        self._batches: Iterator[NDArray[np.uint8]] = iter(
+            [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
+        )
+
+    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+        """The next batch by the name of the graph's input, or None after the last."""
+        batch = next(self._batches, None)
+        return None if batch is None else {"pixels": batch}
+
+
+def quantize(source: Path, out: Path, pixels: NDArray[np.uint8], method: str, in_float: tuple[str, ...]) -> None:
+    """Write the graph `source` in INT8 to `out`, but for the layers `in_float`.
+
+    The range of each activation is found on `pixels`, (N, height, width, channels), by `method`.
+    """
+    logging.disable(logging.WARNING)  # it advises on the root logger
+    quantize_static(
+        source,
+        out,
+        Pixels(pixels),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=LAYERS,
+        nodes_to_exclude=list(in_float),
+        per_channel=True,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        calibrate_method=METHODS[method],
+        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
+    )
+    logging.disable(logging.NOTSET)
+
+
+def layers(graph: Path) -> list[str]:
+    """Names of the convolutions and linear layers of a graph, from the input on."""
+    return [node.name for node in onnx.load(graph, load_external_data=False).graph.node if node.op_type in LAYERS]

@@ -1,0 +1,100 @@
+"""Graphs of lower precision, and whether their answers are torch's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+
+from engines import manifest
+from engines.engine import EngineError
+from engines.manifest import ManifestError
+from engines.runtime import graph_of
+from engines.store import PublishedModel
+from engines.verify import compare
+from tests.conftest import Run
+
+
+@pytest.fixture(scope="module")
+def lenet5_everywhere(run: Run, lenet5_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> PublishedModel:
+    """lenet5 in every precision, in a model store of its own; its folder's third parent."""
+    home = tmp_path_factory.mktemp("bentoml")
+    run("training", "publish", lenet5_checkpoint, BENTOML_HOME=str(home))
+    published = run("training", "publish", lenet5_checkpoint, "--precisions", "fp16,int8", BENTOML_HOME=str(home))
+    assert "quantising it" in published.stdout
+    (folder,) = (path.parent for path in home.glob("models/*/*/manifest.json"))
+    return PublishedModel(folder, manifest.load(folder))
+
+
+def test_int8_is_explicit_symmetric_and_by_channel(lenet5_everywhere: PublishedModel) -> None:
+    graph = onnx.load(graph_of(lenet5_everywhere, "int8")).graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    made_by = {output: node for node in graph.node for output in node.output}
+    layers = [node for node in graph.node if node.op_type in {"Conv", "Gemm"}]
+    assert {"c1", "c3", "c5", "f6"} <= {node.input[1].split(".")[1] for node in layers}
+    for layer in layers:
+        pixels, weights, *bias = (made_by.get(name) for name in layer.input)
+        assert pixels is not None
+        assert weights is not None
+        assert pixels.op_type == weights.op_type == "DequantizeLinear"
+        assert constants[weights.input[0]].data_type == TensorProto.INT8
+        assert list(constants[weights.input[1]].dims) == [constants[weights.input[0]].dims[0]]  # a scale a channel
+        assert bias in ([None], [])  # a constant in float
+    for node in graph.node:
+        if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
+            assert not onnx.numpy_helper.to_array(constants[node.input[2]]).any()
+    calibration = lenet5_everywhere.manifest.calibration
+    assert calibration
+    assert calibration.images == 320
+
+
+def test_fp16_takes_pixels_and_gives_float32(lenet5_everywhere: PublishedModel) -> None:
+    graph = onnx.load(graph_of(lenet5_everywhere, "fp16")).graph
+    assert graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
+    assert graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
+    large = [tensor for tensor in graph.initializer if len(tensor.dims) > 1 and np.prod(tensor.dims) > 100]
+    assert {tensor.data_type for tensor in large} == {TensorProto.FLOAT16}
+
+
+def test_verified_and_recorded(run: Run, lenet5_everywhere: PublishedModel) -> None:
+    home = lenet5_everywhere.folder.parents[2]
+    tag = lenet5_everywhere.manifest.tag
+    lines = run("engines", "verify", tag, "--precisions", "fp32,int8", BENTOML_HOME=str(home)).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [tag, tag]
+    assert all(line.endswith("faithful") for line in lines)
+    kept = [json.loads(path.read_text()) for path in sorted((home / "convserve-records").iterdir())]
+    assert [(record["tag"], record["precision"]) for record in kept] == [(tag, "fp32"), (tag, "int8")]
+    assert kept[0]["fidelity"]["logit_error"] < 1e-4 < kept[1]["fidelity"]["logit_error"] < 0.2
+    assert kept[1]["fidelity"]["agreement"] >= 0.99
+
+
+def test_the_gate_closes() -> None:
+    random = np.random.default_rng(0)
+    targets = random.integers(0, 10, 1000)
+    torch = np.eye(10, dtype=np.float32)[targets]
+    assert compare(torch, torch, targets).problem is None
+    other = torch.copy()
+    other[:4] = np.roll(torch[:4], 1, axis=1)
+    assert compare(other, torch, targets).problem is None
+    other[:6] = np.roll(torch[:6], 1, axis=1)
+    assert compare(other, torch, targets).problem == "its top-1 is 99.4%, torch's 100.0%"
+    other[:20] = np.roll(torch[:20], 1, axis=1)
+    assert compare(other, torch, None).problem == "it agrees with torch on 98.0% of 1000 sample pictures"
+
+
+def test_a_precision_that_is_not_published_says_how_to_get_it(lenet5: PublishedModel) -> None:
+    with pytest.raises(EngineError, match="has no int8: python -m training publish CHECKPOINT --precisions fp32,int8"):
+        graph_of(lenet5, "int8")
+
+
+def test_int8_without_its_calibration_is_not_served(lenet5_everywhere: PublishedModel, tmp_path: Path) -> None:
+    shutil.copytree(lenet5_everywhere.folder, tmp_path / "entry")
+    file = tmp_path / "entry" / manifest.FILE
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"calibration": None}))
+    with pytest.raises(ManifestError, match=r"model.int8.onnx has no calibration record; publish the model again"):
+        manifest.load(tmp_path / "entry")

@@ -1,0 +1,52 @@
+"""Graphs of lower precision: fp16 from the half-precision module, INT8 by calibration on training images."""
+
+from __future__ import annotations
+
+import copy
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.manifest import Calibration
+from engines.openvino import OpenVINOEngine
+from engines.preprocess import Preprocess
+from engines.quantize import METHODS, layers, quantize
+from engines.verify import all_logits
+from training.export import FromPixels, export
+
+CALIBRATION_IMAGES = 320
+AGREEMENT = 0.995  # of calibration images with the same top-1 as in float, to be content with a way of calibrating
+
+
+def export_half(module: FromPixels, preprocess: Preprocess, path: Path) -> None:
+    """Write the graph with weights and activations in float16; pixels are normalised, and logits given, in float32."""
+    half = copy.deepcopy(module)
+    half.net.half()
+    export(half, preprocess, path)
+
+
+def export_int8(source: Path, path: Path, pixels: NDArray[np.uint8]) -> Calibration:
+    """Write the graph `source` in INT8 to `path`, in the first of several ways that gives its answers.
+
+    `pixels`, (N, height, width, channels), are of training images. Tried are the ranges' calibration by least and most,
+    by percentile, by entropy; then with the first and the last layer in float. If none is good, the best is taken:
+    verification tells what it is worth.
+    """
+    expected = all_logits(OpenVINOEngine(source, "fp32"), pixels).argmax(1)
+    names = layers(source)
+    best = -1.0
+    with TemporaryDirectory(dir=path.parent) as folder:
+        for in_float, method in product(((), (names[0], names[-1])), METHODS):
+            tried = Path(folder) / f"{method}{len(in_float)}.onnx"
+            quantize(source, tried, pixels, method, in_float)
+            agreement = float((all_logits(OpenVINOEngine(tried, "int8"), pixels).argmax(1) == expected).mean())
+            if agreement > best:
+                best = agreement
+                tried.replace(path)
+                calibration = Calibration(images=len(pixels), method=method, in_float=in_float)
+            if agreement >= AGREEMENT:
+                break
+    return calibration
