@@ -11,7 +11,7 @@ from engines import manifest
 from engines.engine import Engine, EngineError
 from engines.store import PublishedModel
 
-Runtime = Literal["openvino", "null"]
+Runtime = Literal["openvino", "onnxruntime", "torch", "null"]
 
 
 def open_engine(model: PublishedModel, runtime: Runtime, precision: str) -> Engine:
@@ -21,7 +21,10 @@ def open_engine(model: PublishedModel, runtime: Runtime, precision: str) -> Engi
     """
     entry = model.manifest
     entry.check_files(model.folder)
-    engine = make_engine(model, runtime, precision)
+    try:
+        engine = make_engine(model, runtime, precision)
+    except ModuleNotFoundError as error:
+        raise EngineError(f"{runtime} is not installed here ({error}): pip install '.[training]'") from error
     try:
         logits = engine.infer(np.zeros((1, *entry.preprocess.shape), np.uint8))
     except RuntimeError as error:
@@ -50,6 +53,14 @@ def make_engine(model: PublishedModel, runtime: Runtime, precision: str) -> Engi
             from engines.openvino import OpenVINOEngine
 
             return OpenVINOEngine(graph_of(model, precision), precision)
+        case "onnxruntime":
+            from engines.onnxruntime import ONNXRuntimeEngine
+
+            return ONNXRuntimeEngine(graph_of(model, precision), precision)
+        case "torch":
+            from engines.torch import open_torch
+
+            return open_torch(model, precision)
         case "null":
             from engines.null import NullEngine
 

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from tqdm import tqdm
@@ -15,26 +14,9 @@ from engines.engine import Engine
 from engines.manifest import Accuracy
 from engines.preprocess import Preprocess
 from training.data import Images
-from training.export import FromPixels
 
 BATCH = 32
 BINS = 15  # Guo et al. 2017, arXiv:1706.04599
-
-
-class TorchEngine:
-    """A module itself, in fp32."""
-
-    runtime = "torch"
-    precision = "fp32"
-
-    def __init__(self, module: FromPixels) -> None:
-        self.module = module.eval()
-
-    @torch.no_grad()
-    def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Logits, (N, classes), of pixels, (N, height, width, channels)."""
-        outputs: NDArray[np.float32] = self.module(torch.from_numpy(pixels)).numpy()
-        return outputs
 
 
 def held_out_logits(engine: Engine, images: Images, preprocess: Preprocess) -> NDArray[np.float32]:

@@ -7,29 +7,11 @@ import warnings
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 from engines.preprocess import Preprocess
-from training.train import Normalise
+from engines.torch import FromPixels
 
 OPSET = 20
-
-
-class FromPixels(nn.Module):
-    """uint8 pixels, (N, height, width, channels), to float32 logits, the network between in its own precision.
-
-    Layout and normalisation belong to the graph.
-    """
-
-    def __init__(self, net: nn.Module, normalise: Normalise) -> None:
-        super().__init__()
-        self.normalise = normalise
-        self.net = net
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        entry = self.normalise(pixels.permute(0, 3, 1, 2))
-        logits: Tensor = self.net(entry.to(next(self.net.parameters()).dtype)).float()
-        return logits
 
 
 def export(module: FromPixels, preprocess: Preprocess, path: Path) -> None:

@@ -14,8 +14,9 @@ from engines.manifest import Calibration
 from engines.openvino import OpenVINOEngine
 from engines.preprocess import Preprocess
 from engines.quantize import METHODS, layers, quantize
+from engines.torch import FromPixels
 from engines.verify import all_logits
-from training.export import FromPixels, export
+from training.export import export
 
 CALIBRATION_IMAGES = 320
 AGREEMENT = 0.995  # of calibration images with the same top-1 as in float, to be content with a way of calibrating

@@ -20,6 +20,7 @@ from engines.engine import EngineError
 from engines.manifest import GRAPHS, Accuracy, Calibration, Complexity, File, Manifest, ManifestError
 from engines.openvino import OpenVINOEngine
 from engines.preprocess import Preprocess
+from engines.torch import FromPixels, Normalise, TorchEngine
 from engines.verify import all_logits
 from models.complexity import complexity
 from models.zoo import ZOO, build
@@ -27,10 +28,8 @@ from training import checkpoint, evaluate
 from training.checkpoint import Checkpoint
 from training.data import load
 from training.errors import CheckpointError
-from training.evaluate import TorchEngine
-from training.export import FromPixels, export
+from training.export import export
 from training.precisions import CALIBRATION_IMAGES, export_half, export_int8
-from training.train import Normalise
 
 VERIFICATION_IMAGES = 256
 TOLERANCE = 1e-3  # of the largest logit, between the engine and torch, both fp32
@@ -101,7 +100,7 @@ def restored(folder: Path, saved: Checkpoint) -> FromPixels:
         raise CheckpointError(f"{folder}: there is no architecture {saved.architecture}")
     net = build(saved.architecture, len(saved.labels))
     checkpoint.restore(folder, saved, net)
-    return FromPixels(net, Normalise(saved.input)).eval()
+    return FromPixels(net, Normalise(saved.input.mean, saved.input.std)).eval()
 
 
 def check(saved: Checkpoint, module: FromPixels, files: Path) -> Accuracy | None:

@@ -9,9 +9,10 @@ from engines import store
 from engines.engine import Engine
 from engines.preprocess import Preprocess
 from engines.runtime import open_engine
+from engines.torch import TorchEngine
 from training import checkpoint, data, plot
 from training.errors import TrainingError
-from training.evaluate import TorchEngine, evaluate, held_out_logits
+from training.evaluate import evaluate, held_out_logits
 from training.publish import restored
 
 

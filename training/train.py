@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer, RMSprop
 from tqdm import tqdm
 
+from engines.torch import DTYPES, Normalise
 from models.card import Architecture
 from models.stochastic_depth import StochasticBlock, StochasticDepthResNet
 from training import checkpoint
@@ -30,21 +31,8 @@ from training.recipe import Input, Recipe, input_of, shortened
 
 LOG = "log.jsonl"
 CURVES = "curves.png"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TIMED_STEPS = 4  # of which the first is a warm-up
 TIMED_SECONDS = 30
-
-
-class Normalise(nn.Module):
-    """uint8 pixels, (N, channels, height, width), to the floats that the network takes."""
-
-    def __init__(self, entry: Input) -> None:
-        super().__init__()
-        self.register_buffer("mean", 255 * torch.tensor(entry.mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(entry.std).view(-1, 1, 1), persistent=False)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return (pixels.float() - self.get_buffer("mean")) / self.get_buffer("std")
 
 
 def map_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0) -> Tensor:
@@ -146,7 +134,7 @@ class Trainer:
             )
         self.optimizer = make_optimizer(recipe, self.net)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=recipe.precision == "fp16")
-        self.normalise = Normalise(entry).to(processes.device)
+        self.normalise = Normalise(entry.mean, entry.std).to(processes.device)
         self.batches = TrainingBatches(data.train, recipe, entry, seed, processes.rank, processes.size)
         self.held_out, self.held_out_source = data.held_out, Source(data.held_out, entry)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,20 @@ from safetensors.numpy import load_file
 from engines import manifest
 from engines.engine import EngineError
 from engines.manifest import ManifestError
+from engines.onnxruntime import ONNXRuntimeEngine
 from engines.openvino import OpenVINOEngine
 from engines.preprocess import Preprocess
-from engines.runtime import open_engine
+from engines.runtime import Runtime, make_engine, open_engine
 from engines.store import PublishedModel
+from engines.torch import open_torch
 
 
 @pytest.mark.parametrize("batch", [1, 3, 32, 256])
-def test_openvino_fp32_gives_torchs_logits(lenet5: PublishedModel, batch: int) -> None:
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime", "torch"])
+def test_fp32_gives_torchs_logits(lenet5: PublishedModel, runtime: Runtime, batch: int) -> None:
     verification = load_file(lenet5.folder / manifest.VERIFICATION)
-    engine = open_engine(lenet5, "openvino", "fp32")
+    engine = open_engine(lenet5, runtime, "fp32")
+    assert (engine.runtime, engine.precision) == (runtime, "fp32")
     expected = verification["logits"][:batch]
     logits = engine.infer(verification["pixels"][:batch])
     assert logits.dtype == np.float32
@@ -54,16 +59,52 @@ def test_null_answers_zeros(lenet5: PublishedModel) -> None:
     assert not logits.any()
 
 
+def test_a_runtime_that_is_not_installed_says_what_installs_it(
+    lenet5: PublishedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "engines.onnxruntime", None)
+    with pytest.raises(EngineError, match=r"onnxruntime is not installed here .*: pip install '\.\[training\]'"):
+        open_engine(lenet5, "onnxruntime", "fp32")
+
+
 def test_an_unknown_precision_is_named(lenet5: PublishedModel) -> None:
     with pytest.raises(EngineError, match="there is no precision 'fp64'; there are fp32, bf16, fp16, int8"):
         open_engine(lenet5, "openvino", "fp64")
 
 
-def test_a_file_that_is_no_onnx_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime", "torch"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_agrees_or_is_refused(lenet5: PublishedModel, runtime: Runtime, precision: str) -> None:
+    verification = load_file(lenet5.folder / manifest.VERIFICATION)
+    try:
+        engine = make_engine(lenet5, runtime, precision)
+    except EngineError as error:
+        assert precision in str(error)  # noqa: PT017
+        return
+    logits = engine.infer(verification["pixels"])
+    assert logits.dtype == np.float32
+    assert (logits.argmax(1) == verification["logits"].argmax(1)).mean() >= 0.98
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("batch", [1, 3, 32, 256, 300])
+def test_cuda_graphs_give_torchs_logits(lenet5: PublishedModel, precision: str, batch: int) -> None:
+    verification = load_file(lenet5.folder / manifest.VERIFICATION)
+    engine = open_torch(lenet5, precision)
+    assert engine.device.type == "cuda"
+    pixels = np.concatenate([verification["pixels"]] * 2)[:batch]
+    expected = np.concatenate([verification["logits"]] * 2)[:batch]
+    for _ in range(2):
+        assert np.abs(engine.infer(pixels) - expected).max() <= 0.02 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("engine", [OpenVINOEngine, ONNXRuntimeEngine])
+def test_a_file_that_is_no_onnx_is_named(engine: type[OpenVINOEngine | ONNXRuntimeEngine], tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"not a graph")
-    with pytest.raises(EngineError, match=r"cannot compile .*model\.onnx"):
-        OpenVINOEngine(path, "fp32")
+    with pytest.raises(EngineError, match=r"cannot (compile|read) .*model\.onnx"):
+        engine(path, "fp32")
 
 
 def test_a_damaged_file_is_not_opened(lenet5: PublishedModel, tmp_path: Path) -> None:

@@ -13,16 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from engines.openvino import OpenVINOEngine
+from engines.torch import FromPixels, Normalise, TorchEngine
 from models.densenet import cifar_densenet
 from models.preact_resnet import PreActBasicBlock, PreActResNet
 from models.resnet import ResNet
 from models.senet import caffe_stem, se_bottleneck
 from models.zoo import ZOO, build
 from training.data import DataSet
-from training.evaluate import TorchEngine
-from training.export import FromPixels, export
+from training.export import export
 from training.recipe import Input, input_of, quick
-from training.train import Normalise
 
 TOLERANCE = 1e-4  # of the largest logit, both float32
 
@@ -47,7 +46,7 @@ def difference(build_net: Callable[[int], nn.Module], entry: Input, path: Path) 
     """Between ONNX and torch, as a share of the largest logit."""
     torch.manual_seed(0)
     pixels = torch.randint(256, (4, *entry.preprocess.shape), dtype=torch.uint8)
-    module = after_a_step(FromPixels(build_net(10), Normalise(entry)), pixels)
+    module = after_a_step(FromPixels(build_net(10), Normalise(entry.mean, entry.std)), pixels)
     export(module, entry.preprocess, path)
     expected = TorchEngine(module).infer(pixels.numpy())
     outputs = OpenVINOEngine(path, "fp32").infer(pixels.numpy())
