@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 
 from engines import bench, records, store
 from engines.engine import EngineError
 from engines.manifest import ManifestError
-from engines.runtime import open_engine
 from engines.store import PublishedModel
 from engines.verify import verify
 
@@ -23,9 +23,11 @@ def main() -> None:
     verify_parser.add_argument("--precisions", help="by commas (default: every one that the model has)")
     bench_parser = commands.add_parser("bench", help="latency and images a second of one model's engine")
     bench_parser.add_argument("tag", help="as `python -m engines list` shows it")
-    bench_parser.add_argument("--precision", default="fp32", help="default: %(default)s")
+    bench_parser.add_argument("--runtimes", default="openvino", help="by commas, in turn (default: %(default)s)")
+    bench_parser.add_argument("--precisions", default="fp32", help="by commas, or all (default: %(default)s)")
     bench_parser.add_argument("--batches", type=batch_sizes, default="1,8,16,32", help="default: %(default)s")
-    bench_parser.add_argument("--seconds", type=float, default=5, help="for each batch size (default: %(default)s)")
+    bench_parser.add_argument("--seconds", type=float, default=5, help="for each row (default: %(default)s)")
+    bench_parser.add_argument("--json", action="store_true", help="rows as JSON")
     options = parser.parse_args()
     models = {model.manifest.tag: model for model in store.published()}
     if options.command == "list":
@@ -39,7 +41,7 @@ def main() -> None:
         precisions = options.precisions.split(",") if options.precisions else None
         sys.exit(verify_command([models[tag] for tag in tags], precisions))
     else:
-        bench_command(models[options.tag], options.precision, options.batches, options.seconds)
+        bench_command(models[options.tag], options)
 
 
 def batch_sizes(text: str) -> list[int]:
@@ -72,18 +74,26 @@ def verify_command(wanted: list[PublishedModel], precisions: list[str] | None) -
     return failed
 
 
-def bench_command(model: PublishedModel, precision: str, batches: list[int], seconds: float) -> None:
-    """Print a line a batch size."""
+def bench_command(model: PublishedModel, options: argparse.Namespace) -> None:
+    """Print a table, or JSON, a row an engine and batch size."""
+    precisions = model.manifest.precisions if options.precisions == "all" else options.precisions.split(",")
     try:
-        engine = open_engine(model, "openvino", precision)
+        speeds = bench.bench(
+            model,
+            [(runtime, precision) for runtime in options.runtimes.split(",") for precision in precisions],
+            options.batches,
+            options.seconds,
+        )
     except (EngineError, ManifestError) as error:
         sys.exit(f"error: {error}")
-    print(f"{model.manifest.tag} on {engine.runtime}, {engine.precision}")
-    for batch in batches:
-        speed = bench.measure(engine, model.manifest.preprocess.shape, batch, seconds)
+    if options.json:
+        print(json.dumps([speed.model_dump() for speed in speeds], indent=1))
+        return
+    print(f"{'runtime':12} {'precision':9} batch  images/s   p50 ms   p99 ms  GMAC/s     MB")
+    for speed in speeds:
         print(
-            f"batch {batch:>3}: {speed.images_per_s:8.1f} images/s, p50 {speed.p50_ms:.2f} ms,"
-            f" p99 {speed.p99_ms:.2f} ms, {speed.runs} runs"
+            f"{speed.runtime:12} {speed.precision:9} {speed.batch:5} {speed.images_per_s:9.1f} {speed.p50_ms:8.2f}"
+            f" {speed.p99_ms:8.2f} {speed.gmacs_per_s:7.2f} {speed.memory_mb:6.0f}"
         )
 
 
