@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from itertools import product
+
+from pydantic import TypeAdapter
 
 from engines import bench, records, store
 from engines.engine import EngineError
 from engines.manifest import ManifestError
+from engines.runtime import Runtime
 from engines.store import PublishedModel
 from engines.verify import verify
 
@@ -20,10 +24,13 @@ def main() -> None:
     commands.add_parser("list", help="tags of the published models")
     verify_parser = commands.add_parser("verify", help="compare engines with torch, and keep what was found")
     verify_parser.add_argument("tags", nargs="*", metavar="TAG", help="default: every published model")
+    verify_parser.add_argument("--runtimes", type=runtimes, default="openvino", help="by commas (default: %(default)s)")
     verify_parser.add_argument("--precisions", help="by commas (default: every one that the model has)")
     bench_parser = commands.add_parser("bench", help="latency and images a second of one model's engine")
     bench_parser.add_argument("tag", help="as `python -m engines list` shows it")
-    bench_parser.add_argument("--runtimes", default="openvino", help="by commas, in turn (default: %(default)s)")
+    bench_parser.add_argument(
+        "--runtimes", type=runtimes, default="openvino", help="by commas, in turn (default: %(default)s)"
+    )
     bench_parser.add_argument("--precisions", default="fp32", help="by commas, or all (default: %(default)s)")
     bench_parser.add_argument("--batches", type=batch_sizes, default="1,8,16,32", help="default: %(default)s")
     bench_parser.add_argument("--seconds", type=float, default=5, help="for each row (default: %(default)s)")
@@ -39,7 +46,7 @@ def main() -> None:
             parser.error(f"{tag} is not published; there are {', '.join(models) or 'none'}")
     if options.command == "verify":
         precisions = options.precisions.split(",") if options.precisions else None
-        sys.exit(verify_command([models[tag] for tag in tags], precisions))
+        sys.exit(verify_command([models[tag] for tag in tags], options.runtimes, precisions))
     else:
         bench_command(models[options.tag], options)
 
@@ -52,20 +59,25 @@ def batch_sizes(text: str) -> list[int]:
     return sizes
 
 
-def verify_command(wanted: list[PublishedModel], precisions: list[str] | None) -> int:
+def runtimes(text: str) -> list[Runtime]:
+    """Runtimes separated by commas; ValueError, which argparse reports, if there is no such."""
+    return TypeAdapter(list[Runtime]).validate_python(text.split(","))
+
+
+def verify_command(wanted: list[PublishedModel], runtimes: list[Runtime], precisions: list[str] | None) -> int:
     """Print a line an engine; 1 if one that was asked for could not be opened."""
     failed = 0
     width = max((len(model.manifest.tag) for model in wanted), default=0)
     for model in wanted:
-        for precision in precisions or model.manifest.precisions:
-            name = f"{model.manifest.tag:{width}}  openvino {precision:4}"
+        for runtime, precision in product(runtimes, precisions or model.manifest.precisions):
+            name = f"{model.manifest.tag:{width}}  {runtime} {precision:4}"
             try:
-                fidelity = verify(model, "openvino", precision)
+                fidelity = verify(model, runtime, precision)
             except (EngineError, ManifestError) as error:
                 failed = int(precisions is not None)  # asked for
                 print(f"{name}  cannot be opened: {error}")
                 continue
-            records.keep(model, "openvino", precision, fidelity)
+            records.keep(model, runtime, precision, fidelity=fidelity)
             of = "" if fidelity.top1 is None else f"top-1 {fidelity.top1:7.2%} (torch {fidelity.torch_top1:7.2%}), "
             print(
                 f"{name}  {of}agrees on {fidelity.agreement:7.2%} of {fidelity.images}, logits within "
@@ -75,17 +87,21 @@ def verify_command(wanted: list[PublishedModel], precisions: list[str] | None) -
 
 
 def bench_command(model: PublishedModel, options: argparse.Namespace) -> None:
-    """Print a table, or JSON, a row an engine and batch size."""
+    """Print a table, or JSON, a row an engine and batch size; and keep what was found."""
     precisions = model.manifest.precisions if options.precisions == "all" else options.precisions.split(",")
     try:
         speeds = bench.bench(
             model,
-            [(runtime, precision) for runtime in options.runtimes.split(",") for precision in precisions],
+            list(product(options.runtimes, precisions)),
             options.batches,
             options.seconds,
         )
     except (EngineError, ManifestError) as error:
         sys.exit(f"error: {error}")
+    for runtime, precision in product(options.runtimes, precisions):
+        of_engine = tuple(speed for speed in speeds if (speed.runtime, speed.precision) == (runtime, precision))
+        if of_engine:
+            records.keep(model, runtime, precision, speeds=of_engine)
     if options.json:
         print(json.dumps([speed.model_dump() for speed in speeds], indent=1))
         return

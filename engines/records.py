@@ -6,12 +6,13 @@ import hashlib
 import os
 import platform
 import tempfile
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from engines import manifest, store
+from engines.bench import Speed
 from engines.manifest import Record
 from engines.runtime import Runtime
 from engines.store import PublishedModel
@@ -54,7 +55,8 @@ class EngineRecord(Record):
     runtime_version: str
     device: str
     precision: str
-    fidelity: Fidelity
+    fidelity: Fidelity | None = None
+    speeds: tuple[Speed, ...] = ()
 
 
 def processor() -> str:
@@ -81,16 +83,24 @@ def key_of(model: PublishedModel, runtime: Runtime, precision: str) -> tuple[str
 
 
 def find(model: PublishedModel, runtime: Runtime, precision: str) -> EngineRecord | None:
-    """The record of an engine on this machine, if there is a valid one."""
+    """The record of an engine on this machine, if there is a valid one and the runtime is installed."""
     try:
         return EngineRecord.model_validate_json(path_of(model, runtime, precision).read_bytes())
-    except (OSError, ValidationError):
+    except (OSError, ValidationError, PackageNotFoundError):
         return None
 
 
-def keep(model: PublishedModel, runtime: Runtime, precision: str, fidelity: Fidelity) -> EngineRecord:
-    """Write an engine's record, whole."""
+def keep(
+    model: PublishedModel,
+    runtime: Runtime,
+    precision: str,
+    *,
+    fidelity: Fidelity | None = None,
+    speeds: tuple[Speed, ...] = (),
+) -> EngineRecord:
+    """Write an engine's record, whole; what is not given stays as it was."""
     graph, _, runtime_version, device, _ = key_of(model, runtime, precision)
+    before = find(model, runtime, precision)
     record = EngineRecord(
         tag=model.manifest.tag,
         graph_sha256=graph,
@@ -98,7 +108,8 @@ def keep(model: PublishedModel, runtime: Runtime, precision: str, fidelity: Fide
         runtime_version=runtime_version,
         device=device,
         precision=precision,
-        fidelity=fidelity,
+        fidelity=fidelity or (before.fidelity if before else None),
+        speeds=speeds or (before.speeds if before else ()),
     )
     path = path_of(model, runtime, precision)
     path.parent.mkdir(parents=True, exist_ok=True)

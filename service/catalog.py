@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import TypeAdapter
 
 from engines import store
+from engines.choose import choose
 from engines.engine import Engine, EngineError
 from engines.manifest import Manifest, ManifestError
 from engines.runtime import open_engine
@@ -102,7 +103,8 @@ class Catalog:
         tag, settings = model.manifest.tag, self._settings
         model.status = "loading"
         try:
-            model.engine = await asyncio.to_thread(open_engine, model.published, settings.runtime, settings.precision)
+            runtime, precision = choose(model.published, settings.runtime, settings.precision)
+            model.engine = await asyncio.to_thread(open_engine, model.published, runtime, precision)
         except Exception as error:  # whatever is wrong with one model must not stop the others
             model.status, model.error = "failed", str(error)
             expected = isinstance(error, EngineError | ManifestError)

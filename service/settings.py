@@ -17,8 +17,8 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="CONVSERVE_", frozen=True)
 
-    runtime: Runtime = "openvino"
-    precision: str = "fp32"
+    runtime: Runtime | Literal["auto"] = "auto"
+    precision: str = "auto"
     load: Literal["start", "first_use"] = "start"
     dataset: str = EMBEDDED_DATASET
     pins: dict[str, str] = {}
