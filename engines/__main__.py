@@ -60,8 +60,11 @@ def batch_sizes(text: str) -> list[int]:
 
 
 def runtimes(text: str) -> list[Runtime]:
-    """Runtimes separated by commas; ValueError, which argparse reports, if there is no such."""
-    return TypeAdapter(list[Runtime]).validate_python(text.split(","))
+    """Runtimes separated by commas; ValueError, which argparse reports, if there is no such, or it computes nothing."""
+    wanted = TypeAdapter(list[Runtime]).validate_python(text.split(","))
+    if "null" in wanted:
+        raise ValueError(text)
+    return wanted
 
 
 def verify_command(wanted: list[PublishedModel], runtimes: list[Runtime], precisions: list[str] | None) -> int:
