@@ -141,7 +141,8 @@ def test_a_file_of_ones_own_with_the_data_it_was_trained_on(run: Run, lenet5_che
     assert (imported.labels, imported.input) == (trained.labels, trained.input)
     report = run("training", "evaluate", out, "--picture", tmp_path / "confusion.png").stdout
     assert re.search(rf"top-1 +{trained.epochs[-1].top1:.2%}", report)
-    assert re.search(r"published lenet5:mnist5k-.*: top-1 9\d", run("training", "publish", out).stdout)
+    said = run("training", "publish", out, BENTOML_HOME=str(tmp_path / "bentoml")).stdout
+    assert re.search(r"published lenet5:mnist5k-.*: top-1 9\d", said)
 
 
 def test_old_densenets_keys_are_known() -> None:
