@@ -7,11 +7,10 @@ from typing import Literal, get_args
 
 from engines import records
 from engines.records import EngineRecord
-from engines.runtime import Runtime
+from engines.runtime import Measured, Runtime
 from engines.store import PublishedModel
 
 BATCH = 8
-DEFAULT: tuple[Runtime, str] = ("openvino", "fp32")
 logger = logging.getLogger("bentoml.convserve")
 
 
@@ -21,9 +20,13 @@ def choose(model: PublishedModel, runtime: Runtime | Literal["auto"], precision:
     Of the engines that `python -m engines verify` found faithful and `bench` has timed, the one with the most images a
     second at the largest batch up to 8; where there are none, OpenVINO and fp32.
     """
-    if "auto" not in {runtime, precision}:
-        return runtime, precision  # type: ignore[return-value]
-    runtimes = get_args(Runtime) if runtime == "auto" else (runtime,)
+    default: tuple[Runtime, str] = (
+        "openvino" if runtime == "auto" else runtime,
+        "fp32" if precision == "auto" else precision,
+    )
+    if runtime == "null" or "auto" not in {runtime, precision}:
+        return default
+    runtimes: tuple[Measured, ...] = get_args(Measured) if runtime == "auto" else (runtime,)
     precisions = model.manifest.precisions if precision == "auto" else (precision,)
     found = [
         (candidate, record)
@@ -38,11 +41,8 @@ def choose(model: PublishedModel, runtime: Runtime | Literal["auto"], precision:
     if good:
         candidate, record = max(good, key=lambda engine: rate(engine[1]))
         return candidate, record.precision
-    logger.info("%s: no engine is both verified and measured here: fp32", model.manifest.tag)
-    return (
-        DEFAULT[0] if runtime == "auto" else runtime,
-        DEFAULT[1] if precision == "auto" else precision,
-    )
+    logger.info("%s: no engine is both verified and measured here: %s in %s", model.manifest.tag, *default)
+    return default
 
 
 def rate(record: EngineRecord) -> float:

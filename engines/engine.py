@@ -25,3 +25,11 @@ class Engine(Protocol):
 
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Logits, (N, classes), of pixels, (N, height, width, channels)."""
+
+
+BATCH = 32
+
+
+def in_batches(pixels: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """The same pixels, at most 32 images at a time."""
+    return [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]

@@ -6,7 +6,6 @@ Symmetric, weights per channel, biases in float: what TensorRT takes, and OpenVI
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +13,21 @@ import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
+from engines.engine import in_batches
+
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
     "percentile": CalibrationMethod.Percentile,
     "entropy": CalibrationMethod.Entropy,
 }
 LAYERS = ("Conv", "Gemm")
-BATCH = 32
 
 
 class Pixels(CalibrationDataReader):  # type: ignore[misc]
     """Pixels, (N, height, width, channels), by the batch."""
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
-        self._batches: Iterator[NDArray[np.uint8]] = iter(
-            [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
-        )
+        self._batches = iter(in_batches(pixels))
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
         """The next batch by the name of the graph's input, or None after the last."""

@@ -1,4 +1,4 @@
-"""What was found of an engine on this machine: kept beside the model store, by graph, runtime, processor, precision."""
+"""What was found of an engine on this machine: kept beside the model store, by file, runtime, processor, precision."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import tempfile
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from engines import manifest, store
 from engines.bench import Speed
 from engines.manifest import Record
-from engines.runtime import Runtime
+from engines.runtime import Measured
 from engines.store import PublishedModel
 
 TOP1_LOST = 0.005  # more than that is too much
@@ -50,7 +51,7 @@ class EngineRecord(Record):
     """What was found, and of which engine."""
 
     tag: str
-    graph_sha256: str
+    file_sha256: str
     runtime: str
     runtime_version: str
     device: str
@@ -59,6 +60,7 @@ class EngineRecord(Record):
     speeds: tuple[Speed, ...] = ()
 
 
+@cache
 def processor() -> str:
     """The processor's name and how many cores of it may be used."""
     info = Path("/proc/cpuinfo")
@@ -67,7 +69,7 @@ def processor() -> str:
     return f"{name}, {len(os.sched_getaffinity(0))} cores"
 
 
-def path_of(model: PublishedModel, runtime: Runtime, precision: str) -> Path:
+def path_of(model: PublishedModel, runtime: Measured, precision: str) -> Path:
     """Where the record of an engine is, or would be."""
     key = "\n".join(key_of(model, runtime, precision))
     name = (
@@ -76,13 +78,13 @@ def path_of(model: PublishedModel, runtime: Runtime, precision: str) -> Path:
     return store.root().parent / "convserve-records" / f"{name}.json"
 
 
-def key_of(model: PublishedModel, runtime: Runtime, precision: str) -> tuple[str, str, str, str, str]:
-    """Graph, runtime and its version, device, precision: if any of them is another, so is the engine."""
-    graph = model.manifest.files[manifest.GRAPHS[precision]].sha256
-    return graph, runtime, version(runtime), processor(), precision
+def key_of(model: PublishedModel, runtime: Measured, precision: str) -> tuple[str, str, str, str, str]:
+    """File, runtime and its version, device, precision: if any of them is another, so is the engine."""
+    file = manifest.WEIGHTS if runtime == "torch" else manifest.GRAPHS[precision]
+    return model.manifest.files[file].sha256, runtime, version(runtime), processor(), precision
 
 
-def find(model: PublishedModel, runtime: Runtime, precision: str) -> EngineRecord | None:
+def find(model: PublishedModel, runtime: Measured, precision: str) -> EngineRecord | None:
     """The record of an engine on this machine, if there is a valid one and the runtime is installed."""
     try:
         return EngineRecord.model_validate_json(path_of(model, runtime, precision).read_bytes())
@@ -92,18 +94,18 @@ def find(model: PublishedModel, runtime: Runtime, precision: str) -> EngineRecor
 
 def keep(
     model: PublishedModel,
-    runtime: Runtime,
+    runtime: Measured,
     precision: str,
     *,
     fidelity: Fidelity | None = None,
     speeds: tuple[Speed, ...] = (),
 ) -> EngineRecord:
     """Write an engine's record, whole; what is not given stays as it was."""
-    graph, _, runtime_version, device, _ = key_of(model, runtime, precision)
+    file_sha256, _, runtime_version, device, _ = key_of(model, runtime, precision)
     before = find(model, runtime, precision)
     record = EngineRecord(
         tag=model.manifest.tag,
-        graph_sha256=graph,
+        file_sha256=file_sha256,
         runtime=runtime,
         runtime_version=runtime_version,
         device=device,

@@ -11,7 +11,8 @@ from engines import manifest
 from engines.engine import Engine, EngineError
 from engines.store import PublishedModel
 
-Runtime = Literal["openvino", "onnxruntime", "torch", "null"]
+Measured = Literal["openvino", "onnxruntime", "torch"]
+Runtime = Literal[Measured, "null"]
 
 
 def open_engine(model: PublishedModel, runtime: Runtime, precision: str) -> Engine:

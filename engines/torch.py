@@ -27,7 +27,7 @@ class Normalise(nn.Module):
         self.register_buffer("mean", 255 * torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(-1, 1, 1), persistent=False)
 
-    def forward(self, pixels: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, pixels: Tensor) -> Tensor:
         return (pixels.float() - self.get_buffer("mean")) / self.get_buffer("std")
 
 
@@ -42,7 +42,7 @@ class FromPixels(nn.Module):
         self.normalise = normalise
         self.net = net
 
-    def forward(self, pixels: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, pixels: Tensor) -> Tensor:
         entry = self.normalise(pixels.permute(0, 3, 1, 2))
         logits: Tensor = self.net(entry.to(next(self.net.parameters()).dtype)).float()
         return logits

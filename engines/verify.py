@@ -7,12 +7,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from engines import manifest
-from engines.engine import Engine
+from engines.engine import Engine, in_batches
 from engines.records import Fidelity
 from engines.runtime import Runtime, open_engine
 from engines.store import PublishedModel
-
-BATCH = 32
 
 
 def verify(model: PublishedModel, runtime: Runtime, precision: str) -> Fidelity:
@@ -24,8 +22,12 @@ def verify(model: PublishedModel, runtime: Runtime, precision: str) -> Fidelity:
 
 def all_logits(engine: Engine, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The engine's logits, (N, classes), in batches of at most 32."""
-    batches = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
-    return np.concatenate([engine.infer(batch) for batch in batches])
+    return np.concatenate([engine.infer(batch) for batch in in_batches(pixels)])
+
+
+def logit_error(logits: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """The largest difference of any logit, over the largest logit that is expected."""
+    return float(np.abs(logits - expected).max() / np.abs(expected).max())
 
 
 def compare(logits: NDArray[np.float32], expected: NDArray[np.float32], targets: NDArray[np.int64] | None) -> Fidelity:
@@ -39,5 +41,5 @@ def compare(logits: NDArray[np.float32], expected: NDArray[np.float32], targets:
         top5=float((largest == np.asarray(targets)[:, None]).any(1).mean()) if labelled else None,
         torch_top1=float((torch_classes == targets).mean()) if labelled else None,
         agreement=float((classes == torch_classes).mean()),
-        logit_error=float(np.abs(logits - expected).max() / np.abs(expected).max()),
+        logit_error=logit_error(logits, expected),
     )

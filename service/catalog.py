@@ -103,8 +103,8 @@ class Catalog:
         tag, settings = model.manifest.tag, self._settings
         model.status = "loading"
         try:
-            runtime, precision = choose(model.published, settings.runtime, settings.precision)
-            model.engine = await asyncio.to_thread(open_engine, model.published, runtime, precision)
+            chosen = await asyncio.to_thread(choose, model.published, settings.runtime, settings.precision)
+            model.engine = await asyncio.to_thread(open_engine, model.published, *chosen)
         except Exception as error:  # whatever is wrong with one model must not stop the others
             model.status, model.error = "failed", str(error)
             expected = isinstance(error, EngineError | ManifestError)

@@ -20,8 +20,9 @@ from tqdm import tqdm
 from models.zoo import ZOO
 from training.data import DataSet, Images, load
 from training.errors import TrainingError
+from training.papers import recipe_of
 from training.processes import Processes
-from training.recipe import Input, Recipe, input_of, override, quick
+from training.recipe import Input, Recipe, input_of, override
 from training.train import Trainer, make_net
 
 LOOPS = ("reference fp32", "ours fp32", "ours bf16")
@@ -107,7 +108,7 @@ def measure(name: str, loop: str, steps: int) -> Speed:
     card, data = ZOO[name], load("mnist5k")
     kind, precision = loop.split()
     same = {"optimizer": "sgd", "lr": "1e-3", "weight_decay": "1e-4", "precision": precision}
-    recipe = override(quick(card, data), same)
+    recipe = override(recipe_of(card, data, "quick"), same)
     count = min(len(data.train), steps * recipe.batch)
     data = replace(data, train=first(data.train, count), held_out=first(data.held_out, recipe.batch))
     entry = input_of(card, recipe, data)

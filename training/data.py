@@ -196,7 +196,7 @@ def files(samples: Samples) -> Images:
 
 
 HELD_OUT = ("val", "valid", "validation", "test", "held_out")
-RESERVED = {"mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet"}
+RESERVED = {"mnist5k", "imagenet", *IN_MEMORY}
 
 
 def folder(root: Path) -> DataSet:

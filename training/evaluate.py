@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from tqdm import tqdm
 
-from engines.engine import Engine
+from engines.engine import BATCH, Engine
 from engines.manifest import Accuracy
 from engines.preprocess import Preprocess
 from training.data import Images
 
-BATCH = 32
 BINS = 15  # Guo et al. 2017, arXiv:1706.04599
 
 

@@ -21,7 +21,7 @@ from engines.manifest import GRAPHS, Accuracy, Calibration, Complexity, File, Ma
 from engines.openvino import OpenVINOEngine
 from engines.preprocess import Preprocess
 from engines.torch import FromPixels, Normalise, TorchEngine
-from engines.verify import all_logits
+from engines.verify import all_logits, logit_error
 from models.complexity import complexity
 from models.zoo import ZOO, build
 from training import checkpoint, evaluate
@@ -123,7 +123,7 @@ def check(saved: Checkpoint, module: FromPixels, files: Path) -> Accuracy | None
         sample = np.linspace(0, len(held_out) - 1, min(VERIFICATION_IMAGES, len(held_out)), dtype=np.int64)
         tensors |= {"pixels": held_out.pixels(saved.input.preprocess, sample), "targets": held_out.targets[sample]}
     expected = all_logits(TorchEngine(module), tensors["pixels"])
-    error = float(np.abs(all_logits(engine, tensors["pixels"]) - expected).max() / np.abs(expected).max())
+    error = logit_error(all_logits(engine, tensors["pixels"]), expected)
     if not error <= TOLERANCE:  # NaN too
         raise EngineError(f"{saved.architecture}: the exported graph differs from torch by {error:.1e} of the logits")
     (files / manifest.VERIFICATION).write_bytes(save(tensors | {"logits": expected}))

@@ -116,6 +116,9 @@ def plateaus(top1s: Sequence[float], patience: int) -> int:
     return found
 
 
+Model = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
+
+
 class Trainer:
     """A network, its optimizer, and what they are trained on, in one process of `processes`."""
 
@@ -127,7 +130,7 @@ class Trainer:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it would be a fill for every tensor
         self.processes, self.recipe, self.seed = processes, recipe, seed
         self.net = net.to(processes.device)
-        self.model: Callable[[Tensor], Tensor | tuple[Tensor, ...]] = self.net
+        self.model: Model = self.net
         if processes.size > 1:
             self.model = DistributedDataParallel(
                 self.net, find_unused_parameters=drops_blocks(net), broadcast_buffers=False
@@ -138,13 +141,17 @@ class Trainer:
         self.batches = TrainingBatches(data.train, recipe, entry, seed, processes.rank, processes.size)
         self.held_out, self.held_out_source = data.held_out, Source(data.held_out, entry)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What is minimised, and that without auxiliary heads: this process's part of the whole batch's mean."""
-        pixels, targets = (tensor.to(self.processes.device, non_blocking=True) for tensor in batch[:2])
-        entry = self.normalise(pixels).contiguous(memory_format=torch.channels_last)
+    def outputs(self, model: Model, pixels: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The logits of uint8 pixels, in training those of auxiliary heads too, in the precision of training."""
+        entry = self.normalise(pixels.to(self.processes.device, non_blocking=True))
         precision = DTYPES[self.recipe.precision]
         with torch.autocast(self.processes.device.type, precision, enabled=precision != torch.float32):
-            outputs = self.model(entry)
+            return model(entry.contiguous(memory_format=torch.channels_last))
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What is minimised, and that without auxiliary heads: this process's part of the whole batch's mean."""
+        targets = batch.targets.to(self.processes.device, non_blocking=True)
+        outputs = self.outputs(self.model, batch.pixels)
         heads = outputs if isinstance(outputs, tuple) else (outputs,)
         share = len(targets) / batch.whole
         loss, *others = (
@@ -213,14 +220,12 @@ class Trainer:
         self.processes.share_buffers(self.net)
         self.net.eval()
         right = torch.zeros((), device=self.processes.device)
-        precision = DTYPES[self.recipe.precision]
         shares = held_out_batches(
             self.held_out, self.held_out_source, self.recipe.batch, self.processes.rank, self.processes.size
         )
         for pixels, targets in shares:
-            entry = self.normalise(pixels.to(self.processes.device)).contiguous(memory_format=torch.channels_last)
-            with torch.autocast(self.processes.device.type, precision, enabled=precision != torch.float32):
-                logits = self.net(entry)
+            logits = self.outputs(self.net, pixels)
+            assert isinstance(logits, Tensor)
             right += (logits.argmax(1).cpu() == targets).sum()
         return float(self.processes.sum(right)) / len(self.held_out)
 

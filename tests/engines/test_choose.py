@@ -54,3 +54,10 @@ def test_another_version_of_the_runtime_is_another_engine(
     records.keep(model, "openvino", "bf16", fidelity=FAITHFUL, speeds=(speed(300),))
     monkeypatch.setattr(records, "version", lambda _: "9999.0")
     assert choose(model, "auto", "auto") == ("openvino", "fp32")
+
+
+def test_torch_runs_the_checkpoint_in_precisions_that_no_graph_has(model: PublishedModel) -> None:
+    assert "fp16" not in model.manifest.precisions
+    record = records.keep(model, "torch", "fp16", fidelity=FAITHFUL)
+    assert record.file_sha256 == model.manifest.files["checkpoint.safetensors"].sha256
+    assert records.find(model, "torch", "fp16") == record
