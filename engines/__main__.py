@@ -1,4 +1,4 @@
-"""Published models: `list` them, `verify` engines against torch, `bench` one without HTTP."""
+"""Published models: `list` them, `verify` engines against torch, `bench` them without HTTP, draw their `roofline`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import argparse
 import json
 import sys
 from itertools import product
+from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from engines import bench, records, store
 from engines.engine import EngineError
 from engines.manifest import ManifestError
-from engines.runtime import Measured
+from engines.records import Speed
+from engines.runtime import EngineSpec, Measured
 from engines.store import PublishedModel
 from engines.verify import verify
 
@@ -23,40 +25,45 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="tags of the published models")
     verify_parser = commands.add_parser("verify", help="compare engines with torch, and keep what was found")
-    verify_parser.add_argument("tags", nargs="*", metavar="TAG", help="default: every published model")
-    verify_parser.add_argument("--runtimes", type=runtimes, default="openvino", help="by commas (default: %(default)s)")
-    verify_parser.add_argument("--precisions", help="by commas (default: every one that the model has)")
-    bench_parser = commands.add_parser("bench", help="latency and images a second of one model's engine")
-    bench_parser.add_argument("tag", help="as `python -m engines list` shows it")
-    bench_parser.add_argument(
-        "--runtimes", type=runtimes, default="openvino", help="by commas, in turn (default: %(default)s)"
-    )
-    bench_parser.add_argument("--precisions", default="fp32", help="by commas, or all (default: %(default)s)")
-    bench_parser.add_argument("--batches", type=batch_sizes, default="1,8,16,32", help="default: %(default)s")
+    bench_parser = commands.add_parser("bench", help="latency, images a second and memory of engines, in turn")
+    roofline_parser = commands.add_parser("roofline", help="draw what bounds the engines that bench timed")
+    for subparser in (verify_parser, bench_parser, roofline_parser):
+        subparser.add_argument("names", nargs="*", metavar="NAME", help="tag or architecture (default: all)")
+    for subparser in (verify_parser, bench_parser):
+        subparser.add_argument("--runtimes", type=runtimes, default="openvino", help="by commas (default: %(default)s)")
+        subparser.add_argument("--precisions", default="all", help="by commas (default: all there are)")
+    bench_parser.add_argument("--batches", type=positives, default="1,8,16,32", help="default: %(default)s")
+    bench_parser.add_argument("--streams", type=positives, default="1", help="of OpenVINO (default: %(default)s)")
+    bench_parser.add_argument("--threads", type=positives, help="of OpenVINO (default: as it chooses)")
     bench_parser.add_argument("--seconds", type=float, default=5, help="for each row (default: %(default)s)")
     bench_parser.add_argument("--json", action="store_true", help="rows as JSON")
+    roofline_parser.add_argument("--out", type=Path, default=Path("roofline"), help="without .png and .svg")
     options = parser.parse_args()
-    models = {model.manifest.tag: model for model in store.published()}
+    models = store.published()
     if options.command == "list":
-        print(*models, sep="\n")
+        for model in models:
+            print(model.manifest.tag)
         return
-    tags = (options.tags or list(models)) if options.command == "verify" else [options.tag]
-    for tag in tags:
-        if tag not in models:
-            parser.error(f"{tag} is not published; there are {', '.join(models) or 'none'}")
-    if options.command == "verify":
-        precisions = options.precisions.split(",") if options.precisions else None
-        sys.exit(verify_command([models[tag] for tag in tags], options.runtimes, precisions))
-    else:
-        bench_command(models[options.tag], options)
+    for name in options.names:
+        if not any(name in names_of(model) for model in models):
+            tags = ", ".join(model.manifest.tag for model in models)
+            parser.error(f"{name} is not published; there are {tags or 'none'}")
+    wanted = [model for model in models if not options.names or names_of(model) & set(options.names)]
+    command = {"verify": verify_command, "bench": bench_command, "roofline": roofline_command}[options.command]
+    sys.exit(command(wanted, options))
 
 
-def batch_sizes(text: str) -> list[int]:
+def names_of(model: PublishedModel) -> set[str]:
+    """What a model is called here."""
+    return {model.manifest.tag, model.manifest.architecture}
+
+
+def positives(text: str) -> list[int]:
     """Positive numbers separated by commas; ValueError, which argparse reports, if they are not."""
-    sizes = [int(size) for size in text.split(",")]
-    if min(sizes) < 1:
+    numbers = [int(number) for number in text.split(",")]
+    if min(numbers) < 1:
         raise ValueError(text)
-    return sizes
+    return numbers
 
 
 def runtimes(text: str) -> list[Measured]:
@@ -64,53 +71,92 @@ def runtimes(text: str) -> list[Measured]:
     return TypeAdapter(list[Measured]).validate_python(text.split(","))
 
 
-def verify_command(wanted: list[PublishedModel], runtimes: list[Measured], precisions: list[str] | None) -> int:
-    """Print a line an engine; 1 if one that was asked for could not be opened."""
+def precisions(text: str, model: PublishedModel) -> tuple[str, ...]:
+    """Precisions separated by commas, or all of the model's."""
+    return model.manifest.precisions if text == "all" else tuple(text.split(","))
+
+
+def verify_command(models: list[PublishedModel], options: argparse.Namespace) -> int:
+    """Print a line an engine; 1 if one that was asked for by its precision could not be opened."""
     failed = 0
-    width = max((len(model.manifest.tag) for model in wanted), default=0)
-    for model in wanted:
-        for runtime, precision in product(runtimes, precisions or model.manifest.precisions):
+    width = max((len(model.manifest.tag) for model in models), default=0)
+    for model in models:
+        for runtime, precision in product(options.runtimes, precisions(options.precisions, model)):
             name = f"{model.manifest.tag:{width}}  {runtime} {precision:4}"
             try:
-                fidelity = verify(model, runtime, precision)
+                fidelity = verify(model, EngineSpec(runtime, precision))
             except (EngineError, ManifestError) as error:
-                failed = int(precisions is not None)  # asked for
+                failed = int(options.precisions != "all")
                 print(f"{name}  cannot be opened: {error}")
                 continue
             records.keep(model, runtime, precision, fidelity=fidelity)
             of = "" if fidelity.top1 is None else f"top-1 {fidelity.top1:7.2%} (torch {fidelity.torch_top1:7.2%}), "
             print(
                 f"{name}  {of}agrees on {fidelity.agreement:7.2%} of {fidelity.images}, logits within "
-                f"{fidelity.logit_error:.1e}: {fidelity.problem or 'faithful'}"
+                f"{fidelity.logit_error:.1e}: {fidelity.problem or 'faithful'}",
+                flush=True,
             )
     return failed
 
 
-def bench_command(model: PublishedModel, options: argparse.Namespace) -> None:
-    """Print a table, or JSON, a row an engine and batch size; and keep what was found."""
-    precisions = model.manifest.precisions if options.precisions == "all" else options.precisions.split(",")
-    try:
-        speeds = bench.bench(
-            model,
-            list(product(options.runtimes, precisions)),
-            options.batches,
-            options.seconds,
-        )
-    except (EngineError, ManifestError) as error:
-        sys.exit(f"error: {error}")
-    for runtime, precision in product(options.runtimes, precisions):
-        of_engine = tuple(speed for speed in speeds if (speed.runtime, speed.precision) == (runtime, precision))
-        if of_engine:
-            records.keep(model, runtime, precision, speeds=of_engine)
+def bench_command(models: list[PublishedModel], options: argparse.Namespace) -> int:
+    """Print a table a model, or JSON, a row an engine and batch size; keep what was found; 1 if a model has no row."""
+    failed = 0
+    rows: list[Speed] = []
+    for model in models:
+        engines = list(product(options.runtimes, precisions(options.precisions, model)))
+        modes = list(product(options.streams, options.threads or [None]))
+        specs = [
+            EngineSpec(runtime, precision, *mode)
+            for runtime, precision in engines
+            for mode in (modes if runtime == "openvino" else [(1, None)])
+        ]
+        try:
+            speeds = bench.bench(model, specs, options.batches, options.seconds)
+        except (EngineError, ManifestError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed = 1
+            continue
+        for engine in engines:
+            if of_engine := [speed for speed in speeds if (speed.runtime, speed.precision) == engine]:
+                records.keep(model, *engine, speeds=of_engine)
+        rows += speeds
+        if not options.json:
+            print_table(model.manifest.tag, speeds)
     if options.json:
-        print(json.dumps([speed.model_dump() for speed in speeds], indent=1))
-        return
-    print(f"{'runtime':12} {'precision':9} batch  images/s   p50 ms   p99 ms  GMAC/s     MB")
+        print(json.dumps([speed.model_dump() for speed in rows], indent=1))
+    return failed
+
+
+def print_table(title: str, speeds: list[Speed]) -> None:
+    """Shares are of this machine's peaks: of multiply-accumulates a second, and of memory's bandwidth."""
+    print(f"\n{title}")
+    print("runtime       precision streams threads batch  images/s   p50 ms   p99 ms  GMAC/s  share  memory's     MB")
     for speed in speeds:
-        print(
-            f"{speed.runtime:12} {speed.precision:9} {speed.batch:5} {speed.images_per_s:9.1f} {speed.p50_ms:8.2f}"
-            f" {speed.p99_ms:8.2f} {speed.gmacs_per_s:7.2f} {speed.memory_mb:6.0f}"
+        compute, bandwidth = (
+            "-" if share is None else f"{share:.0%}" for share in (speed.of_compute, speed.of_bandwidth)
         )
+        print(
+            f"{speed.runtime:13} {speed.precision:9} {speed.streams:7} {speed.threads or 'auto':>7} {speed.batch:5}"
+            f" {speed.images_per_s:9.1f} {speed.p50_ms:8.2f} {speed.p99_ms:8.2f} {speed.gmacs_per_s:7.2f} {compute:>6}"
+            f" {bandwidth:>9} {speed.memory_mb:6.0f}",
+            flush=True,
+        )
+
+
+def roofline_command(models: list[PublishedModel], options: argparse.Namespace) -> int:
+    """Draw, and print a line an engine."""
+    from engines.roofline import bound, draw, measured
+
+    speeds = measured(models)
+    if not speeds:
+        print("error: nothing is measured here: python -m engines bench", file=sys.stderr)
+        return 1
+    for speed in speeds:
+        print(f"{speed.tag:40} {speed.precision:5} {speed.gmacs_per_s:7.1f} GMAC/s: {bound(speed)}")
+    for path in draw(models, speeds, options.out):
+        print(f"written: {path}")
+    return 0
 
 
 if __name__ == "__main__":

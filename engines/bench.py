@@ -5,85 +5,68 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.engine import Engine, EngineError
-from engines.manifest import Record
-from engines.runtime import Runtime, open_engine
+from engines.memory import added_mb
+from engines.peak import Peak, peak
+from engines.records import Speed
+from engines.runtime import EngineSpec, open_engine
 from engines.store import PublishedModel
 
 ROUNDS = 3
 
 
-class Speed(Record):
-    """One engine on batches of one size, one after another.
-
-    Percentiles are of a batch's latency; `images_per_s` and `gmacs_per_s` (10^9 multiply-accumulates) are over all
-    `runs`; `memory_mb` is what opening the engine, and its first inference, added to the process.
-    """
-
-    tag: str
-    runtime: str
-    precision: str
-    batch: int
-    images_per_s: float
-    p50_ms: float
-    p99_ms: float
-    gmacs_per_s: float
-    memory_mb: float
-    runs: int
-
-
-def bench(
-    model: PublishedModel, engines: Sequence[tuple[Runtime, str]], batches: Sequence[int], seconds: float
-) -> list[Speed]:
-    """Time each engine, a runtime and a precision, for `seconds` at each batch size, after a warm-up.
+def bench(model: PublishedModel, specs: Sequence[EngineSpec], batches: Sequence[int], seconds: float) -> list[Speed]:
+    """Time each engine for `seconds` at each batch size, after a warm-up.
 
     In three rounds, in each of which every engine has its turn. Engines that cannot be opened are told on stderr;
     EngineError if none can be.
     """
     shape = model.manifest.preprocess.shape
     pixels = {batch: np.random.default_rng(0).integers(0, 256, (batch, *shape), dtype=np.uint8) for batch in batches}
-    opened: list[tuple[Engine, float]] = []
-    for runtime, precision in engines:
-        before = resident_mb()
+    opened: dict[EngineSpec, Engine] = {}
+    for spec in specs:
         try:
-            engine = open_engine(model, runtime, precision)
+            opened[spec] = open_engine(model, spec, batches)
         except EngineError as error:
             print(f"left out: {error}", file=sys.stderr)
-            continue
-        engine.infer(pixels[max(batches)])
-        opened.append((engine, resident_mb() - before))
     if not opened:
         raise EngineError(f"{model.manifest.tag}: none of these engines can be opened")
-    times: dict[tuple[int, int], list[float]] = {}
+    memory = {spec: added_mb(model, spec, max(batches)) for spec in opened}
+    highest = peak()
+    times: dict[tuple[EngineSpec, int], list[float]] = {(spec, batch): [] for batch in batches for spec in opened}
     for _ in range(ROUNDS):
-        for batch in batches:
-            for number, (engine, _) in enumerate(opened):
-                run_for(engine, pixels[batch], seconds / ROUNDS / 10)
-                times.setdefault((number, batch), []).extend(run_for(engine, pixels[batch], seconds / ROUNDS))
+        for spec, batch in times:
+            run_for(opened[spec], pixels[batch], seconds / ROUNDS / 10)
+            times[spec, batch] += run_for(opened[spec], pixels[batch], seconds / ROUNDS)
     return [
-        speed_of(model, *opened[number], batch, np.array(taken))
-        for (number, batch), taken in sorted(times.items(), key=lambda item: item[0])
+        speed_of(model, spec, memory[spec], highest, batch, np.array(times[spec, batch]))
+        for spec in opened
+        for batch in batches
     ]
 
 
-def speed_of(model: PublishedModel, engine: Engine, memory_mb: float, batch: int, taken: NDArray[np.float64]) -> Speed:
+def speed_of(
+    model: PublishedModel, spec: EngineSpec, memory_mb: float, highest: Peak, batch: int, taken: NDArray[np.float64]
+) -> Speed:
     """What the seconds that each batch has taken amount to."""
+    cost = model.manifest.complexity
     p50, p99 = np.percentile(taken, (50, 99))
     images_per_s = batch * len(taken) / taken.sum()
+    shares = highest.shares(cost, spec.precision, batch, images_per_s)
     return Speed(
         tag=model.manifest.tag,
-        runtime=engine.runtime,
-        precision=engine.precision,
+        **spec._asdict(),
         batch=batch,
         images_per_s=round(images_per_s, 1),
         p50_ms=round(p50 * 1e3, 3),
         p99_ms=round(p99 * 1e3, 3),
-        gmacs_per_s=round(images_per_s * model.manifest.complexity.macs / 1e9, 2),
+        gmacs_per_s=round(images_per_s * cost.macs / 1e9, 2),
+        of_compute=shares and round(shares[0], 3),
+        of_bandwidth=shares and round(shares[1], 3),
         memory_mb=round(memory_mb, 1),
         runs=len(taken),
     )
@@ -98,9 +81,3 @@ def run_for(engine: Engine, pixels: NDArray[np.uint8], seconds: float) -> list[f
         engine.infer(pixels)
         times.append(time.perf_counter() - started)
     return times
-
-
-def resident_mb() -> float:
-    """Memory of this process, in MB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 1e6

@@ -1,53 +1,42 @@
-"""The fastest engine of a model on this machine, of those whose answers are torch's."""
+"""Which engine of a model serves, when that is left to us."""
 
 from __future__ import annotations
 
 import logging
-from typing import Literal, get_args
+from collections.abc import Sequence
+from typing import Literal
 
-from engines import records
-from engines.records import EngineRecord
-from engines.runtime import Measured, Runtime
-from engines.store import PublishedModel
+from engines.records import EngineRecord, Speed
+from engines.runtime import EngineSpec, Runtime
 
 BATCH = 8
+STREAMS_GAIN = 1.1  # less is no reason to give a single image only a part of the threads
 logger = logging.getLogger("bentoml.convserve")
 
 
-def choose(model: PublishedModel, runtime: Runtime | Literal["auto"], precision: str) -> tuple[Runtime, str]:
-    """The runtime and precision to serve with; "auto" leaves one or both to what was verified and measured here.
+def choose(records: Sequence[EngineRecord], runtime: Runtime | Literal["auto"], precision: str) -> EngineSpec:
+    """What is asked for; for what is "auto", the fastest that is known to be faithful.
 
-    Of the engines that `python -m engines verify` found faithful and `bench` has timed, the one with the most images a
-    second at the largest batch up to 8; where there are none, OpenVINO and fp32.
+    `records` are those of one model. Of the engines that `python -m engines verify` found faithful and `bench` has
+    timed, it is the one with the most images a second at the largest batch up to 8, with several streams only if they
+    gain more than a tenth; where there are none, OpenVINO and fp32.
     """
-    default: tuple[Runtime, str] = (
-        "openvino" if runtime == "auto" else runtime,
-        "fp32" if precision == "auto" else precision,
-    )
-    if runtime == "null" or "auto" not in {runtime, precision}:
-        return default
-    runtimes: tuple[Measured, ...] = get_args(Measured) if runtime == "auto" else (runtime,)
-    precisions = model.manifest.precisions if precision == "auto" else (precision,)
-    found = [
-        (candidate, record)
-        for candidate in runtimes
-        for wanted in precisions
-        if wanted in model.manifest.precisions and (record := records.find(model, candidate, wanted))
+    asked = "auto" not in {runtime, precision}
+    meant = [
+        record for record in records if runtime in {"auto", record.runtime} and precision in {"auto", record.precision}
     ]
-    for candidate, record in found:
-        if record.fidelity and record.fidelity.problem:
-            logger.info("%s: not %s %s: %s", record.tag, candidate, record.precision, record.fidelity.problem)
-    good = [(candidate, record) for candidate, record in found if rate(record)]
-    if good:
-        candidate, record = max(good, key=lambda engine: rate(engine[1]))
-        return candidate, record.precision
-    logger.info("%s: no engine is both verified and measured here: %s in %s", model.manifest.tag, *default)
-    return default
+    for record in meant:
+        if record.problem and not asked:
+            logger.info("%s: not %s in %s: %s", record.tag, record.runtime, record.precision, record.problem)
+    good = [record for record in meant if asked or not record.problem]
+    speeds = [speed for record in good for speed in record.speeds if speed.batch <= BATCH]
+    if not speeds:
+        return EngineSpec("openvino" if runtime == "auto" else runtime, "fp32" if precision == "auto" else precision)
+    largest = max(speed.batch for speed in speeds)
+    fastest = max((speed for speed in speeds if speed.batch == largest), key=rate)
+    return EngineSpec(fastest.runtime, fastest.precision, fastest.streams, fastest.threads)
 
 
-def rate(record: EngineRecord) -> float:
-    """Images a second at the largest batch up to 8; 0 if that is not known, or the answers are not good enough."""
-    measured = [speed for speed in record.speeds if speed.batch <= BATCH]
-    if not measured or record.fidelity is None or record.fidelity.problem:
-        return 0
-    return max(measured, key=lambda speed: speed.batch).images_per_s
+def rate(speed: Speed) -> float:
+    """Images a second, several streams handicapped."""
+    return speed.images_per_s / (STREAMS_GAIN if speed.streams > 1 else 1)

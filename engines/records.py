@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import platform
-import tempfile
-from functools import cache
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
+from typing import get_args
 
 from pydantic import ValidationError
 
-from engines import manifest, store
-from engines.bench import Speed
+from engines import files, manifest, store
+from engines.machine import processor
 from engines.manifest import Record
 from engines.runtime import Measured
 from engines.store import PublishedModel
@@ -47,26 +46,50 @@ class Fidelity(Record):
         return None
 
 
+class Speed(Record):
+    """One engine on batches of one size, one after another.
+
+    Percentiles are of a batch's latency; `images_per_s` and `gmacs_per_s` (10^9 multiply-accumulates) are over all
+    `runs`. `of_compute` and `of_bandwidth` are shares of this machine's peaks, None where the precision has none;
+    `memory_mb` is what opening the engine, and an inference of the largest batch, adds to a process.
+    """
+
+    tag: str
+    runtime: Measured
+    precision: str
+    streams: int
+    threads: int | None
+    batch: int
+    images_per_s: float
+    p50_ms: float
+    p99_ms: float
+    gmacs_per_s: float
+    of_compute: float | None
+    of_bandwidth: float | None
+    memory_mb: float
+    runs: int
+
+
 class EngineRecord(Record):
     """What was found, and of which engine."""
 
     tag: str
     file_sha256: str
-    runtime: str
+    runtime: Measured
     runtime_version: str
     device: str
     precision: str
     fidelity: Fidelity | None = None
     speeds: tuple[Speed, ...] = ()
 
-
-@cache
-def processor() -> str:
-    """The processor's name and how many cores of it may be used."""
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+    @property
+    def problem(self) -> str | None:
+        """Why this engine is not taken unasked."""
+        if self.fidelity is None:
+            return f"not verified here: python -m engines verify {self.tag}"
+        if not self.speeds:
+            return f"not timed here: python -m engines bench {self.tag}"
+        return self.fidelity.problem
 
 
 def path_of(model: PublishedModel, runtime: Measured, precision: str) -> Path:
@@ -80,16 +103,23 @@ def path_of(model: PublishedModel, runtime: Measured, precision: str) -> Path:
 
 def key_of(model: PublishedModel, runtime: Measured, precision: str) -> tuple[str, str, str, str, str]:
     """File, runtime and its version, device, precision: if any of them is another, so is the engine."""
-    file = manifest.WEIGHTS if runtime == "torch" else manifest.GRAPHS[precision]
-    return model.manifest.files[file].sha256, runtime, version(runtime), processor(), precision
+    library = runtime.removesuffix("_compile")
+    file = manifest.WEIGHTS if library == "torch" else manifest.GRAPHS[precision]
+    return model.manifest.files[file].sha256, runtime, version(library), processor(), precision
 
 
 def find(model: PublishedModel, runtime: Measured, precision: str) -> EngineRecord | None:
-    """The record of an engine on this machine, if there is a valid one and the runtime is installed."""
+    """The record of an engine on this machine; None without a valid one, or the runtime, or the precision's file."""
     try:
         return EngineRecord.model_validate_json(path_of(model, runtime, precision).read_bytes())
-    except (OSError, ValidationError, PackageNotFoundError):
+    except (OSError, ValidationError, PackageNotFoundError, KeyError):
         return None
+
+
+def find_all(model: PublishedModel) -> tuple[EngineRecord, ...]:
+    """The records of every engine of a model on this machine."""
+    engines = product(get_args(Measured), manifest.GRAPHS)
+    return tuple(record for engine in engines if (record := find(model, *engine)))
 
 
 def keep(
@@ -98,11 +128,12 @@ def keep(
     precision: str,
     *,
     fidelity: Fidelity | None = None,
-    speeds: tuple[Speed, ...] = (),
+    speeds: Sequence[Speed] = (),
 ) -> EngineRecord:
-    """Write an engine's record, whole; what is not given stays as it was."""
+    """Write an engine's record; what is not given, or not measured this time, stays as it was."""
     file_sha256, _, runtime_version, device, _ = key_of(model, runtime, precision)
     before = find(model, runtime, precision)
+    rows = {(row.streams, row.threads, row.batch): row for row in (*(before.speeds if before else ()), *speeds)}
     record = EngineRecord(
         tag=model.manifest.tag,
         file_sha256=file_sha256,
@@ -111,11 +142,7 @@ def keep(
         device=device,
         precision=precision,
         fidelity=fidelity or (before.fidelity if before else None),
-        speeds=speeds or (before.speeds if before else ()),
+        speeds=tuple(rows.values()),
     )
-    path = path_of(model, runtime, precision)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".new", delete=False) as file:
-        file.write(record.model_dump_json(indent=1))
-    os.replace(file.name, path)
+    files.write(path_of(model, runtime, precision), record.model_dump_json(indent=1).encode())
     return record

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -11,26 +12,36 @@ from engines import manifest
 from engines.engine import Engine, EngineError
 from engines.store import PublishedModel
 
-Measured = Literal["openvino", "onnxruntime", "torch"]
+Measured = Literal["openvino", "onnxruntime", "torch", "torch_compile"]
 Runtime = Literal[Measured, "null"]
 
 
-def open_engine(model: PublishedModel, runtime: Runtime, precision: str) -> Engine:
-    """An engine that has run once, so that no request waits for a compilation.
+class EngineSpec(NamedTuple):
+    """Which engine of a model: `streams` and `threads` are OpenVINO's."""
+
+    runtime: Runtime
+    precision: str
+    streams: int = 1
+    threads: int | None = None
+
+
+def open_engine(model: PublishedModel, spec: EngineSpec, batches: Sequence[int] = (1,)) -> Engine:
+    """An engine that has run once at each of these batch sizes, so that no request waits for a compilation.
 
     ManifestError if a file is missing or not the published one, EngineError if the runtime cannot run it.
     """
     entry = model.manifest
     entry.check_files(model.folder)
     try:
-        engine = make_engine(model, runtime, precision)
+        engine = make_engine(model, spec)
     except ModuleNotFoundError as error:
-        raise EngineError(f"{runtime} is not installed here ({error}): pip install '.[training]'") from error
+        raise EngineError(f"{spec.runtime} is not installed here ({error}): pip install '.[training]'") from error
     try:
-        logits = engine.infer(np.zeros((1, *entry.preprocess.shape), np.uint8))
+        for batch in batches:
+            logits = engine.infer(np.zeros((batch, *entry.preprocess.shape), np.uint8))
     except RuntimeError as error:
-        raise EngineError(f"{runtime} cannot run {entry.tag}: {error}") from error
-    if logits.shape != (1, len(entry.labels)):
+        raise EngineError(f"{spec.runtime} cannot run {entry.tag}: {error}") from error
+    if logits.shape != (batch, len(entry.labels)):
         raise EngineError(f"{entry.tag} has {len(entry.labels)} labels, but its graph gives {logits.shape[1:]}")
     return engine
 
@@ -47,21 +58,24 @@ def graph_of(model: PublishedModel, precision: str) -> Path:
     return model.folder / manifest.GRAPHS[precision]
 
 
-def make_engine(model: PublishedModel, runtime: Runtime, precision: str) -> Engine:
+def make_engine(model: PublishedModel, spec: EngineSpec) -> Engine:
     """The engine of one runtime, whose library is imported only now."""
+    runtime, precision, streams, threads = spec
     match runtime:
         case "openvino":
             from engines.openvino import OpenVINOEngine
 
-            return OpenVINOEngine(graph_of(model, precision), precision)
+            graph = graph_of(model, precision)
+            sha256 = model.manifest.files[graph.name].sha256
+            return OpenVINOEngine(graph, precision, streams=streams, threads=threads, sha256=sha256)
         case "onnxruntime":
             from engines.onnxruntime import ONNXRuntimeEngine
 
             return ONNXRuntimeEngine(graph_of(model, precision), precision)
-        case "torch":
+        case "torch" | "torch_compile":
             from engines.torch import open_torch
 
-            return open_torch(model, precision)
+            return open_torch(model, precision, compiled=runtime == "torch_compile")
         case "null":
             from engines.null import NullEngine
 

@@ -51,16 +51,17 @@ class FromPixels(nn.Module):
 class TorchEngine:
     """A module on a GPU, where there is one, else on the CPU; on a GPU as CUDA graphs of a few batch sizes."""
 
-    runtime = "torch"
-
-    def __init__(self, module: FromPixels, precision: str = "fp32") -> None:
-        """EngineError if the precision is unknown. `module` stays as it is."""
+    def __init__(self, module: FromPixels, precision: str = "fp32", *, compiled: bool = False) -> None:
+        """Eager, or `compiled` by torch.compile; EngineError if the precision is unknown. `module` stays as it is."""
         if precision not in DTYPES:
             raise EngineError(f"torch has no precision {precision!r}; it has {', '.join(DTYPES)}")
+        self.runtime = "torch_compile" if compiled else "torch"
         self.precision = precision
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.module = copy.deepcopy(module).eval().to(self.device)
         self.module.net.to(DTYPES[precision]).to(memory_format=torch.channels_last)
+        if compiled:
+            self.module.compile()
         self._graphs: dict[int, Recorded] = {}
 
     @torch.inference_mode()
@@ -101,7 +102,7 @@ class Recorded:
         return self.logits
 
 
-def open_torch(model: PublishedModel, precision: str) -> TorchEngine:
+def open_torch(model: PublishedModel, precision: str, *, compiled: bool = False) -> TorchEngine:
     """A published model from its checkpoint; EngineError if it does not say how pixels are normalised."""
     from models.zoo import build
 
@@ -112,4 +113,4 @@ def open_torch(model: PublishedModel, precision: str) -> TorchEngine:
     net = build(entry.architecture, len(entry.labels))
     net.load_state_dict(load_file(model.folder / manifest.WEIGHTS))
     normalise = Normalise(tuple(normalisation["mean"]), tuple(normalisation["std"]))
-    return TorchEngine(FromPixels(net, normalise), precision)
+    return TorchEngine(FromPixels(net, normalise), precision, compiled=compiled)

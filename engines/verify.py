@@ -9,13 +9,13 @@ from safetensors.numpy import load_file
 from engines import manifest
 from engines.engine import Engine, in_batches
 from engines.records import Fidelity
-from engines.runtime import Runtime, open_engine
+from engines.runtime import EngineSpec, open_engine
 from engines.store import PublishedModel
 
 
-def verify(model: PublishedModel, runtime: Runtime, precision: str) -> Fidelity:
+def verify(model: PublishedModel, spec: EngineSpec) -> Fidelity:
     """Compare an engine with torch on the verification set; EngineError or ManifestError if it cannot be opened."""
-    engine = open_engine(model, runtime, precision)
+    engine = open_engine(model, spec)
     tensors = load_file(model.folder / manifest.VERIFICATION)
     return compare(all_logits(engine, tensors["pixels"]), tensors["logits"], tensors.get("targets"))
 

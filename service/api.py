@@ -177,12 +177,15 @@ async def model_complexity(name: str, server: Shared) -> schema.ModelComplexity:
 
 @router.get("/models/{name}/latency", responses=problems(404))
 async def model_latency(name: str, server: Shared) -> schema.ModelLatency:
-    """How long recent requests took, by stage."""
+    """How long recent requests took, by stage, and what the benchmark found of each engine."""
     server.catalog.architecture(name)
     figures = {}
     for model in server.catalog.published(name):
         requests, stages = server.metrics.percentiles(model.manifest.tag)
-        figures[model.manifest.tag] = schema.Latency.model_validate({"requests": requests, "stages_ms": stages})
+        benchmark = [speed for record in model.records for speed in record.speeds]
+        figures[model.manifest.tag] = schema.Latency.model_validate(
+            {"requests": requests, "stages_ms": stages, "benchmark": benchmark}
+        )
     return schema.ModelLatency(models=figures)
 
 
@@ -208,6 +211,16 @@ def published(server: Server, architecture: str) -> list[schema.PublishedModel]:
             runtime=model.engine.runtime if model.engine else None,
             precision=model.engine.precision if model.engine else None,
             error=model.error,
+            engines=[
+                schema.EngineSummary(
+                    runtime=record.runtime,
+                    precision=record.precision,
+                    problem=record.problem,
+                    fidelity=record.fidelity,
+                    benchmark=list(record.speeds),
+                )
+                for record in model.records
+            ],
         )
         for model in server.catalog.published(architecture)
     ]

@@ -12,10 +12,11 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
-from engines import store
+from engines import records, store
 from engines.choose import choose
 from engines.engine import Engine, EngineError
 from engines.manifest import Manifest, ManifestError
+from engines.records import EngineRecord
 from engines.runtime import open_engine
 from engines.store import PublishedModel
 from service.errors import Problem
@@ -28,9 +29,10 @@ logger = logging.getLogger("bentoml.convserve")
 
 @dataclass(eq=False)
 class Model:
-    """A published model and, once loaded, its engine."""
+    """A published model, what was found of its engines on this machine and, once loaded, the one that serves."""
 
     published: PublishedModel
+    records: tuple[EngineRecord, ...]
     status: Literal["published", "loading", "ready", "failed"] = "published"
     engine: Engine | None = None
     error: str | None = None
@@ -49,7 +51,7 @@ class Catalog:
         self._settings = settings
         cards = TypeAdapter(list[Architecture]).validate_json(ARCHITECTURES.read_bytes())
         self.architectures = {card.name: card for card in cards}
-        self.models = {model.manifest.tag: Model(model) for model in store.published()}
+        self.models = {model.manifest.tag: Model(model, records.find_all(model)) for model in store.published()}
 
     def architecture(self, name: str) -> Architecture:
         """Problem 404, with near names, if there is none."""
@@ -103,8 +105,8 @@ class Catalog:
         tag, settings = model.manifest.tag, self._settings
         model.status = "loading"
         try:
-            chosen = await asyncio.to_thread(choose, model.published, settings.runtime, settings.precision)
-            model.engine = await asyncio.to_thread(open_engine, model.published, *chosen)
+            spec = choose(model.records, settings.runtime, settings.precision)
+            model.engine = await asyncio.to_thread(open_engine, model.published, spec, settings.warm_batches)
         except Exception as error:  # whatever is wrong with one model must not stop the others
             model.status, model.error = "failed", str(error)
             expected = isinstance(error, EngineError | ManifestError)

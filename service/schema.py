@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from engines.manifest import Accuracy, Complexity, Totals
+from engines.records import Fidelity, Speed
 
 
 class Paper(BaseModel):
@@ -69,6 +70,16 @@ class Classification(BaseModel):
     timing_ms: Timing
 
 
+class EngineSummary(BaseModel):
+    """An engine that was verified or timed on this machine, and why it is not taken unasked, if it is not."""
+
+    runtime: str
+    precision: str
+    problem: str | None
+    fidelity: Fidelity | None
+    benchmark: list[Speed]
+
+
 class PublishedModel(BaseModel):
     """Weights that can be served; `accuracy` is by precision, on images held out of `dataset`."""
 
@@ -79,6 +90,7 @@ class PublishedModel(BaseModel):
     runtime: str | None
     precision: str | None
     error: str | None
+    engines: list[EngineSummary]
 
 
 class ModelSummary(Card, Totals):
@@ -103,10 +115,11 @@ class Percentiles(BaseModel):
 
 
 class Latency(BaseModel):
-    """Live figures of one model: its last requests, at most 1,000, by stage."""
+    """Live figures of one model, of its last requests, at most 1,000, by stage; and what the benchmark found here."""
 
     requests: int
     stages_ms: dict[str, Percentiles]
+    benchmark: list[Speed]
 
 
 class ModelLatency(BaseModel):

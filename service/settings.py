@@ -27,3 +27,8 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(ge=1)] = 10 * 1024 * 1024
     max_pixels: Annotated[int, Field(ge=1)] = 50_000_000
     timeout_s: Annotated[float, Field(gt=0)] = 10.0
+
+    @property
+    def warm_batches(self) -> list[int]:
+        """Batch sizes that an engine has run before it serves: powers of two, and the largest."""
+        return sorted({2**power for power in range(self.max_batch.bit_length())} | {self.max_batch})

@@ -15,6 +15,7 @@ import pytest
 # before anything imports bentoml, which reads it once
 os.environ["BENTOML_HOME"] = tempfile.mkdtemp(prefix="convserve-tests-")
 
+from engines import manifest
 from engines.store import PublishedModel, published
 from tests.serving import ROOT, serving
 from training.data import DataSet, load
@@ -62,6 +63,17 @@ def lenet5(run: Run, lenet5_checkpoint: Path) -> PublishedModel:
     run("training", "publish", lenet5_checkpoint)
     (model,) = [model for model in published() if model.manifest.architecture == "lenet5"]
     return model
+
+
+@pytest.fixture(scope="session")
+def lenet5_everywhere(run: Run, lenet5_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> PublishedModel:
+    """lenet5 in every precision, in a model store of its own; its folder's third parent."""
+    home = tmp_path_factory.mktemp("bentoml")
+    run("training", "publish", lenet5_checkpoint, BENTOML_HOME=str(home))
+    published = run("training", "publish", lenet5_checkpoint, "--precisions", "fp16,int8", BENTOML_HOME=str(home))
+    assert "quantising it" in published.stdout
+    (folder,) = (path.parent for path in home.glob("models/*/*/manifest.json"))
+    return PublishedModel(folder, manifest.load(folder))
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from engines import store
 from engines.engine import Engine
 from engines.preprocess import Preprocess
-from engines.runtime import open_engine
+from engines.runtime import EngineSpec, open_engine
 from engines.torch import TorchEngine
 from training import checkpoint, data, plot
 from training.errors import TrainingError
@@ -61,7 +61,7 @@ def opened(model: str, precision: str) -> Opened:
     if model in published:
         manifest = published[model].manifest
         provenance = manifest.provenance
-        engine = open_engine(published[model], "openvino", precision)
+        engine = open_engine(published[model], EngineSpec("openvino", precision))
         split = None if provenance.get("imported") else provenance.get("split")
         return Opened(engine, manifest.preprocess, manifest.labels, provenance.get("data", manifest.dataset), split)
     folder = Path(model)

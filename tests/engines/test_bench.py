@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+from itertools import product
+from pathlib import Path
 
 import pytest
 
+from engines import records
 from engines.bench import bench
 from engines.engine import EngineError
+from engines.peak import bytes_moved
+from engines.runtime import EngineSpec, Measured
 from engines.store import PublishedModel
 from tests.conftest import Run
 
+RUNTIMES: tuple[Measured, ...] = ("openvino", "onnxruntime", "torch")
+
 
 def test_every_engine_has_a_row_a_batch(lenet5: PublishedModel) -> None:
-    rows = bench(lenet5, [("openvino", "fp32"), ("onnxruntime", "fp32"), ("torch", "fp32")], [1, 8], 0.06)
-    assert [(row.runtime, row.batch) for row in rows] == [
-        (runtime, batch) for runtime in ("openvino", "onnxruntime", "torch") for batch in (1, 8)
-    ]
+    rows = bench(lenet5, [EngineSpec(runtime, "fp32") for runtime in RUNTIMES], [1, 8], 0.06)
+    assert [(row.runtime, row.batch) for row in rows] == [(runtime, batch) for runtime in RUNTIMES for batch in (1, 8)]
     for row in rows:
         assert row.runs >= 3
         assert 0 < row.p50_ms <= row.p99_ms
@@ -24,18 +29,60 @@ def test_every_engine_has_a_row_a_batch(lenet5: PublishedModel) -> None:
 
 
 def test_what_cannot_be_opened_is_left_out(lenet5: PublishedModel, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = bench(lenet5, [("openvino", "int8"), ("openvino", "fp32")], [1], 0.03)
+    rows = bench(lenet5, [EngineSpec("openvino", "int8"), EngineSpec("openvino", "fp32")], [1], 0.03)
     assert [row.precision for row in rows] == ["fp32"]
     assert "left out: lenet5:mnist5k-" in capsys.readouterr().err
     with pytest.raises(EngineError, match="none of these engines can be opened"):
-        bench(lenet5, [("openvino", "int8")], [1], 0.03)
+        bench(lenet5, [EngineSpec("openvino", "int8")], [1], 0.03)
 
 
 def test_the_command_prints_a_table_or_json(run: Run, lenet5: PublishedModel) -> None:
     tag = lenet5.manifest.tag
-    arguments = ("engines", "bench", tag, "--batches", "1,2", "--seconds", "0.03")
-    table = run(*arguments).stdout.splitlines()
-    assert table[0].split() == ["runtime", "precision", "batch", "images/s", "p50", "ms", "p99", "ms", "GMAC/s", "MB"]
-    assert len(table) == 3
-    rows = json.loads(run(*arguments, "--json").stdout)
-    assert [(row["tag"], row["precision"], row["batch"]) for row in rows] == [(tag, "fp32", 1), (tag, "fp32", 2)]
+    arguments = ("engines", "bench", "lenet5", "--precisions", "fp32", "--streams", "1,2", "--seconds", "0.03")
+    lines = run(*arguments, "--batches", "1,2").stdout.splitlines()
+    assert lines[:2] == ["", tag]
+    assert lines[2].split()[:5] == ["runtime", "precision", "streams", "threads", "batch"]
+    assert [line.split()[2:5] for line in lines[3:]] == [
+        [streams, "auto", batch] for streams in ("1", "2") for batch in ("1", "2")
+    ]
+    rows = json.loads(run(*arguments, "--batches", "4", "--json").stdout)
+    assert [(row["tag"], row["precision"], row["streams"], row["batch"]) for row in rows] == [
+        (tag, "fp32", 1, 4),
+        (tag, "fp32", 2, 4),
+    ]
+    for row in rows:
+        assert 0 < row["of_compute"] < 2
+        assert row["of_bandwidth"] > 0
+        assert 0 < row["memory_mb"] < 1000
+    record = records.find(lenet5, "openvino", "fp32")
+    assert record
+    assert {(speed.streams, speed.batch) for speed in record.speeds} >= set(product((1, 2), (1, 2, 4)))
+
+
+def test_a_model_that_is_not_published_is_named(run: Run, lenet5: PublishedModel) -> None:
+    refused = run("engines", "bench", "lenet6", check=False)
+    assert refused.returncode == 2
+    assert f"lenet6 is not published; there are {lenet5.manifest.tag}" in refused.stderr
+
+
+def test_the_roofline_is_drawn_of_what_was_timed(run: Run, lenet5: PublishedModel, tmp_path: Path) -> None:
+    run("engines", "bench", "lenet5", "--precisions", "fp32", "--batches", "8", "--seconds", "0.03")
+    lines = run("engines", "roofline", "--out", tmp_path / "docs" / "roof").stdout.splitlines()
+    assert lines[0].startswith(lenet5.manifest.tag)
+    assert " GMAC/s: by " in lines[0]
+    assert (tmp_path / "docs" / "roof.png").read_bytes().startswith(b"\x89PNG")
+    drawn = (tmp_path / "docs" / "roof.svg").read_text()
+    assert "<svg" in drawn
+    nothing = run("engines", "roofline", check=False, BENTOML_HOME=str(tmp_path))
+    assert nothing.returncode == 1
+    assert "nothing is measured here: python -m engines bench" in nothing.stderr
+
+
+def test_bytes_moved_are_weights_once_and_activations_by_image(lenet5: PublishedModel) -> None:
+    cost = lenet5.manifest.complexity
+    one, two = (bytes_moved(cost, "fp32", batch) for batch in (1, 2))
+    layers = [layer for layer in cost.layers if layer.macs]
+    assert two - one == sum(layer.input_bytes + layer.output_bytes for layer in layers)
+    assert 2 * one - two == sum(layer.param_bytes for layer in layers)
+    assert bytes_moved(cost, "int8", 1) == one / 4
+    assert cost.intensity == pytest.approx(2 * cost.macs / one, abs=0.01)

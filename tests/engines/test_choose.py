@@ -5,13 +5,72 @@ from __future__ import annotations
 import pytest
 
 from engines import records, store
-from engines.bench import Speed
 from engines.choose import choose
-from engines.records import Fidelity
+from engines.records import EngineRecord, Fidelity, Speed
+from engines.runtime import Measured
 from engines.store import PublishedModel
 
 FAITHFUL = Fidelity(images=256, top1=0.97, top5=1, torch_top1=0.97, agreement=1, logit_error=0.01)
 FAITHLESS = FAITHFUL.model_copy(update={"agreement": 0.98})
+
+
+def record(
+    runtime: Measured, precision: str, fidelity: Fidelity | None, *rates: float, streams: int = 1, batch: int = 8
+) -> EngineRecord:
+    """Of an engine that gave these images a second at `batch`."""
+    speeds = tuple(
+        Speed(
+            tag="", runtime=runtime, precision=precision, streams=streams, threads=None, batch=batch, images_per_s=rate,
+            p50_ms=1, p99_ms=2, gmacs_per_s=1, of_compute=None, of_bandwidth=None, memory_mb=1, runs=3,
+        )
+        for rate in rates
+    )  # fmt: skip
+    return EngineRecord(
+        tag="lenet5:mnist5k-00000000", file_sha256="", runtime=runtime, runtime_version="", device="",
+        precision=precision, fidelity=fidelity, speeds=speeds,
+    )  # fmt: skip
+
+
+FP32 = record("openvino", "fp32", FAITHFUL, 100)
+
+
+def test_without_records_it_is_openvino_in_fp32() -> None:
+    assert choose([], "auto", "auto") == ("openvino", "fp32", 1, None)
+    assert choose([], "torch", "auto") == ("torch", "fp32", 1, None)
+    assert choose([], "openvino", "bf16") == ("openvino", "bf16", 1, None)
+    assert choose([FP32], "null", "auto") == ("null", "fp32", 1, None)
+
+
+def test_the_fastest_of_the_faithful() -> None:
+    faithless = record("openvino", "bf16", FAITHLESS, 300)
+    unverified = record("onnxruntime", "fp32", None, 200)
+    assert choose([FP32, faithless, unverified], "auto", "auto")[:2] == ("openvino", "fp32")
+    verified = record("onnxruntime", "fp32", FAITHFUL, 200)
+    assert choose([FP32, faithless, verified], "auto", "auto")[:2] == ("onnxruntime", "fp32")
+    assert choose([FP32, faithless, verified], "openvino", "auto")[:2] == ("openvino", "fp32")
+    assert choose([FP32, faithless, verified], "auto", "bf16")[:2] == ("openvino", "bf16")  # asked for by name
+    good = record("openvino", "bf16", FAITHFUL, 300)
+    assert choose([FP32, good, verified], "auto", "auto")[:2] == ("openvino", "bf16")
+
+
+def test_what_was_timed_at_larger_or_smaller_batches_does_not_count() -> None:
+    others = [record("openvino", "bf16", FAITHFUL, 900, batch=batch) for batch in (1, 32)]
+    assert choose([FP32, *others], "auto", "auto")[:2] == ("openvino", "fp32")
+
+
+def test_several_streams_must_gain_more_than_a_tenth() -> None:
+    little = record("openvino", "fp32", FAITHFUL, 109, streams=2)
+    assert choose([FP32, little], "auto", "auto").streams == 1
+    much = record("openvino", "fp32", FAITHFUL, 111, streams=2)
+    assert choose([FP32, much], "auto", "auto").streams == 2
+    assert choose([FP32, much], "openvino", "fp32").streams == 2  # asked for by name, it is still the better way to run
+
+
+def test_the_catalogue_is_told_why_an_engine_is_not_chosen() -> None:
+    assert FP32.problem is None
+    assert record("openvino", "bf16", FAITHLESS, 1).problem == "it agrees with torch on 98.0% of 256 images"
+    assert str(record("openvino", "bf16", None, 1).problem).startswith("not verified here: python -m engines verify")
+    assert str(record("openvino", "bf16", FAITHFUL).problem).startswith("not timed here: python -m engines bench")
 
 
 @pytest.fixture
@@ -21,43 +80,31 @@ def model(lenet5: PublishedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: obj
     return lenet5
 
 
-def speed(images_per_s: float, batch: int = 8) -> Speed:
-    return Speed(
-        tag="", runtime="", precision="", batch=batch, images_per_s=images_per_s, p50_ms=1, p99_ms=2, gmacs_per_s=1,
-        memory_mb=1, runs=3,
-    )  # fmt: skip
-
-
-def test_without_records_it_is_openvino_in_fp32(model: PublishedModel) -> None:
-    assert choose(model, "auto", "auto") == ("openvino", "fp32")
-    assert choose(model, "torch", "auto") == ("torch", "fp32")
-    assert choose(model, "openvino", "bf16") == ("openvino", "bf16")
-
-
-def test_the_fastest_of_the_faithful(model: PublishedModel) -> None:
-    records.keep(model, "openvino", "fp32", fidelity=FAITHFUL, speeds=(speed(100), speed(1, batch=1), speed(900, 32)))
-    assert choose(model, "auto", "auto") == ("openvino", "fp32")
-    records.keep(model, "openvino", "bf16", fidelity=FAITHLESS, speeds=(speed(300),))
-    assert choose(model, "auto", "auto") == ("openvino", "fp32")
-    records.keep(model, "onnxruntime", "fp32", speeds=(speed(200),))
-    assert choose(model, "auto", "auto") == ("openvino", "fp32")  # that was not verified
-    records.keep(model, "onnxruntime", "fp32", fidelity=FAITHFUL)
-    assert choose(model, "auto", "auto") == ("onnxruntime", "fp32")
-    assert choose(model, "openvino", "auto") == ("openvino", "fp32")
-    records.keep(model, "openvino", "bf16", fidelity=FAITHFUL)
-    assert choose(model, "auto", "auto") == ("openvino", "bf16")
-
-
-def test_another_version_of_the_runtime_is_another_engine(
-    model: PublishedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    records.keep(model, "openvino", "bf16", fidelity=FAITHFUL, speeds=(speed(300),))
+def test_records_are_of_a_version_of_the_runtime(model: PublishedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert records.find_all(model) == ()
+    kept = records.keep(model, "openvino", "bf16", fidelity=FAITHFUL)
+    assert records.find_all(model) == (kept,)
     monkeypatch.setattr(records, "version", lambda _: "9999.0")
-    assert choose(model, "auto", "auto") == ("openvino", "fp32")
+    assert records.find_all(model) == ()
+
+
+def test_rows_that_are_measured_again_are_replaced(model: PublishedModel) -> None:
+    def rates() -> list[tuple[int, int, float]]:
+        found = records.find(model, "openvino", "fp32")
+        assert found
+        return [(speed.streams, speed.batch, speed.images_per_s) for speed in found.speeds]
+
+    records.keep(model, "openvino", "fp32", speeds=FP32.speeds)
+    records.keep(model, "openvino", "fp32", speeds=record("openvino", "fp32", None, 50, streams=2).speeds)
+    assert rates() == [(1, 8, 100), (2, 8, 50)]
+    records.keep(model, "openvino", "fp32", fidelity=FAITHFUL, speeds=record("openvino", "fp32", None, 70).speeds)
+    assert rates() == [(1, 8, 70), (2, 8, 50)]
 
 
 def test_torch_runs_the_checkpoint_in_precisions_that_no_graph_has(model: PublishedModel) -> None:
     assert "fp16" not in model.manifest.precisions
-    record = records.keep(model, "torch", "fp16", fidelity=FAITHFUL)
-    assert record.file_sha256 == model.manifest.files["checkpoint.safetensors"].sha256
-    assert records.find(model, "torch", "fp16") == record
+    kept = records.keep(model, "torch", "fp16", fidelity=FAITHFUL)
+    assert kept.file_sha256 == model.manifest.files["checkpoint.safetensors"].sha256
+    assert records.find(model, "torch", "fp16") == kept
+    assert records.find(model, "openvino", "fp16") is None
+    assert records.find(model, "openvino", "fp64") is None

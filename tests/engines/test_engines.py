@@ -17,16 +17,18 @@ from engines.manifest import ManifestError
 from engines.onnxruntime import ONNXRuntimeEngine
 from engines.openvino import OpenVINOEngine
 from engines.preprocess import Preprocess
-from engines.runtime import Runtime, make_engine, open_engine
+from engines.runtime import EngineSpec, Runtime, make_engine, open_engine
 from engines.store import PublishedModel
 from engines.torch import open_torch
 
 
 @pytest.mark.parametrize("batch", [1, 3, 32, 256])
-@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime", "torch"])
+@pytest.mark.parametrize(
+    "runtime", ["openvino", "onnxruntime", "torch", pytest.param("torch_compile", marks=pytest.mark.slow)]
+)
 def test_fp32_gives_torchs_logits(lenet5: PublishedModel, runtime: Runtime, batch: int) -> None:
     verification = load_file(lenet5.folder / manifest.VERIFICATION)
-    engine = open_engine(lenet5, runtime, "fp32")
+    engine = open_engine(lenet5, EngineSpec(runtime, "fp32"))
     assert (engine.runtime, engine.precision) == (runtime, "fp32")
     expected = verification["logits"][:batch]
     logits = engine.infer(verification["pixels"][:batch])
@@ -39,22 +41,22 @@ def test_fp32_gives_torchs_logits(lenet5: PublishedModel, runtime: Runtime, batc
 )
 def test_bf16_is_another_computation_and_agrees(lenet5: PublishedModel) -> None:
     verification = load_file(lenet5.folder / manifest.VERIFICATION)
-    logits = open_engine(lenet5, "openvino", "bf16").infer(verification["pixels"])
-    assert not np.array_equal(logits, open_engine(lenet5, "openvino", "fp32").infer(verification["pixels"]))
+    logits = open_engine(lenet5, EngineSpec("openvino", "bf16")).infer(verification["pixels"])
+    assert not np.array_equal(logits, open_engine(lenet5, EngineSpec("openvino", "fp32")).infer(verification["pixels"]))
     assert (logits.argmax(1) == verification["logits"].argmax(1)).mean() >= 0.98
 
 
 def test_a_graph_that_does_not_fit_its_manifest_is_not_opened(lenet5: PublishedModel) -> None:
     eleven = lenet5.manifest.model_copy(update={"labels": tuple("0123456789a")})
     with pytest.raises(EngineError, match="has 11 labels, but its graph gives"):
-        open_engine(PublishedModel(lenet5.folder, eleven), "openvino", "fp32")
+        open_engine(PublishedModel(lenet5.folder, eleven), EngineSpec("openvino", "fp32"))
     larger = lenet5.manifest.model_copy(update={"preprocess": Preprocess(mode="L", resize_edge=40, crop=40)})
     with pytest.raises(EngineError, match="cannot run lenet5:mnist5k-"):
-        open_engine(PublishedModel(lenet5.folder, larger), "openvino", "fp32")
+        open_engine(PublishedModel(lenet5.folder, larger), EngineSpec("openvino", "fp32"))
 
 
 def test_null_answers_zeros(lenet5: PublishedModel) -> None:
-    logits = open_engine(lenet5, "null", "fp32").infer(np.zeros((3, 32, 32, 1), np.uint8))
+    logits = open_engine(lenet5, EngineSpec("null", "fp32")).infer(np.zeros((3, 32, 32, 1), np.uint8))
     assert logits.shape == (3, 10)
     assert not logits.any()
 
@@ -64,12 +66,12 @@ def test_a_runtime_that_is_not_installed_says_what_installs_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "engines.onnxruntime", None)
     with pytest.raises(EngineError, match=r"onnxruntime is not installed here .*: pip install '\.\[training\]'"):
-        open_engine(lenet5, "onnxruntime", "fp32")
+        open_engine(lenet5, EngineSpec("onnxruntime", "fp32"))
 
 
 def test_an_unknown_precision_is_named(lenet5: PublishedModel) -> None:
     with pytest.raises(EngineError, match="there is no precision 'fp64'; there are fp32, bf16, fp16, int8"):
-        open_engine(lenet5, "openvino", "fp64")
+        open_engine(lenet5, EngineSpec("openvino", "fp64"))
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime", "torch"])
@@ -77,7 +79,7 @@ def test_an_unknown_precision_is_named(lenet5: PublishedModel) -> None:
 def test_half_precision_agrees_or_is_refused(lenet5: PublishedModel, runtime: Runtime, precision: str) -> None:
     verification = load_file(lenet5.folder / manifest.VERIFICATION)
     try:
-        engine = make_engine(lenet5, runtime, precision)
+        engine = make_engine(lenet5, EngineSpec(runtime, precision))
     except EngineError as error:
         assert precision in str(error)  # noqa: PT017
         return
@@ -112,4 +114,4 @@ def test_a_damaged_file_is_not_opened(lenet5: PublishedModel, tmp_path: Path) ->
     shutil.copytree(lenet5.folder, folder)
     (folder / manifest.ONNX).write_bytes((folder / manifest.ONNX).read_bytes()[:-1])
     with pytest.raises(ManifestError, match=r"model.onnx is not the file"):
-        open_engine(PublishedModel(folder, lenet5.manifest), "openvino", "fp32")
+        open_engine(PublishedModel(folder, lenet5.manifest), EngineSpec("openvino", "fp32"))

@@ -20,17 +20,6 @@ from engines.verify import compare
 from tests.conftest import Run
 
 
-@pytest.fixture(scope="module")
-def lenet5_everywhere(run: Run, lenet5_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> PublishedModel:
-    """lenet5 in every precision, in a model store of its own; its folder's third parent."""
-    home = tmp_path_factory.mktemp("bentoml")
-    run("training", "publish", lenet5_checkpoint, BENTOML_HOME=str(home))
-    published = run("training", "publish", lenet5_checkpoint, "--precisions", "fp16,int8", BENTOML_HOME=str(home))
-    assert "quantising it" in published.stdout
-    (folder,) = (path.parent for path in home.glob("models/*/*/manifest.json"))
-    return PublishedModel(folder, manifest.load(folder))
-
-
 def test_int8_is_explicit_symmetric_and_by_channel(lenet5_everywhere: PublishedModel) -> None:
     graph = onnx.load(graph_of(lenet5_everywhere, "int8")).graph
     constants = {tensor.name: tensor for tensor in graph.initializer}

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from engines.runtime import open_engine
+from engines.runtime import EngineSpec, open_engine
 from engines.store import PublishedModel
 from tests.service.test_images import encoded
 from tests.serving import ROOT, serving
@@ -40,7 +40,7 @@ def test_all_held_out_digits_get_the_engines_own_answers(
     for row, answer in zip(probabilities, answers, strict=True):
         for prediction in answer.json()["predictions"]:
             row[prediction["index"]] = prediction["probability"]
-    engine = open_engine(lenet5, "openvino", "fp32")
+    engine = open_engine(lenet5, EngineSpec("openvino", "fp32"))
     logits = engine.infer(digits.held_out.pixels(lenet5.manifest.preprocess)).astype(float)
     expected = np.exp(logits - logits.max(1, keepdims=True))
     expected /= expected.sum(1, keepdims=True)

@@ -1,0 +1,92 @@
+"""The most that this machine can do, and how much of it an engine uses."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from importlib.metadata import version
+
+import numpy as np
+import openvino
+from openvino import opset13 as ops
+from pydantic import ValidationError
+
+from engines import files, store
+from engines.machine import processor
+from engines.manifest import Complexity, Record
+from engines.openvino import PRECISIONS, supported
+
+FLOAT_BYTES = 4
+ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+
+
+class Peak(Record):
+    """The most that OpenVINO gave in a large matrix product, by precision, and in one that only reads its weights."""
+
+    device: str
+    runtime_version: str
+    gmacs_per_s: dict[str, float]
+    gb_per_s: float
+
+    def shares(self, cost: Complexity, precision: str, batch: int, images_per_s: float) -> tuple[float, float] | None:
+        """Which shares of the two are used; None if this precision was not measured."""
+        if precision not in self.gmacs_per_s:
+            return None
+        compute = images_per_s * cost.macs / 1e9 / self.gmacs_per_s[precision]
+        memory = images_per_s / batch * bytes_moved(cost, precision, batch) / 1e9 / self.gb_per_s
+        return compute, memory
+
+
+def bytes_moved(cost: Complexity, precision: str, batch: int) -> float:
+    """Weights once, and each image's activations into and out of every layer with multiply-accumulates."""
+    layers = [layer for layer in cost.layers if layer.macs]
+    weights = sum(layer.param_bytes for layer in layers)
+    activations = sum(layer.input_bytes + layer.output_bytes for layer in layers)
+    return (weights + batch * activations) * ELEMENT_BYTES[precision] / FLOAT_BYTES
+
+
+def peak() -> Peak:
+    """As it was measured here before with this version of OpenVINO, else measured now, in some seconds."""
+    device, runtime_version = processor(), version("openvino")
+    name = hashlib.sha256(f"{device}\n{runtime_version}".encode()).hexdigest()[:12]
+    path = store.root().parent / "convserve-records" / f"peak-{name}.json"
+    try:
+        return Peak.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        pass
+    found = Peak(
+        device=device,
+        runtime_version=runtime_version,
+        gmacs_per_s={
+            precision: round(product_rate(2048, 2048, precision) / 1e9, 1)
+            for precision in PRECISIONS
+            if supported(precision)
+        },
+        gb_per_s=round(FLOAT_BYTES * product_rate(1, 4096, "fp32") / 1e9, 1),
+    )
+    files.write(path, found.model_dump_json(indent=1).encode())
+    return found
+
+
+def product_rate(rows: int, width: int, precision: str, layers: int = 4, runs: int = 8) -> float:
+    """The most multiply-accumulates a second of (rows, width) times (width, width), `layers` times in a row."""
+
+    def quantised(value: openvino.Node, limit: float) -> openvino.Node:
+        bounds = (np.float32(sign * limit) for sign in (-1, 1, -1, 1))
+        return ops.fake_quantize(value, *bounds, levels=255) if precision == "int8" else value
+
+    random = np.random.default_rng(0)
+    limit = width**-0.5
+    entry = last = ops.parameter([rows, width], openvino.Type.f32)
+    for _ in range(layers):
+        weights = ops.constant(random.uniform(-limit, limit, (width, width)).astype(np.float32))
+        last = ops.matmul(quantised(last, 1), quantised(weights, limit), transpose_a=False, transpose_b=True)
+    options = {"INFERENCE_PRECISION_HINT": PRECISIONS[precision], "PERFORMANCE_HINT": "LATENCY"}
+    request = openvino.Core().compile_model(openvino.Model([last], [entry]), "CPU", options).create_infer_request()
+    values = random.uniform(-1, 1, (rows, width)).astype(np.float32)
+    seconds = []
+    for _ in range(runs):
+        started = time.perf_counter()
+        request.infer({0: values}, share_inputs=True)
+        seconds.append(time.perf_counter() - started)
+    return rows * width * width * layers / min(seconds)

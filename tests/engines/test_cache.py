@@ -1,0 +1,166 @@
+"""Compiled engines on disk."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from engines import manifest, store
+from engines.cache import cached
+from engines.runtime import EngineSpec, make_engine
+from engines.store import PublishedModel
+
+KEY = ("sha", "runtime", "1.0", "processor", "fp32")
+
+
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty cache."""
+    monkeypatch.setattr(store, "root", lambda: tmp_path / "models")
+    return tmp_path / "convserve-engines"
+
+
+def get(built: list[str], key: tuple[str, ...] = KEY) -> str:
+    """What is cached; `built` grows by what has been built."""
+
+    def build() -> str:
+        built.append(key[0])
+        return f"compiled {key[0]}"
+
+    return cached(key, build, str.encode, lambda data: f"{data.decode()}, read")
+
+
+def entry_of(folder: Path) -> Path:
+    (path,) = (path for path in folder.iterdir() if path.suffix != ".lock")
+    return path
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_was_built_is_read_the_next_time() -> None:
+    built: list[str] = []
+    assert get(built) == "compiled sha"
+    assert get(built) == "compiled sha, read"
+    for part in range(len(KEY)):
+        get(built, (*KEY[:part], "other", *KEY[part + 1 :]))
+    assert len(built) == 1 + len(KEY)  # another graph, version, processor or precision is another engine
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"", lambda data: b"?" + data[1:]])
+def test_a_damaged_entry_is_built_again(folder: Path, damage: object) -> None:
+    built: list[str] = []
+    get(built)
+    entry = entry_of(folder)
+    entry.write_bytes(damage(entry.read_bytes()))  # type: ignore[operator]
+    assert get(built) == "compiled sha"
+    assert get(built) == "compiled sha, read"
+    assert len(built) == 2
+
+
+def test_what_the_runtime_cannot_read_is_built_again(folder: Path) -> None:
+    def refuse(data: bytes) -> str:
+        raise RuntimeError(data)
+
+    assert cached(KEY, lambda: "a", str.encode, refuse) == "a"
+    assert cached(KEY, lambda: "b", str.encode, refuse) == "b"
+    assert entry_of(folder).read_bytes().endswith(b"b")
+
+
+def test_what_fails_leaves_nothing(folder: Path) -> None:
+    def fail() -> str:
+        raise RuntimeError("no such operator")
+
+    with pytest.raises(RuntimeError, match="no such operator"):
+        cached(KEY, fail, str.encode, bytes.decode)
+    assert [path.suffix for path in folder.iterdir()] == [".lock"]
+
+
+def test_where_nothing_can_be_written_it_is_built_each_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(store, "root", lambda: tmp_path / "file" / "models")
+    built: list[str] = []
+    assert get(built) == get(built) == "compiled sha"
+    assert len(built) == 2
+
+
+@pytest.mark.usefixtures("folder")
+def test_of_several_that_want_it_one_builds_it() -> None:
+    built: list[str] = []
+    together = threading.Barrier(8)
+
+    def want(_: int) -> str:
+        together.wait()
+        return get(built)
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(want, range(8)))
+    assert len(built) == 1
+    assert sorted(answers) == ["compiled sha", *["compiled sha, read"] * 7]
+
+
+PROCESS = """
+import sys, time
+from engines.cache import cached
+
+def build():
+    print("building", flush=True)
+    time.sleep(float(sys.argv[1]))
+    return "compiled"
+
+print(cached(("key",), build, str.encode, bytes.decode))
+"""
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two processes with an empty cache in common, the first of which builds when the second starts."""
+    environment = os.environ | {"BENTOML_HOME": str(tmp_path)}
+
+    def start(seconds: float) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", PROCESS, str(seconds)]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+    first = start(30)
+    assert first.stdout
+    assert first.stdout.readline() == "building\n"
+    second = start(0)
+    with first, second:
+        yield [first, second]
+        first.kill()
+        second.kill()
+
+
+def test_a_killed_process_leaves_the_building_to_another(processes: list[subprocess.Popen[str]]) -> None:
+    first, second = processes
+    with pytest.raises(subprocess.TimeoutExpired):
+        second.communicate(timeout=3)  # it waits for the first
+    first.kill()
+    assert second.communicate(timeout=20)[0] == "building\ncompiled\n"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize(("streams", "threads"), [(1, None), (1, 1), (2, 2)])
+def test_a_cached_engine_answers_the_same(
+    lenet5_everywhere: PublishedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    precision: str,
+    streams: int,
+    threads: int | None,
+) -> None:
+    pixels = load_file(lenet5_everywhere.folder / manifest.VERIFICATION)["pixels"]
+    plain = make_engine(lenet5_everywhere, EngineSpec("openvino", precision)).infer(pixels)
+    monkeypatch.setattr(store, "root", lambda: tmp_path / "models")
+    spec = EngineSpec("openvino", precision, streams, threads)
+    built, read = (make_engine(lenet5_everywhere, spec).infer(pixels) for _ in range(2))
+    assert entry_of(tmp_path / "convserve-engines").stat().st_size > 10_000
+    assert np.array_equal(built, read)
+    assert np.abs(read - plain).max() <= 1e-5 * np.abs(plain).max()

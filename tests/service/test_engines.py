@@ -1,0 +1,73 @@
+"""A server that takes the engine which was found fastest and faithful, and says what was found of each."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from engines.store import PublishedModel
+from tests.conftest import Run
+from tests.serving import ROOT, serving
+
+PRECISIONS = ("fp32", "int8")
+DIGIT = ROOT / "docs" / "digit.png"
+
+
+@pytest.fixture(scope="module")
+def home(run: Run, lenet5_everywhere: PublishedModel) -> Path:
+    """A BENTOML_HOME in which lenet5's engines are verified, and those of OpenVINO timed."""
+    home = lenet5_everywhere.folder.parents[2]
+    run("engines", "verify", "--runtimes", "openvino,onnxruntime", "--precisions", "fp32,int8", BENTOML_HOME=str(home))
+    run("engines", "bench", "--precisions", "fp32,int8", "--batches", "1,8", "--seconds", "0.3", BENTOML_HOME=str(home))
+    return home
+
+
+def engines(client: httpx.Client) -> dict[tuple[str, str], dict[str, Any]]:
+    """What the catalogue says of lenet5's engines, by runtime and precision."""
+    (model,) = client.get("/models/lenet5").json()["models"]
+    return {(engine["runtime"], engine["precision"]): engine for engine in model["engines"]}
+
+
+def test_the_catalogue_lists_engines_and_the_fastest_faithful_one_serves(home: Path) -> None:
+    with serving(BENTOML_HOME=str(home)) as (client, _):
+        found = engines(client)
+        assert found.keys() == set(product(("openvino", "onnxruntime"), PRECISIONS))
+        assert all(engine["fidelity"]["agreement"] >= 0.99 for engine in found.values())
+        problem = found["onnxruntime", "fp32"]["problem"]
+        assert problem.startswith("not timed here: python -m engines bench lenet5:")
+        rates = {
+            precision: {row["batch"]: row["images_per_s"] for row in found["openvino", precision]["benchmark"]}
+            for precision in PRECISIONS
+        }
+        answer = client.post("/classify?model=lenet5", content=DIGIT.read_bytes()).json()
+        assert (answer["runtime"], answer["precision"]) == ("openvino", max(rates, key=lambda name: rates[name][8]))
+        (latency,) = client.get("/models/lenet5/latency").json()["models"].values()
+        assert latency["requests"] == 1
+        rows = {(row["runtime"], row["precision"], row["batch"]) for row in latency["benchmark"]}
+        assert rows == {("openvino", precision, batch) for precision in PRECISIONS for batch in (1, 8)}
+
+
+@pytest.mark.parametrize(("runtime", "precision"), [("onnxruntime", "int8"), ("torch", "fp32")])
+def test_an_engine_that_is_asked_for_serves(home: Path, runtime: str, precision: str) -> None:
+    with serving(BENTOML_HOME=str(home), CONVSERVE_RUNTIME=runtime, CONVSERVE_PRECISION=precision) as (client, _):
+        answer = client.post("/classify?model=lenet5", content=DIGIT.read_bytes()).json()
+        assert (answer["runtime"], answer["precision"]) == (runtime, precision)
+        assert answer["predictions"][0]["label"] == "7"
+        assert (runtime, precision) not in engines(client) or engines(client)[runtime, precision]["problem"]
+
+
+def test_a_precision_that_was_not_published_is_reported_and_the_server_lives(
+    lenet5: PublishedModel,
+) -> None:
+    with serving(CONVSERVE_PRECISION="int8") as (client, _):
+        (model,) = client.get("/models/lenet5").json()["models"]
+        assert model["status"] == "failed"
+        remedy = "has no int8: python -m training publish CHECKPOINT --precisions fp32,int8"
+        assert remedy in model["error"]
+        refused = client.post("/classify?model=lenet5", content=DIGIT.read_bytes())
+        assert refused.status_code == 503
+        assert remedy in refused.json()["detail"]
