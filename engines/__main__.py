@@ -1,4 +1,4 @@
-"""Published models: `list` them, `verify` engines against torch, `bench` them without HTTP, draw their `roofline`."""
+"""Published models: `list` them, `verify` and `bench` their engines, a `table` and a `roofline` of what was found."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from engines.manifest import ManifestError
 from engines.records import Speed
 from engines.runtime import EngineSpec, Measured
 from engines.store import PublishedModel
+from engines.table import table
 from engines.verify import verify
 
 
@@ -27,7 +28,8 @@ def main() -> None:
     verify_parser = commands.add_parser("verify", help="compare engines with torch, and keep what was found")
     bench_parser = commands.add_parser("bench", help="latency, images a second and memory of engines, in turn")
     roofline_parser = commands.add_parser("roofline", help="draw what bounds the engines that bench timed")
-    for subparser in (verify_parser, bench_parser, roofline_parser):
+    table_parser = commands.add_parser("table", help="what verify and bench found, as Markdown")
+    for subparser in (verify_parser, bench_parser, roofline_parser, table_parser):
         subparser.add_argument("names", nargs="*", metavar="NAME", help="tag or architecture (default: all)")
     for subparser in (verify_parser, bench_parser):
         subparser.add_argument("--runtimes", type=runtimes, default="openvino", help="by commas (default: %(default)s)")
@@ -49,7 +51,9 @@ def main() -> None:
             tags = ", ".join(model.manifest.tag for model in models)
             parser.error(f"{name} is not published; there are {tags or 'none'}")
     wanted = [model for model in models if not options.names or names_of(model) & set(options.names)]
-    command = {"verify": verify_command, "bench": bench_command, "roofline": roofline_command}[options.command]
+    command = {"verify": verify_command, "bench": bench_command, "roofline": roofline_command, "table": table_command}[
+        options.command
+    ]
     sys.exit(command(wanted, options))
 
 
@@ -144,6 +148,12 @@ def print_table(title: str, speeds: list[Speed]) -> None:
         )
 
 
+def table_command(models: list[PublishedModel], _: argparse.Namespace) -> int:
+    """Print the table."""
+    print(table(models))
+    return 0
+
+
 def roofline_command(models: list[PublishedModel], options: argparse.Namespace) -> int:
     """Draw, and print a line an engine."""
     from engines.roofline import bound, draw, measured
@@ -158,6 +168,8 @@ def roofline_command(models: list[PublishedModel], options: argparse.Namespace) 
         print(f"written: {path}")
     return 0
 
+
+COMMANDS = {"verify": verify_command, "bench": bench_command, "table": table_command, "roofline": roofline_command}
 
 if __name__ == "__main__":
     main()

@@ -86,3 +86,22 @@ def test_bytes_moved_are_weights_once_and_activations_by_image(lenet5: Published
     assert 2 * one - two == sum(layer.param_bytes for layer in layers)
     assert bytes_moved(cost, "int8", 1) == one / 4
     assert cost.intensity == pytest.approx(2 * cost.macs / one, abs=0.01)
+
+
+def test_the_table_has_what_was_found(run: Run, lenet5: PublishedModel) -> None:
+    run("engines", "verify", "lenet5")
+    run("engines", "bench", "lenet5", "--precisions", "fp32", "--batches", "8", "--seconds", "0.03")
+    heads, _, cells = (
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in run("engines", "table", "lenet5").stdout.splitlines()[2:]
+    )
+    row = dict(zip(heads, cells, strict=True))
+    assert row["model"] == "`lenet5`"
+    assert row["input"] == "1x32x32"
+    assert float(row["top-1 of torch fp32"].rstrip("%")) > 95
+    assert float(row["openvino fp32: images/s"].replace(",", "")) > 0
+    assert row["openvino int8: images/s"] == row["times onnxruntime fp32"] == "-"
+    assert row["`auto` takes"] == "openvino fp32"
+    record = records.find(lenet5, "openvino", "fp32")
+    assert record
+    assert record.problem is None
