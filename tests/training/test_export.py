@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,17 @@ def difference(build_net: Callable[[int], nn.Module], entry: Input, path: Path) 
 )
 def test_a_shallow_one_of_a_deep_class(build_net: Callable[[int], nn.Module], digits: DataSet, tmp_path: Path) -> None:
     assert difference(build_net, quick_input("resnet20_cifar", digits), tmp_path / "model.onnx") <= TOLERANCE
+
+
+def test_local_response_normalisation_is_one_operator(digits: DataSet, tmp_path: Path) -> None:
+    def net(classes: int) -> nn.Module:
+        norm = nn.LocalResponseNorm(5, alpha=5e-3, beta=0.75, k=2)
+        return nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.Flatten(), nn.Linear(8 * 30 * 30, classes))
+
+    assert difference(net, quick_input("resnet20_cifar", digits), tmp_path / "model.onnx") <= TOLERANCE
+    operators = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert operators.count("LRN") == 1
+    assert "Pow" not in operators
 
 
 @pytest.mark.slow
