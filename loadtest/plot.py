@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
+from matplotlib.collections import PathCollection
 
 from loadtest.compare import Load, Row
 
@@ -16,19 +16,21 @@ mpl.use("Agg")
 
 def accuracy_against_compute(rows: list[Row], load: Load, path: Path) -> None:
     """Held-out top-1, where it is known, against MACs, as PNG; the area of a ball grows with the parameters."""
-    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(10, 5), layout="constrained")
     for row in rows:
         model = row.model
         if model.top1 is None:
             continue
         area = 40 + model.params / 40_000  # points squared
         place = (model.macs, 100 * model.top1)
-        axes.scatter(*place, s=area, alpha=0.6, edgecolors="black")
-        note = f"{model.name}\n{model.params / 1e6:.2f} M parameters\np50 {row.median('p50_ms'):.0f} ms"
-        below = (0, -4 - math.sqrt(area / math.pi))
-        axes.annotate(note, place, below, textcoords="offset points", ha="center", va="top", fontsize=8)
+        note = f"{model.name}: {model.params / 1e6:.2f} M parameters, p50 {row.median('p50_ms'):.0f} ms"
+        axes.scatter(*place, s=area, alpha=0.6, edgecolors="black", label=note)
+    legend = figure.legend(loc="outside right upper", fontsize=8)
+    for handle in legend.legend_handles:
+        if isinstance(handle, PathCollection):
+            handle.set_sizes([40])
     axes.set_xscale("log")
-    axes.margins(x=0.25, y=0.6)
+    axes.margins(x=0.15, y=0.3)
     axes.set_xlabel("multiply-accumulates an image, at the input that these weights take")
     axes.set_ylabel("held-out top-1, %")
     axes.set_title("Accuracy against compute; the area of a ball grows with the parameters")
