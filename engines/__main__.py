@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from engines import bench, records, store
+from engines import bench, peak, records, store
 from engines.engine import EngineError
 from engines.manifest import ManifestError
 from engines.records import Speed
@@ -32,7 +32,9 @@ def main() -> None:
     for subparser in (verify_parser, bench_parser, roofline_parser, table_parser):
         subparser.add_argument("names", nargs="*", metavar="NAME", help="tag or architecture (default: all)")
     for subparser in (verify_parser, bench_parser):
-        subparser.add_argument("--runtimes", type=runtimes, default="openvino", help="by commas (default: %(default)s)")
+        subparser.add_argument(
+            "--runtimes", type=runtimes, default="openvino,onnxruntime", help="by commas (default: %(default)s)"
+        )
         subparser.add_argument("--precisions", default="all", help="by commas (default: all there are)")
     bench_parser.add_argument("--batches", type=positives, default="1,8,16,32", help="default: %(default)s")
     bench_parser.add_argument("--streams", type=positives, default="1", help="of OpenVINO (default: %(default)s)")
@@ -51,10 +53,7 @@ def main() -> None:
             tags = ", ".join(model.manifest.tag for model in models)
             parser.error(f"{name} is not published; there are {tags or 'none'}")
     wanted = [model for model in models if not options.names or names_of(model) & set(options.names)]
-    command = {"verify": verify_command, "bench": bench_command, "roofline": roofline_command, "table": table_command}[
-        options.command
-    ]
-    sys.exit(command(wanted, options))
+    sys.exit(COMMANDS[options.command](wanted, options))
 
 
 def names_of(model: PublishedModel) -> set[str]:
@@ -107,6 +106,7 @@ def bench_command(models: list[PublishedModel], options: argparse.Namespace) -> 
     """Print a table a model, or JSON, a row an engine and batch size; keep what was found; 1 if a model has no row."""
     failed = 0
     rows: list[Speed] = []
+    highest = peak.measure()
     for model in models:
         engines = list(product(options.runtimes, precisions(options.precisions, model)))
         modes = list(product(options.streams, options.threads or [None]))
@@ -116,7 +116,7 @@ def bench_command(models: list[PublishedModel], options: argparse.Namespace) -> 
             for mode in (modes if runtime == "openvino" else [(1, None)])
         ]
         try:
-            speeds = bench.bench(model, specs, options.batches, options.seconds)
+            speeds = bench.bench(model, specs, options.batches, options.seconds, highest)
         except (EngineError, ManifestError) as error:
             print(f"error: {error}", file=sys.stderr)
             failed = 1
@@ -135,15 +135,18 @@ def bench_command(models: list[PublishedModel], options: argparse.Namespace) -> 
 def print_table(title: str, speeds: list[Speed]) -> None:
     """Shares are of this machine's peaks: of multiply-accumulates a second, and of memory's bandwidth."""
     print(f"\n{title}")
-    print("runtime       precision streams threads batch  images/s   p50 ms   p99 ms  GMAC/s  share  memory's     MB")
+    print(
+        "runtime       precision streams threads batch images/s   p50 ms   p99 ms  runs  GMAC/s  share  memory's     MB"
+    )
     for speed in speeds:
         compute, bandwidth = (
             "-" if share is None else f"{share:.0%}" for share in (speed.of_compute, speed.of_bandwidth)
         )
+        memory = "-" if speed.memory_mb is None else f"{speed.memory_mb:.0f}"
         print(
             f"{speed.runtime:13} {speed.precision:9} {speed.streams:7} {speed.threads or 'auto':>7} {speed.batch:5}"
-            f" {speed.images_per_s:9.1f} {speed.p50_ms:8.2f} {speed.p99_ms:8.2f} {speed.gmacs_per_s:7.2f} {compute:>6}"
-            f" {bandwidth:>9} {speed.memory_mb:6.0f}",
+            f" {speed.images_per_s:8.1f} {speed.p50_ms:8.2f} {speed.p99_ms:8.2f} {speed.runs:5}"
+            f" {speed.gmacs_per_s:7.1f} {compute:>6} {bandwidth:>9} {memory:>6}",
             flush=True,
         )
 
@@ -156,15 +159,18 @@ def table_command(models: list[PublishedModel], _: argparse.Namespace) -> int:
 
 def roofline_command(models: list[PublishedModel], options: argparse.Namespace) -> int:
     """Draw, and print a line an engine."""
-    from engines.roofline import bound, draw, measured
+    try:
+        from engines.roofline import bound, draw, measured
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {error}: pip install '.[training]'")
 
-    speeds = measured(models)
-    if not speeds:
-        print("error: nothing is measured here: python -m engines bench", file=sys.stderr)
-        return 1
+    highest = peak.kept()
+    speeds = measured(models, highest) if highest else []
+    if not highest or not speeds:
+        sys.exit("error: nothing is measured here: python -m engines bench")
     for speed in speeds:
         print(f"{speed.tag:40} {speed.precision:5} {speed.gmacs_per_s:7.1f} GMAC/s: {bound(speed)}")
-    for path in draw(models, speeds, options.out):
+    for path in draw(models, speeds, highest, options.out):
         print(f"written: {path}")
     return 0
 

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.engine import Engine, EngineError
+from engines.machine import accelerator
 from engines.memory import added_mb
-from engines.peak import Peak, peak
+from engines.peak import Peak
 from engines.records import Speed
 from engines.runtime import EngineSpec, open_engine
 from engines.store import PublishedModel
@@ -19,7 +20,9 @@ from engines.store import PublishedModel
 ROUNDS = 3
 
 
-def bench(model: PublishedModel, specs: Sequence[EngineSpec], batches: Sequence[int], seconds: float) -> list[Speed]:
+def bench(
+    model: PublishedModel, specs: Sequence[EngineSpec], batches: Sequence[int], seconds: float, peak: Peak
+) -> list[Speed]:
     """Time each engine for `seconds` at each batch size, after a warm-up.
 
     In three rounds, in each of which every engine has its turn. Engines that cannot be opened are told on stderr;
@@ -36,38 +39,38 @@ def bench(model: PublishedModel, specs: Sequence[EngineSpec], batches: Sequence[
     if not opened:
         raise EngineError(f"{model.manifest.tag}: none of these engines can be opened")
     memory = {spec: added_mb(model, spec, max(batches)) for spec in opened}
-    highest = peak()
     times: dict[tuple[EngineSpec, int], list[float]] = {(spec, batch): [] for batch in batches for spec in opened}
     for _ in range(ROUNDS):
         for spec, batch in times:
             run_for(opened[spec], pixels[batch], seconds / ROUNDS / 10)
             times[spec, batch] += run_for(opened[spec], pixels[batch], seconds / ROUNDS)
     return [
-        speed_of(model, spec, memory[spec], highest, batch, np.array(times[spec, batch]))
+        speed_of(model, spec, memory[spec], peak, batch, np.array(times[spec, batch]))
         for spec in opened
         for batch in batches
     ]
 
 
 def speed_of(
-    model: PublishedModel, spec: EngineSpec, memory_mb: float, highest: Peak, batch: int, taken: NDArray[np.float64]
+    model: PublishedModel, spec: EngineSpec, memory_mb: float | None, peak: Peak, batch: int, taken: NDArray[np.float64]
 ) -> Speed:
     """What the seconds that each batch has taken amount to."""
     cost = model.manifest.complexity
     p50, p99 = np.percentile(taken, (50, 99))
-    images_per_s = batch * len(taken) / taken.sum()
-    shares = highest.shares(cost, spec.precision, batch, images_per_s)
+    images_per_s = batch / float(p50)
+    on_gpu = spec.runtime.startswith("torch") and accelerator()
+    shares = None if on_gpu else peak.shares(cost, spec.precision, batch, images_per_s)
     return Speed(
         tag=model.manifest.tag,
         **spec._asdict(),
         batch=batch,
-        images_per_s=round(images_per_s, 1),
-        p50_ms=round(p50 * 1e3, 3),
-        p99_ms=round(p99 * 1e3, 3),
-        gmacs_per_s=round(images_per_s * cost.macs / 1e9, 2),
-        of_compute=shares and round(shares[0], 3),
-        of_bandwidth=shares and round(shares[1], 3),
-        memory_mb=round(memory_mb, 1),
+        images_per_s=images_per_s,
+        p50_ms=p50 * 1e3,
+        p99_ms=p99 * 1e3,
+        gmacs_per_s=images_per_s * cost.macs / 1e9,
+        of_compute=shares and shares[0],
+        of_bandwidth=shares and shares[1],
+        memory_mb=memory_mb,
         runs=len(taken),
     )
 

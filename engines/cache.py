@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,32 +28,37 @@ def cached(
     nothing can be written, it is built each time.
     """
     path = store.root().parent / "convserve-engines" / hashlib.sha256("\n".join(key).encode()).hexdigest()
-    name = " ".join(key)
-    try:
-        with files.locked(path.with_suffix(".lock")):
-            content = read(path)
-            if content is not None:
-                try:
-                    return load(content)
-                except RuntimeError as error:
-                    logger.warning("%s: what was compiled cannot be read, and is compiled again: %s", name, error)
-            compiled = build()
-            data = dump(compiled)
-            files.write(path, hashlib.sha256(data).digest() + data)
-            return compiled
-    except OSError as error:
-        logger.warning("%s: what is compiled cannot be kept: %s", name, error)
-        return build()
+    if (found := read(path, load)) is not None:
+        return found
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(files.locked(path.with_suffix(".lock")))
+        except OSError as error:
+            logger.warning("what is compiled cannot be kept: %s", error)
+            return build()
+        if (found := read(path, load)) is not None:  # another has built it meanwhile
+            return found
+        compiled = build()
+        data = dump(compiled)
+        try:
+            files.write(path, hashlib.sha256(data).digest(), data)
+        except OSError as error:
+            logger.warning("what is compiled cannot be kept: %s", error)
+        return compiled
 
 
-def read(path: Path) -> bytes | None:
-    """An entry's content; None if there is none, or it is not what was written."""
+def read(path: Path, load: Callable[[bytes], Compiled]) -> Compiled | None:
+    """What an entry holds; None if there is none, or it is not what was written, or cannot be loaded."""
     try:
         entry = path.read_bytes()
-    except FileNotFoundError:
+    except OSError:
         return None
     digest, content = entry[:DIGEST_BYTES], entry[DIGEST_BYTES:]
     if hashlib.sha256(content).digest() != digest:
         logger.warning("%s is damaged, and is compiled again", path)
         return None
-    return content
+    try:
+        return load(content)
+    except RuntimeError as error:
+        logger.warning("%s cannot be read, and is compiled again: %s", path, error)
+        return None

@@ -9,7 +9,6 @@ from typing import Literal
 from engines.records import EngineRecord, Speed
 from engines.runtime import EngineSpec, Runtime
 
-BATCH = 8
 STREAMS_GAIN = 1.1  # less is no reason to give a single image only a part of the threads
 logger = logging.getLogger("bentoml.convserve")
 
@@ -18,8 +17,8 @@ def choose(records: Sequence[EngineRecord], runtime: Runtime | Literal["auto"], 
     """What is asked for; for what is "auto", the fastest that is known to be faithful.
 
     `records` are those of one model. Of the engines that `python -m engines verify` found faithful and `bench` has
-    timed, it is the one with the most images a second at the largest batch up to 8, with several streams only if they
-    gain more than a tenth; where there are none, OpenVINO and fp32.
+    timed, it is the one with the most images a second at batch 8, with several streams only if they gain more than a
+    tenth; where there are none, OpenVINO and fp32.
     """
     asked = "auto" not in {runtime, precision}
     meant = [
@@ -28,12 +27,10 @@ def choose(records: Sequence[EngineRecord], runtime: Runtime | Literal["auto"], 
     for record in meant:
         if record.problem and not asked:
             logger.info("%s: not %s in %s: %s", record.tag, record.runtime, record.precision, record.problem)
-    good = [record for record in meant if asked or not record.problem]
-    speeds = [speed for record in good for speed in record.speeds if speed.batch <= BATCH]
+    speeds = [speed for record in meant if asked or not record.problem for speed in record.decisive]
     if not speeds:
         return EngineSpec("openvino" if runtime == "auto" else runtime, "fp32" if precision == "auto" else precision)
-    largest = max(speed.batch for speed in speeds)
-    fastest = max((speed for speed in speeds if speed.batch == largest), key=rate)
+    fastest = max(speeds, key=rate)
     return EngineSpec(fastest.runtime, fastest.precision, fastest.streams, fastest.threads)
 
 

@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def write(path: Path, data: bytes) -> None:
+def write(path: Path, *parts: bytes) -> None:
     """Write a file that a reader sees as it was, or whole; folders that are missing are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}.", delete=False) as file:
         try:
-            file.write(data)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
             os.replace(file.name, path)

@@ -29,7 +29,7 @@ class ManifestError(Exception):
 class Record(BaseModel):
     """Immutable, and strict about what it knows: a field that is not declared is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class LayerCost(Record):

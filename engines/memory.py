@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
@@ -11,15 +14,21 @@ from engines.runtime import EngineSpec, open_engine
 from engines.store import PublishedModel
 
 
-def added_mb(model: PublishedModel, spec: EngineSpec, batch: int) -> float:
-    """What opening the engine, and an inference of `batch` images, adds to a process, in MB."""
+def added_mb(model: PublishedModel, spec: EngineSpec, batch: int) -> float | None:
+    """What opening the engine, and an inference of `batch` images, adds to a process, in MB; None if it dies."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(grown_mb, model, spec, batch).result()
+        try:
+            return pool.submit(grown_mb, model, spec, batch).result()
+        except BrokenProcessPool as error:
+            print(f"memory of {model.manifest.tag} in {spec.precision}: {error}", file=sys.stderr)
+            return None
 
 
 def grown_mb(model: PublishedModel, spec: EngineSpec, batch: int) -> float:
-    """By how much this process grew; its library is not counted."""
-    import_module(f"engines.{spec.runtime.removesuffix('_compile')}")
+    """By how much this process grew; importing the library is not counted."""
+    module = import_module(f"engines.{spec.runtime.removesuffix('_compile')}")
+    if spec.runtime == "openvino":
+        module.supported(spec.precision)  # loads what any engine needs
     before = resident_mb()
     engine = open_engine(model, spec, (batch,))
     grown = resident_mb() - before
@@ -30,4 +39,4 @@ def grown_mb(model: PublishedModel, spec: EngineSpec, batch: int) -> float:
 def resident_mb() -> float:
     """Memory of this process, in MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 1e6
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6

@@ -30,5 +30,8 @@ class ONNXRuntimeEngine:
 
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Logits, (N, classes), of pixels, (N, height, width, channels)."""
-        logits: NDArray[np.float32] = self._session.run(None, {"pixels": pixels})[0]
+        try:
+            logits: NDArray[np.float32] = self._session.run(None, {"pixels": pixels})[0]
+        except Exception as error:  # its errors have no common class of their own
+            raise RuntimeError(f"onnxruntime: {error}") from error
         return logits

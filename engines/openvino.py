@@ -73,6 +73,9 @@ class OpenVINOEngine:
             )
         except RuntimeError as error:
             raise EngineError(f"openvino cannot compile {onnx}: {error}") from error
+        runs_in = compiled.get_property("NUM_STREAMS"), compiled.get_property("INFERENCE_NUM_THREADS")
+        if runs_in != (streams, threads or runs_in[1]):
+            raise EngineError("openvino would run in {} streams and {} threads on this processor".format(*runs_in))
         self._requests = [compiled.create_infer_request() for _ in range(streams)]
 
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
+from math import isfinite
 from pathlib import Path
 from typing import get_args
 
 from pydantic import ValidationError
 
 from engines import files, manifest, store
-from engines.machine import processor
+from engines.machine import accelerator, processor
 from engines.manifest import Record
 from engines.runtime import Measured
 from engines.store import PublishedModel
 
 TOP1_LOST = 0.005  # more than that is too much
 AGREEING = 0.99  # less than that is too little
+BATCH = 8  # at which engines are compared
+logger = logging.getLogger("bentoml.convserve")
 
 
 class Fidelity(Record):
@@ -38,6 +43,8 @@ class Fidelity(Record):
     @property
     def problem(self) -> str | None:
         """Why these answers are not good enough to be given unasked."""
+        if not isfinite(self.logit_error):
+            return "some of its logits are no numbers"
         if self.agreement < AGREEING:
             on = "images" if self.top1 is not None else "sample pictures"
             return f"it agrees with torch on {self.agreement:.1%} of {self.images} {on}"
@@ -49,9 +56,9 @@ class Fidelity(Record):
 class Speed(Record):
     """One engine on batches of one size, one after another.
 
-    Percentiles are of a batch's latency; `images_per_s` and `gmacs_per_s` (10^9 multiply-accumulates) are over all
-    `runs`. `of_compute` and `of_bandwidth` are shares of this machine's peaks, None where the precision has none;
-    `memory_mb` is what opening the engine, and an inference of the largest batch, adds to a process.
+    Percentiles are of a batch's latency; `images_per_s` and `gmacs_per_s` (10^9 multiply-accumulates) are those of its
+    median. `of_compute` and `of_bandwidth` are shares of this machine's peaks in OpenVINO, None where the precision has
+    none; `memory_mb` is what opening the engine, and an inference of the largest batch timed, adds to a process.
     """
 
     tag: str
@@ -66,7 +73,7 @@ class Speed(Record):
     gmacs_per_s: float
     of_compute: float | None
     of_bandwidth: float | None
-    memory_mb: float
+    memory_mb: float | None
     runs: int
 
 
@@ -87,9 +94,20 @@ class EngineRecord(Record):
         """Why this engine is not taken unasked."""
         if self.fidelity is None:
             return f"not verified here: python -m engines verify {self.tag}"
-        if not self.speeds:
-            return f"not timed here: python -m engines bench {self.tag}"
+        if not self.decisive:
+            return f"not timed here at batch {BATCH}: python -m engines bench {self.tag} --batches {BATCH}"
         return self.fidelity.problem
+
+    @property
+    def decisive(self) -> tuple[Speed, ...]:
+        """The rows by which engines are compared: those of batch 8."""
+        return tuple(speed for speed in self.speeds if speed.batch == BATCH)
+
+
+@cache
+def version_of(library: str) -> str:
+    """Of what is installed; PackageNotFoundError if it is not."""
+    return version(library)
 
 
 def path_of(model: PublishedModel, runtime: Measured, precision: str) -> Path:
@@ -105,21 +123,42 @@ def key_of(model: PublishedModel, runtime: Measured, precision: str) -> tuple[st
     """File, runtime and its version, device, precision: if any of them is another, so is the engine."""
     library = runtime.removesuffix("_compile")
     file = manifest.WEIGHTS if library == "torch" else manifest.GRAPHS[precision]
-    return model.manifest.files[file].sha256, runtime, version(library), processor(), precision
+    device = (library == "torch" and accelerator()) or processor()
+    return model.manifest.files[file].sha256, runtime, version_of(library), device, precision
 
 
 def find(model: PublishedModel, runtime: Measured, precision: str) -> EngineRecord | None:
     """The record of an engine on this machine; None without a valid one, or the runtime, or the precision's file."""
     try:
         return EngineRecord.model_validate_json(path_of(model, runtime, precision).read_bytes())
-    except (OSError, ValidationError, PackageNotFoundError, KeyError):
+    except (OSError, PackageNotFoundError, KeyError):
+        return None
+    except ValidationError:
+        tag = model.manifest.tag
+        logger.warning("%s: what was found of %s in %s is no longer understood", tag, runtime, precision)
         return None
 
 
 def find_all(model: PublishedModel) -> tuple[EngineRecord, ...]:
-    """The records of every engine of a model on this machine."""
+    """The records of every engine of a model on this machine; of OpenVINO's, empty ones if nothing was found yet."""
     engines = product(get_args(Measured), manifest.GRAPHS)
-    return tuple(record for engine in engines if (record := find(model, *engine)))
+    found = [record for engine in engines if (record := find(model, *engine))]
+    known = {record.precision for record in found if record.runtime == "openvino"}
+    empty = [record_of(model, "openvino", name) for name in model.manifest.precisions if name not in known]
+    return (*found, *empty)
+
+
+def record_of(model: PublishedModel, runtime: Measured, precision: str) -> EngineRecord:
+    """An engine's record, in which nothing was found yet."""
+    file_sha256, _, runtime_version, device, _ = key_of(model, runtime, precision)
+    return EngineRecord(
+        tag=model.manifest.tag,
+        file_sha256=file_sha256,
+        runtime=runtime,
+        runtime_version=runtime_version,
+        device=device,
+        precision=precision,
+    )
 
 
 def keep(
@@ -130,19 +169,11 @@ def keep(
     fidelity: Fidelity | None = None,
     speeds: Sequence[Speed] = (),
 ) -> EngineRecord:
-    """Write an engine's record; what is not given, or not measured this time, stays as it was."""
-    file_sha256, _, runtime_version, device, _ = key_of(model, runtime, precision)
-    before = find(model, runtime, precision)
-    rows = {(row.streams, row.threads, row.batch): row for row in (*(before.speeds if before else ()), *speeds)}
-    record = EngineRecord(
-        tag=model.manifest.tag,
-        file_sha256=file_sha256,
-        runtime=runtime,
-        runtime_version=runtime_version,
-        device=device,
-        precision=precision,
-        fidelity=fidelity or (before.fidelity if before else None),
-        speeds=tuple(rows.values()),
-    )
-    files.write(path_of(model, runtime, precision), record.model_dump_json(indent=1).encode())
+    """Write an engine's record; what is not given stays as it was. Rows are replaced, all of them."""
+    path = path_of(model, runtime, precision)
+    changes = ({"fidelity": fidelity} if fidelity else {}) | ({"speeds": tuple(speeds)} if speeds else {})
+    with files.locked(path.with_suffix(".lock")):
+        before = find(model, runtime, precision) or record_of(model, runtime, precision)
+        record = before.model_copy(update=changes)
+        files.write(path, record.model_dump_json(indent=1).encode())
     return record

@@ -10,9 +10,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from engines import records
-from engines.choose import BATCH
-from engines.peak import Peak, bytes_moved, peak
-from engines.records import Speed
+from engines.peak import Peak, bytes_moved
+from engines.records import BATCH, Speed
 from engines.store import PublishedModel
 
 mpl.use("Agg")
@@ -20,17 +19,16 @@ LITTLE = 0.25  # an engine that uses less of either peak spends its time elsewhe
 MARKERS = {"fp32": ("o", "tab:blue"), "bf16": ("s", "tab:orange"), "int8": ("^", "tab:green")}
 
 
-def measured(models: Sequence[PublishedModel]) -> list[Speed]:
-    """OpenVINO's rows of one stream and all threads, at the largest batch up to 8, by precision."""
-    found = []
-    for model in models:
-        for precision in MARKERS:
-            record = records.find(model, "openvino", precision)
-            rows = [row for row in record.speeds if row.batch <= BATCH] if record else []
-            rows = [row for row in rows if (row.streams, row.threads) == (1, None)]
-            if rows:
-                found.append(max(rows, key=lambda row: row.batch))
-    return found
+def measured(models: Sequence[PublishedModel], peak: Peak) -> list[Speed]:
+    """OpenVINO's rows of one stream and all threads, at batch 8, of precisions whose peak is known."""
+    rows = [
+        row
+        for model in models
+        for precision in MARKERS
+        if precision in peak.gmacs_per_s and (record := records.find(model, "openvino", precision))
+        for row in record.decisive
+    ]
+    return [row for row in rows if (row.streams, row.threads) == (1, None)]
 
 
 def bound(speed: Speed) -> str:
@@ -45,12 +43,12 @@ def bound(speed: Speed) -> str:
     return f"by memory: {speed.of_bandwidth:.0%} of its bandwidth"
 
 
-def draw(models: Sequence[PublishedModel], speeds: Sequence[Speed], path: Path) -> list[Path]:
+def draw(models: Sequence[PublishedModel], speeds: Sequence[Speed], peak: Peak, path: Path) -> list[Path]:
     """Write the picture of these speeds as PNG and SVG; the paths."""
     costs = {model.manifest.tag: model.manifest.complexity for model in models}
-    highest = peak()
     figure, axes = plt.subplots(figsize=(10, 7), layout="constrained")
-    for precision, (marker, colour) in MARKERS.items():
+    for precision in peak.gmacs_per_s:
+        marker, colour = MARKERS[precision]
         rows = [speed for speed in speeds if speed.precision == precision]
         intensities = [
             speed.batch * costs[speed.tag].macs / bytes_moved(costs[speed.tag], precision, speed.batch)
@@ -58,7 +56,7 @@ def draw(models: Sequence[PublishedModel], speeds: Sequence[Speed], path: Path) 
         ]
         heights = [speed.gmacs_per_s for speed in rows]
         axes.plot(intensities, heights, marker, color=colour, label=precision)
-        roof(axes, highest, precision, colour)
+        roof(axes, peak, precision, colour)
         for speed, intensity in zip(rows, intensities, strict=True):
             name, place = speed.tag.partition(":")[0], (intensity, speed.gmacs_per_s)
             axes.annotate(name, place, textcoords="offset points", xytext=(5, 3), fontsize=7)
@@ -67,11 +65,11 @@ def draw(models: Sequence[PublishedModel], speeds: Sequence[Speed], path: Path) 
         yscale="log",
         xlabel="multiply-accumulates per byte moved (weights once a batch, activations in and out of each layer)",
         ylabel="10⁹ multiply-accumulates a second",
-        title=f"OpenVINO at batch {BATCH} on {highest.device}",
+        title=f"OpenVINO at batch {BATCH} on {peak.device}",
     )
     axes.grid(which="both", alpha=0.2)
     axes.legend()
-    paths = [path.with_name(f"{path.name}{ending}") for ending in (".png", ".svg")]
+    paths = [path.with_suffix(ending) for ending in (".png", ".svg")]
     for written in paths:
         written.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(written, dpi=120)
@@ -79,8 +77,8 @@ def draw(models: Sequence[PublishedModel], speeds: Sequence[Speed], path: Path) 
     return paths
 
 
-def roof(axes: Axes, highest: Peak, precision: str, colour: str) -> None:
+def roof(axes: Axes, peak: Peak, precision: str, colour: str) -> None:
     """The line below which this precision stays."""
-    top = highest.gmacs_per_s[precision]
-    ridge = top / highest.gb_per_s
+    top = peak.gmacs_per_s[precision]
+    ridge = top / peak.gb_per_s
     axes.plot([ridge / 1000, ridge, ridge * 100], [top / 1000, top, top], color=colour, alpha=0.6)

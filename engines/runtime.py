@@ -34,11 +34,10 @@ def open_engine(model: PublishedModel, spec: EngineSpec, batches: Sequence[int] 
     entry.check_files(model.folder)
     try:
         engine = make_engine(model, spec)
-    except ModuleNotFoundError as error:
-        raise EngineError(f"{spec.runtime} is not installed here ({error}): pip install '.[training]'") from error
-    try:
         for batch in batches:
             logits = engine.infer(np.zeros((batch, *entry.preprocess.shape), np.uint8))
+    except ModuleNotFoundError as error:
+        raise EngineError(f"{spec.runtime} is not installed here ({error}): pip install '.[training]'") from error
     except RuntimeError as error:
         raise EngineError(f"{spec.runtime} cannot run {entry.tag}: {error}") from error
     if logits.shape != (batch, len(entry.labels)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import shutil
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.models import ModelStore
 
 from engines import manifest
+from engines.files import locked
 from engines.manifest import Manifest, ManifestError
 
 logger = logging.getLogger("convserve.store")
@@ -63,9 +63,7 @@ def staging() -> Iterator[Path]:
     What a killed publisher left there is removed by the next: the lock goes with the process that held it.
     """
     folder = root().parent / "convserve-staging"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder / "lock"):
         work = folder / "work"
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()

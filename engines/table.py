@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engines import records
-from engines.choose import BATCH, choose
+from engines.choose import choose
 from engines.machine import processor
-from engines.records import EngineRecord
+from engines.records import BATCH, EngineRecord
 from engines.runtime import EngineSpec
 from engines.store import PublishedModel
 
@@ -15,7 +15,7 @@ BASE = "onnxruntime fp32"  # what one would have without us
 LOWER = ("openvino bf16", "openvino int8")
 TIMED = ("torch fp32", "torch_compile fp32", BASE, "openvino fp32", *LOWER)
 HEAD = (
-    *("model", "input", "top-1 of torch fp32"),
+    *("model", "data", "input", "top-1 of torch fp32"),
     *(f"{engine}: {what}" for engine in LOWER for what in ("top-1", "agrees")),
     *(f"{engine}: images/s" for engine in TIMED),
     *("`auto` takes", f"times {BASE}"),
@@ -24,8 +24,8 @@ HEAD = (
 
 def table(models: Sequence[PublishedModel]) -> str:
     """A row a model: accuracy and agreement by precision, images a second by engine, and which one `auto` takes."""
-    lines = [HEAD, ("---", "---", *["---:"] * (len(HEAD) - 4), "---", "---:"), *map(row, models)]
-    title = f"Images a second at batch {BATCH}, each engine in its turn. {processor()}."
+    lines = [HEAD, ("---", "---", "---", *["---:"] * (len(HEAD) - 5), "---", "---:"), *map(row, models)]
+    title = f"Images a second at batch {BATCH}, as each engine was last timed. {processor()}."
     return "\n".join([title, "", *(f"| {' | '.join(cells)} |" for cells in lines)])
 
 
@@ -39,6 +39,7 @@ def row(model: PublishedModel) -> tuple[str, ...]:
     best, base = images_per_s(found.get(name), chosen), images_per_s(found.get(BASE))
     return (
         f"`{model.manifest.architecture}`",
+        model.manifest.dataset,
         "x".join(map(str, model.manifest.complexity.input_shape)),
         percent(reference),
         *(
@@ -47,16 +48,16 @@ def row(model: PublishedModel) -> tuple[str, ...]:
             for share in ((entry.top1, entry.agreement) if entry else (None, None))
         ),
         *(number(images_per_s(found.get(engine))) for engine in TIMED),
-        name,
+        name if chosen.streams == 1 else f"{name}, {chosen.streams} streams",
         f"{best / base:.2f}" if best and base else "-",
     )
 
 
 def images_per_s(record: EngineRecord | None, spec: EngineSpec | None = None) -> float | None:
     """Of one engine, if it was timed: with these streams and threads, or with one stream and all threads."""
-    wanted = (spec.streams, spec.threads, BATCH) if spec else (1, None, BATCH)
-    speeds = record.speeds if record else ()
-    return next((speed.images_per_s for speed in speeds if (speed.streams, speed.threads, speed.batch) == wanted), None)
+    wanted = (spec.streams, spec.threads) if spec else (1, None)
+    speeds = record.decisive if record else ()
+    return next((speed.images_per_s for speed in speeds if (speed.streams, speed.threads) == wanted), None)
 
 
 def percent(share: float | None) -> str:

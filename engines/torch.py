@@ -61,7 +61,7 @@ class TorchEngine:
         self.module = copy.deepcopy(module).eval().to(self.device)
         self.module.net.to(DTYPES[precision]).to(memory_format=torch.channels_last)
         if compiled:
-            self.module.compile()
+            self.module.compile(isolate_recompiles=True)  # else all engines of a process share one limit of 8
         self._graphs: dict[int, Recorded] = {}
 
     @torch.inference_mode()

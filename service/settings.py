@@ -30,5 +30,10 @@ class Settings(BaseSettings):
 
     @property
     def warm_batches(self) -> list[int]:
-        """Batch sizes that an engine has run before it serves: powers of two, and the largest."""
+        """Batch sizes that an engine has run before it serves: powers of two, and the largest.
+
+        Where a request waits for the loading, one image alone.
+        """
+        if self.load == "first_use":
+            return [1]
         return sorted({2**power for power in range(self.max_batch.bit_length())} | {self.max_batch})

@@ -70,7 +70,9 @@ def test_the_catalogue_is_told_why_an_engine_is_not_chosen() -> None:
     assert FP32.problem is None
     assert record("openvino", "bf16", FAITHLESS, 1).problem == "it agrees with torch on 98.0% of 256 images"
     assert str(record("openvino", "bf16", None, 1).problem).startswith("not verified here: python -m engines verify")
-    assert str(record("openvino", "bf16", FAITHFUL).problem).startswith("not timed here: python -m engines bench")
+    assert str(record("openvino", "bf16", FAITHFUL).problem).startswith(
+        "not timed here at batch 8: python -m engines bench"
+    )
 
 
 @pytest.fixture
@@ -81,24 +83,43 @@ def model(lenet5: PublishedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: obj
 
 
 def test_records_are_of_a_version_of_the_runtime(model: PublishedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert records.find_all(model) == ()
+    assert {(found.runtime, found.precision, found.fidelity) for found in records.find_all(model)} == {
+        ("openvino", "fp32", None),
+        ("openvino", "bf16", None),
+    }
     kept = records.keep(model, "openvino", "bf16", fidelity=FAITHFUL)
-    assert records.find_all(model) == (kept,)
-    monkeypatch.setattr(records, "version", lambda _: "9999.0")
-    assert records.find_all(model) == ()
+    assert kept in records.find_all(model)
+    monkeypatch.setattr(records, "version_of", lambda _: "9999.0")
+    assert kept not in records.find_all(model)
 
 
-def test_rows_that_are_measured_again_are_replaced(model: PublishedModel) -> None:
-    def rates() -> list[tuple[int, int, float]]:
-        found = records.find(model, "openvino", "fp32")
-        assert found
-        return [(speed.streams, speed.batch, speed.images_per_s) for speed in found.speeds]
-
+def test_each_of_verify_and_bench_keeps_what_the_other_found(model: PublishedModel) -> None:
     records.keep(model, "openvino", "fp32", speeds=FP32.speeds)
-    records.keep(model, "openvino", "fp32", speeds=record("openvino", "fp32", None, 50, streams=2).speeds)
-    assert rates() == [(1, 8, 100), (2, 8, 50)]
-    records.keep(model, "openvino", "fp32", fidelity=FAITHFUL, speeds=record("openvino", "fp32", None, 70).speeds)
-    assert rates() == [(1, 8, 70), (2, 8, 50)]
+    records.keep(model, "openvino", "fp32", fidelity=FAITHFUL)
+    assert records.keep(model, "openvino", "fp32").speeds == FP32.speeds
+    again = record("openvino", "fp32", None, 50, streams=2).speeds
+    assert records.keep(model, "openvino", "fp32", speeds=again).speeds == again
+    found = records.find(model, "openvino", "fp32")
+    assert found
+    assert found.fidelity == FAITHFUL
+
+
+def test_what_is_no_longer_understood_is_as_if_never_found(
+    model: PublishedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    records.keep(model, "openvino", "fp32", fidelity=FAITHFUL)
+    path = records.path_of(model, "openvino", "fp32")
+    path.write_text(path.read_text().replace("file_sha256", "graph_sha256"))
+    assert records.find(model, "openvino", "fp32") is None
+    assert "what was found of openvino in fp32 is no longer understood" in caplog.text
+
+
+def test_logits_that_are_no_numbers_are_kept_and_said(model: PublishedModel) -> None:
+    broken = FAITHFUL.model_copy(update={"logit_error": float("nan")})
+    records.keep(model, "openvino", "fp32", fidelity=broken, speeds=FP32.speeds)
+    found = records.find(model, "openvino", "fp32")
+    assert found
+    assert found.problem == "some of its logits are no numbers"
 
 
 def test_torch_runs_the_checkpoint_in_precisions_that_no_graph_has(model: PublishedModel) -> None:

@@ -21,8 +21,10 @@ DIGIT = ROOT / "docs" / "digit.png"
 def home(run: Run, lenet5_everywhere: PublishedModel) -> Path:
     """A BENTOML_HOME in which lenet5's engines are verified, and those of OpenVINO timed."""
     home = lenet5_everywhere.folder.parents[2]
-    run("engines", "verify", "--runtimes", "openvino,onnxruntime", "--precisions", "fp32,int8", BENTOML_HOME=str(home))
-    run("engines", "bench", "--precisions", "fp32,int8", "--batches", "1,8", "--seconds", "0.3", BENTOML_HOME=str(home))
+    precisions = ("--precisions", ",".join(PRECISIONS))
+    run("engines", "verify", "--runtimes", "openvino,onnxruntime", *precisions, BENTOML_HOME=str(home))
+    batches = ("--batches", "1,8", "--seconds", "0.3")
+    run("engines", "bench", "--runtimes", "openvino", *precisions, *batches, BENTOML_HOME=str(home))
     return home
 
 
@@ -35,10 +37,11 @@ def engines(client: httpx.Client) -> dict[tuple[str, str], dict[str, Any]]:
 def test_the_catalogue_lists_engines_and_the_fastest_faithful_one_serves(home: Path) -> None:
     with serving(BENTOML_HOME=str(home)) as (client, _):
         found = engines(client)
-        assert found.keys() == set(product(("openvino", "onnxruntime"), PRECISIONS))
-        assert all(engine["fidelity"]["agreement"] >= 0.99 for engine in found.values())
+        assert found.keys() >= set(product(("openvino", "onnxruntime"), PRECISIONS))
+        assert all(found[engine]["fidelity"]["agreement"] >= 0.99 for engine in product(("openvino",), PRECISIONS))
+        assert found["openvino", "bf16"]["problem"].startswith("not verified here: python -m engines verify lenet5:")
         problem = found["onnxruntime", "fp32"]["problem"]
-        assert problem.startswith("not timed here: python -m engines bench lenet5:")
+        assert problem.startswith("not timed here at batch 8: python -m engines bench lenet5:")
         rates = {
             precision: {row["batch"]: row["images_per_s"] for row in found["openvino", precision]["benchmark"]}
             for precision in PRECISIONS
@@ -57,7 +60,6 @@ def test_an_engine_that_is_asked_for_serves(home: Path, runtime: str, precision:
         answer = client.post("/classify?model=lenet5", content=DIGIT.read_bytes()).json()
         assert (answer["runtime"], answer["precision"]) == (runtime, precision)
         assert answer["predictions"][0]["label"] == "7"
-        assert (runtime, precision) not in engines(client) or engines(client)[runtime, precision]["problem"]
 
 
 def test_a_precision_that_was_not_published_is_reported_and_the_server_lives(
