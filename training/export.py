@@ -36,6 +36,32 @@ class OneLRN(nn.Module):
         return torch.onnx.ops.symbolic("LRN", (x,), self.attributes, dtype=x.dtype, shape=x.shape)
 
 
+class PaddedMaxPool(nn.Module):
+    """Max pooling whose last windows reach beyond the map, with that much padding.
+
+    ONNX has such windows too, but OpenVINO refuses them on maps smaller than the window.
+    """
+
+    def __init__(self, pool: nn.MaxPool2d) -> None:
+        super().__init__()
+        kernel, stride, padding = pool.kernel_size, pool.stride, pool.padding
+        assert isinstance(kernel, int)
+        assert isinstance(stride, int)
+        assert isinstance(padding, int)
+        self.kernel, self.stride, self.padding = kernel, stride, padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        edges = [edge + 2 * self.padding for edge in x.shape[2:]]
+        sizes = [-((self.kernel - edge) // self.stride) + 1 for edge in edges]  # rounded up
+        beyond = [(size - 1) * self.stride + self.kernel - edge for size, edge in zip(sizes, edges, strict=True)]
+        attributes: dict[str, Any] = {
+            "kernel_shape": [self.kernel] * 2,
+            "strides": [self.stride] * 2,
+            "pads": [self.padding, self.padding, *(self.padding + more for more in beyond)],
+        }
+        return torch.onnx.ops.symbolic("MaxPool", (x,), attributes, dtype=x.dtype, shape=(*x.shape[:2], *sizes))
+
+
 def export(module: FromPixels, preprocess: Preprocess, path: Path) -> None:
     """Write `module` as ONNX: input `pixels`, output `logits`, the batch free."""
     module = copy.deepcopy(module).eval()
@@ -43,6 +69,8 @@ def export(module: FromPixels, preprocess: Preprocess, path: Path) -> None:
         for name, child in parent.named_children():
             if isinstance(child, nn.LocalResponseNorm):
                 setattr(parent, name, OneLRN(child))
+            elif isinstance(child, nn.MaxPool2d) and child.ceil_mode:
+                setattr(parent, name, PaddedMaxPool(child))
     # two images: a batch of one would be taken for a constant
     example = torch.zeros(2, *preprocess.shape, dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)

@@ -85,7 +85,7 @@ def test_compare_prints_a_row_a_model_and_draws(run: Run, server: httpx.Client, 
     assert (cells[4], cells[5], cells[9]) == ("325,680", "60,000", "0")
     assert float(cells[8]) > 0
     with Image.open(picture) as drawn:
-        assert drawn.size == (1050, 750)
+        assert drawn.size == (1500, 750)
 
 
 @pytest.mark.parametrize("models", ["lenet6", "senet154"])

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from engines.onnxruntime import ONNXRuntimeEngine
 from engines.openvino import OpenVINOEngine
 from engines.torch import FromPixels, Normalise, TorchEngine
 from models.densenet import cifar_densenet
@@ -35,7 +36,7 @@ def after_a_step(module: FromPixels, pixels: Tensor) -> FromPixels:
             norm.momentum = 0.5
             nn.init.uniform_(norm.weight, 0.5, 1.5)
             nn.init.normal_(norm.bias, std=0.1)
-    module.train()(pixels)
+    module.train().net(module.normalise(pixels.permute(0, 3, 1, 2)))  # in training there may be several heads
     return module.eval()
 
 
@@ -76,6 +77,19 @@ def test_local_response_normalisation_is_one_operator(digits: DataSet, tmp_path:
     operators = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
     assert operators.count("LRN") == 1
     assert "Pow" not in operators
+
+
+@pytest.mark.parametrize("edge", [2, 3, 4, 5, 8])
+def test_pooling_may_reach_beyond_the_map(edge: int, digits: DataSet, tmp_path: Path) -> None:
+    def net(classes: int) -> nn.Module:
+        pools = nn.MaxPool2d(3, 2, ceil_mode=True), nn.MaxPool2d(3, 1, padding=1, ceil_mode=True)
+        return nn.Sequential(nn.AdaptiveAvgPool2d(edge), *pools, nn.Flatten(), nn.LazyLinear(classes))
+
+    path = tmp_path / "model.onnx"
+    assert difference(net, quick_input("resnet20_cifar", digits), path) <= TOLERANCE
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    by_others = ONNXRuntimeEngine(path, "fp32").infer(pixels)
+    assert np.abs(OpenVINOEngine(path, "fp32").infer(pixels) - by_others).max() <= TOLERANCE * np.abs(by_others).max()
 
 
 @pytest.mark.slow
