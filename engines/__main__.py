@@ -53,7 +53,10 @@ def main() -> None:
             tags = ", ".join(model.manifest.tag for model in models)
             parser.error(f"{name} is not published; there are {tags or 'none'}")
     wanted = [model for model in models if not options.names or names_of(model) & set(options.names)]
-    sys.exit(COMMANDS[options.command](wanted, options))
+    try:
+        sys.exit(COMMANDS[options.command](wanted, options))
+    except OSError as error:
+        sys.exit(f"error: {error}")
 
 
 def names_of(model: PublishedModel) -> set[str]:
@@ -103,7 +106,10 @@ def verify_command(models: list[PublishedModel], options: argparse.Namespace) ->
 
 
 def bench_command(models: list[PublishedModel], options: argparse.Namespace) -> int:
-    """Print a table a model, or JSON, a row an engine and batch size; keep what was found; 1 if a model has no row."""
+    """Print a table a model, or JSON, a row an engine and batch size, and keep what was found.
+
+    1 if a model has no row, or one that was asked for by its precision could not be opened.
+    """
     failed = 0
     rows: list[Speed] = []
     highest = peak.measure()
@@ -124,6 +130,8 @@ def bench_command(models: list[PublishedModel], options: argparse.Namespace) -> 
         for engine in engines:
             if of_engine := [speed for speed in speeds if (speed.runtime, speed.precision) == engine]:
                 records.keep(model, *engine, speeds=of_engine)
+            elif options.precisions != "all":
+                failed = 1
         rows += speeds
         if not options.json:
             print_table(model.manifest.tag, speeds)

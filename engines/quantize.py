@@ -6,6 +6,7 @@ Symmetric, weights per channel, biases in float: what TensorRT takes, and OpenVI
 from __future__ import annotations
 
 import logging
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,19 @@ class Pixels(CalibrationDataReader):  # type: ignore[misc]
     """Pixels, (N, height, width, channels), by the batch."""
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
-        self._batches = iter(in_batches(pixels))
+        self._batches = in_batches(pixels)
+        self.set_range(0, len(self))
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """Begin anew, with the batches of this range."""
+        self._rest = iter(self._batches[start_index:end_index])
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
         """The next batch by the name of the graph's input, or None after the last."""
-        batch = next(self._batches, None)
+        batch = next(self._rest, None)
         return None if batch is None else {"pixels": batch}
 
 
@@ -41,19 +50,25 @@ def quantize(source: Path, out: Path, pixels: NDArray[np.uint8], method: str, in
     The range of each activation is found on `pixels`, (N, height, width, channels), by `method`.
     """
     logging.disable(logging.WARNING)  # it advises on the root logger
-    quantize_static(
-        source,
-        out,
-        Pixels(pixels),
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=LAYERS,
-        nodes_to_exclude=list(in_float),
-        per_channel=True,
-        activation_type=QuantType.QInt8,
-        weight_type=QuantType.QInt8,
-        calibrate_method=METHODS[method],
-        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
-    )
+    with redirect_stdout(None):  # and tells of each step
+        quantize_static(
+            source,
+            out,
+            Pixels(pixels),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=LAYERS,
+            nodes_to_exclude=list(in_float),
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=METHODS[method],
+            extra_options={
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                "QuantizeBias": False,
+                "CalibStridedMinMax": 1,  # in every method: the activations of one batch at a time are in memory
+            },
+        )
     logging.disable(logging.NOTSET)
 
 

@@ -50,7 +50,7 @@ def publish(folder: Path, precisions: Sequence[str] = ("fp32",), calibrate: str 
     with store.staging() as stage:
         there = whole(tag)
         if there and set(precisions) <= set(there.precisions):
-            print(f"{tag} is published already")
+            print(f"{tag} is published already; to export it anew: bentoml models delete {tag}")
             return tag
         files = stage / "files"
         files.mkdir()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from engines import records
+from engines import records, store
 from engines.bench import bench
 from engines.engine import EngineError
 from engines.peak import Peak, bytes_moved
@@ -55,6 +56,23 @@ def test_the_command_prints_a_table_or_json(run: Run, lenet5: PublishedModel) ->
     record = records.find(lenet5, "openvino", "fp32")
     assert record
     assert [(speed.threads, speed.batch) for speed in record.speeds] == [(None, 4)]
+
+
+def test_a_precision_that_was_asked_for_and_is_not_there_is_a_failure(run: Run, lenet5: PublishedModel) -> None:
+    arguments = ("engines", "bench", "lenet5", "--runtimes", "openvino", "--batches", "1", "--seconds", "0.03")
+    missing = run(*arguments, "--precisions", "fp32,int8", check=False)
+    assert missing.returncode == 1
+    assert " fp32 " in missing.stdout
+    assert "left out: lenet5:mnist5k-" in missing.stderr
+
+
+def test_records_that_cannot_be_kept_are_an_error(run: Run, lenet5: PublishedModel, tmp_path: Path) -> None:
+    shutil.copytree(store.root(), tmp_path / "models")
+    (tmp_path / "convserve-records").write_text("a file where the folder would be")
+    refused = run("engines", "verify", "lenet5", "--runtimes", "openvino", check=False, BENTOML_HOME=str(tmp_path))
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith("error: ")
+    assert "convserve-records" in refused.stderr
 
 
 def test_a_model_that_is_not_published_is_named(run: Run, lenet5: PublishedModel) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from engines import manifest
 from engines.engine import EngineError
 from engines.manifest import ManifestError
+from engines.quantize import METHODS, Pixels, quantize
 from engines.runtime import graph_of
 from engines.store import PublishedModel
 from engines.verify import compare
@@ -40,6 +42,27 @@ def test_int8_is_explicit_symmetric_and_by_channel(lenet5_everywhere: PublishedM
     calibration = lenet5_everywhere.manifest.calibration
     assert calibration
     assert calibration.images == 320
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ranges_are_of_all_batches_though_one_at_a_time_is_in_memory(
+    lenet5: PublishedModel, tmp_path: Path, method: str
+) -> None:
+    bright = np.random.default_rng(0).integers(0, 256, (32, *lenet5.manifest.preprocess.shape), dtype=np.uint8)
+    dark = np.concatenate([bright, bright]) // 2
+    batches = Pixels(np.concatenate([bright, dark]))
+    batches.set_range(start_index=1, end_index=2)
+    (batch,) = batches
+    np.testing.assert_array_equal(batch["pixels"], dark[:32])
+
+    def scales(pixels: NDArray[np.uint8]) -> dict[str, float]:
+        quantize(graph_of(lenet5, "fp32"), tmp_path / "int8.onnx", pixels, method, ())
+        tensors = onnx.load(tmp_path / "int8.onnx").graph.initializer
+        return {tensor.name: onnx.numpy_helper.to_array(tensor).max() for tensor in tensors if "scale" in tensor.name}
+
+    first, last = scales(np.concatenate([bright, dark])), scales(np.concatenate([dark, bright]))
+    assert first != scales(dark)
+    assert first == pytest.approx(last, rel=0.2)
 
 
 def test_fp16_takes_pixels_and_gives_float32(lenet5_everywhere: PublishedModel) -> None:
