@@ -6,6 +6,7 @@ Symmetric, weights per channel, biases in float: what TensorRT takes, and OpenVI
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -19,7 +20,6 @@ from engines.engine import in_batches
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
     "percentile": CalibrationMethod.Percentile,
-    "entropy": CalibrationMethod.Entropy,
 }
 LAYERS = ("Conv", "Gemm")
 
@@ -74,4 +74,24 @@ def quantize(source: Path, out: Path, pixels: NDArray[np.uint8], method: str, in
 
 def layers(graph: Path) -> list[str]:
     """Names of the convolutions and linear layers of a graph, from the input on."""
-    return [node.name for node in onnx.load(graph, load_external_data=False).graph.node if node.op_type in LAYERS]
+    return [node.name for node in nodes_of(graph) if node.op_type in LAYERS]
+
+
+def gates(graph: Path) -> list[str]:
+    """Names of those that squeeze-and-excitation takes from an average to a sigmoid; empty where there is none."""
+    nodes = nodes_of(graph)
+    made_by = {output: node for node in nodes for output in node.output}
+    found = []
+    for sigmoid in (node for node in nodes if node.op_type == "Sigmoid"):
+        node = made_by[sigmoid.input[0]]
+        while node.op_type in ("Relu", *LAYERS):
+            if node.op_type in LAYERS:
+                found.append(node.name)
+            node = made_by[node.input[0]]
+    return found
+
+
+def nodes_of(graph: Path) -> Sequence[onnx.NodeProto]:
+    """Its operators, from the input on."""
+    nodes: Sequence[onnx.NodeProto] = onnx.load(graph, load_external_data=False).graph.node
+    return nodes

@@ -71,8 +71,10 @@ def export(module: FromPixels, preprocess: Preprocess, path: Path) -> None:
                 setattr(parent, name, OneLRN(child))
             elif isinstance(child, nn.MaxPool2d) and child.ceil_mode:
                 setattr(parent, name, PaddedMaxPool(child))
-    # two images: a batch of one would be taken for a constant
-    example = torch.zeros(2, *preprocess.shape, dtype=torch.uint8)
+    # two images: a batch of one would be taken for a constant; strided so that the network sees NCHW: global pooling
+    # would keep other strides by a Gather
+    height, width, channels = preprocess.shape
+    example = torch.zeros(2, channels, height, width, dtype=torch.uint8).permute(0, 2, 3, 1)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations

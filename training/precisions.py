@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from engines.manifest import Calibration
 from engines.openvino import OpenVINOEngine
 from engines.preprocess import Preprocess
-from engines.quantize import METHODS, layers, quantize
+from engines.quantize import METHODS, gates, layers, quantize
 from engines.torch import FromPixels
 from engines.verify import all_logits
 from training.export import export
@@ -32,15 +32,17 @@ def export_half(module: FromPixels, preprocess: Preprocess, path: Path) -> None:
 def export_int8(source: Path, path: Path, pixels: NDArray[np.uint8]) -> Calibration:
     """Write the graph `source` in INT8 to `path`, in the first of several ways that gives its answers.
 
-    `pixels`, (N, height, width, channels), are of training images. Tried are the ranges' calibration by least and most,
-    by percentile, by entropy; then with the first and the last layer in float. If none is good, the best is taken:
-    verification tells what it is worth.
+    `pixels`, (N, height, width, channels), are of training images. Tried are ranges by least and most, and by
+    percentile; then with the first and the last layer in float; then with the layers of squeeze-and-excitation in float
+    too, where it has some. If none is good, the best is taken: verification tells what it is worth.
     """
     expected = all_logits(OpenVINOEngine(source, "fp32"), pixels).argmax(1)
-    names = layers(source)
+    names, excitation = layers(source), gates(source)
+    ends = (names[0], names[-1])
+    ways = [(), ends, *([(*ends, *excitation)] if excitation else [])]
     best = -1.0
     with TemporaryDirectory(dir=path.parent) as folder:
-        for in_float, method in product(((), (names[0], names[-1])), METHODS):
+        for in_float, method in product(ways, METHODS):
             tried = Path(folder) / f"{method}{len(in_float)}.onnx"
             quantize(source, tried, pixels, method, in_float)
             agreement = float((all_logits(OpenVINOEngine(tried, "int8"), pixels).argmax(1) == expected).mean())

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from engines.onnxruntime import ONNXRuntimeEngine
 from engines.openvino import OpenVINOEngine
+from engines.quantize import LAYERS, gates, layers, quantize
 from engines.torch import FromPixels, Normalise, TorchEngine
 from models.densenet import cifar_densenet
 from models.preact_resnet import PreActBasicBlock, PreActResNet
@@ -66,6 +67,20 @@ def difference(build_net: Callable[[int], nn.Module], entry: Input, path: Path) 
 )
 def test_a_shallow_one_of_a_deep_class(build_net: Callable[[int], nn.Module], digits: DataSet, tmp_path: Path) -> None:
     assert difference(build_net, quick_input("resnet20_cifar", digits), tmp_path / "model.onnx") <= TOLERANCE
+
+
+def test_squeeze_and_excitation_may_stay_in_float(digits: DataSet, tmp_path: Path) -> None:
+    net = partial(ResNet, block=partial(se_bottleneck, groups=32, width=4), depths=(1, 1), stem=caffe_stem)
+    path = tmp_path / "model.onnx"
+    difference(net, quick_input("resnet20_cifar", digits), path)
+    assert "Gather" not in {node.op_type for node in onnx.load(path).graph.node}
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    quantize(path, tmp_path / "int8.onnx", pixels, "minmax", tuple(gates(path)))
+    nodes = onnx.load(tmp_path / "int8.onnx").graph.node
+    dequantised = {output for node in nodes if node.op_type == "DequantizeLinear" for output in node.output}
+    in_float = [node.name for node in nodes if node.op_type in LAYERS and node.input[0] not in dequantised]
+    assert len(in_float) == 4  # two in each of two blocks
+    assert set(in_float) == set(gates(path)) < set(layers(path))
 
 
 def test_local_response_normalisation_is_one_operator(digits: DataSet, tmp_path: Path) -> None:
