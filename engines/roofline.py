@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
+from adjustText import adjust_text
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
@@ -16,7 +17,6 @@ from engines.store import PublishedModel
 
 mpl.use("Agg")
 LITTLE = 0.25  # an engine that uses less of either peak spends its time elsewhere
-MARKERS = {"fp32": ("o", "tab:blue"), "bf16": ("s", "tab:orange"), "int8": ("^", "tab:green")}
 
 
 def measured(models: Sequence[PublishedModel], peak: Peak) -> list[Speed]:
@@ -24,8 +24,8 @@ def measured(models: Sequence[PublishedModel], peak: Peak) -> list[Speed]:
     rows = [
         row
         for model in models
-        for precision in MARKERS
-        if precision in peak.gmacs_per_s and (record := records.find(model, "openvino", precision))
+        for precision in peak.gmacs_per_s
+        if (record := records.find(model, "openvino", precision))
         for row in record.decisive
     ]
     return [row for row in rows if (row.streams, row.threads) == (1, None)]
@@ -44,31 +44,23 @@ def bound(speed: Speed) -> str:
 
 
 def draw(models: Sequence[PublishedModel], speeds: Sequence[Speed], peak: Peak, path: Path) -> list[Path]:
-    """Write the picture of these speeds as PNG and SVG; the paths."""
+    """Write the picture of these speeds, a panel a precision, as PNG and SVG; the paths."""
     costs = {model.manifest.tag: model.manifest.complexity for model in models}
-    figure, axes = plt.subplots(figsize=(10, 7), layout="constrained")
-    for precision in peak.gmacs_per_s:
-        marker, colour = MARKERS[precision]
-        rows = [speed for speed in speeds if speed.precision == precision]
-        intensities = [
-            speed.batch * costs[speed.tag].macs / bytes_moved(costs[speed.tag], precision, speed.batch)
-            for speed in rows
-        ]
-        heights = [speed.gmacs_per_s for speed in rows]
-        axes.plot(intensities, heights, marker, color=colour, label=precision)
-        roof(axes, peak, precision, colour)
-        for speed, intensity in zip(rows, intensities, strict=True):
-            name, place = speed.tag.partition(":")[0], (intensity, speed.gmacs_per_s)
-            axes.annotate(name, place, textcoords="offset points", xytext=(5, 3), fontsize=7)
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="multiply-accumulates per byte moved (weights once a batch, activations in and out of each layer)",
-        ylabel="10⁹ multiply-accumulates a second",
-        title=f"OpenVINO at batch {BATCH} on {peak.device}",
+    precisions = [name for name in peak.gmacs_per_s if any(speed.precision == name for speed in speeds)]
+    figure, panels = plt.subplots(
+        len(precisions), figsize=(10, 7 * len(precisions)), layout="constrained", squeeze=False
     )
-    axes.grid(which="both", alpha=0.2)
-    axes.legend()
+    for axes, precision in zip(panels.flat, precisions, strict=True):
+        rows = [speed for speed in speeds if speed.precision == precision]
+        places = {
+            speed.tag: (
+                BATCH * costs[speed.tag].macs / bytes_moved(costs[speed.tag], precision, BATCH),
+                speed.gmacs_per_s,
+            )
+            for speed in rows
+        }
+        panel(axes, places, peak, precision)
+    figure.suptitle(f"OpenVINO at batch {BATCH} on {peak.device}")
     paths = [path.with_suffix(ending) for ending in (".png", ".svg")]
     for written in paths:
         written.parent.mkdir(parents=True, exist_ok=True)
@@ -77,8 +69,26 @@ def draw(models: Sequence[PublishedModel], speeds: Sequence[Speed], peak: Peak, 
     return paths
 
 
-def roof(axes: Axes, peak: Peak, precision: str, colour: str) -> None:
-    """The line below which this precision stays."""
+def panel(axes: Axes, places: dict[str, tuple[float, float]], peak: Peak, precision: str) -> None:
+    """One precision: the engines by tag, each at its arithmetic intensity and speed, and the line they stay below."""
+    intensities, heights = zip(*places.values(), strict=True)
+    axes.plot(intensities, heights, "o", markersize=4)
+    axes.set(
+        xscale="log",
+        yscale="log",
+        title=precision,
+        xlabel="multiply-accumulates per byte moved (weights once a batch, activations in and out of each layer)",
+        ylabel="10⁹ multiply-accumulates a second",
+    )
+    axes.grid(which="both", alpha=0.2)
+    axes.margins(0.1)
+    left, right = axes.get_xlim()
+    bottom, _ = axes.get_ylim()
     top = peak.gmacs_per_s[precision]
-    ridge = top / peak.gb_per_s
-    axes.plot([ridge / 1000, ridge, ridge * 100], [top / 1000, top, top], color=colour, alpha=0.6)
+    roof = f"peaks: {top:.0f} · 10⁹ a second, {peak.gb_per_s:.0f} GB/s"
+    ridge = max(left, top / peak.gb_per_s)
+    axes.plot([left, ridge, right], [min(top, left * peak.gb_per_s), top, top], color="tab:red", alpha=0.6, label=roof)
+    axes.set(xlim=(left, right), ylim=(bottom, 1.2 * max(top, *heights)))
+    axes.legend(loc="lower right")
+    names = [axes.text(*place, tag.partition(":")[0], fontsize=7) for tag, place in places.items()]
+    adjust_text(names, ax=axes, arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "grey"})
