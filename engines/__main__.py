@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from itertools import product
+from itertools import groupby, product
+from operator import attrgetter
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -82,62 +83,69 @@ def precisions(text: str, model: PublishedModel) -> tuple[str, ...]:
     return model.manifest.precisions if text == "all" else tuple(text.split(","))
 
 
+def lacks(model: PublishedModel, options: argparse.Namespace, opened: set[str]) -> bool:
+    """Whether none of a model's precisions could be opened by any runtime, or not each that was asked for."""
+    return not opened or (options.precisions != "all" and not opened.issuperset(precisions(options.precisions, model)))
+
+
 def verify_command(models: list[PublishedModel], options: argparse.Namespace) -> int:
-    """Print a line an engine; 1 if one that was asked for by its precision could not be opened."""
-    failed = 0
+    """Print a line an engine, and keep what was found; 1 if a model lacks what was asked for."""
+    failed = False
     width = max((len(model.manifest.tag) for model in models), default=0)
     for model in models:
+        opened = set()
         for runtime, precision in product(options.runtimes, precisions(options.precisions, model)):
             name = f"{model.manifest.tag:{width}}  {runtime} {precision:4}"
             try:
                 fidelity = verify(model, EngineSpec(runtime, precision))
             except (EngineError, ManifestError) as error:
-                failed = int(options.precisions != "all")
                 print(f"{name}  cannot be opened: {error}")
                 continue
-            records.keep(model, runtime, precision, fidelity=fidelity)
+            opened.add(precision)
             of = "" if fidelity.top1 is None else f"top-1 {fidelity.top1:7.2%} (torch {fidelity.torch_top1:7.2%}), "
             print(
                 f"{name}  {of}agrees on {fidelity.agreement:7.2%} of {fidelity.images}, logits within "
                 f"{fidelity.logit_error:.1e}: {fidelity.problem or 'faithful'}",
                 flush=True,
             )
-    return failed
+            records.keep(model, runtime, precision, fidelity=fidelity)
+        failed |= lacks(model, options, opened)
+    return int(failed)
 
 
 def bench_command(models: list[PublishedModel], options: argparse.Namespace) -> int:
-    """Print a table a model, or JSON, a row an engine and batch size, and keep what was found.
-
-    1 if a model has no row, or one that was asked for by its precision could not be opened.
-    """
-    failed = 0
+    """Print a table a model, or JSON, a row an engine and batch size, and keep it; 1 if a model lacks a precision."""
+    failed = False
     rows: list[Speed] = []
     highest = peak.measure()
-    for model in models:
-        engines = list(product(options.runtimes, precisions(options.precisions, model)))
-        modes = list(product(options.streams, options.threads or [None]))
-        specs = [
-            EngineSpec(runtime, precision, *mode)
-            for runtime, precision in engines
-            for mode in (modes if runtime == "openvino" else [(1, None)])
-        ]
-        try:
-            speeds = bench.bench(model, specs, options.batches, options.seconds, highest)
-        except (EngineError, ManifestError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            failed = 1
-            continue
-        for engine in engines:
-            if of_engine := [speed for speed in speeds if (speed.runtime, speed.precision) == engine]:
-                records.keep(model, *engine, speeds=of_engine)
-            elif options.precisions != "all":
-                failed = 1
-        rows += speeds
-        if not options.json:
-            print_table(model.manifest.tag, speeds)
-    if options.json:
-        print(json.dumps([speed.model_dump() for speed in rows], indent=1))
-    return failed
+    try:
+        for model in models:
+            speeds = bench_model(model, options, highest)
+            failed |= lacks(model, options, {speed.precision for speed in speeds})
+            rows += speeds
+            if speeds and not options.json:
+                print_table(model.manifest.tag, speeds)
+            for engine, of_engine in groupby(speeds, attrgetter("runtime", "precision")):
+                records.keep(model, *engine, speeds=list(of_engine))
+    finally:  # what was measured is told, whatever became of its record
+        if options.json:
+            print(json.dumps([speed.model_dump() for speed in rows], indent=1))
+    return int(failed)
+
+
+def bench_model(model: PublishedModel, options: argparse.Namespace, highest: peak.Peak) -> list[Speed]:
+    """The rows of one model, an engine's one after another; none, and an error on stderr, if it cannot be opened."""
+    modes = list(product(options.streams, options.threads or [None]))
+    specs = [
+        EngineSpec(runtime, precision, *mode)
+        for runtime, precision in product(options.runtimes, precisions(options.precisions, model))
+        for mode in (modes if runtime == "openvino" else [(1, None)])
+    ]
+    try:
+        return bench.bench(model, specs, options.batches, options.seconds, highest)
+    except (EngineError, ManifestError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return []
 
 
 def print_table(title: str, speeds: list[Speed]) -> None:
@@ -168,17 +176,17 @@ def table_command(models: list[PublishedModel], _: argparse.Namespace) -> int:
 def roofline_command(models: list[PublishedModel], options: argparse.Namespace) -> int:
     """Draw, and print a line an engine."""
     try:
-        from engines.roofline import bound, draw, measured
+        from engines.roofline import draw, measured
     except ModuleNotFoundError as error:
         sys.exit(f"error: {error}: pip install '.[training]'")
 
     highest = peak.kept()
-    speeds = measured(models, highest) if highest else []
-    if not highest or not speeds:
+    points = measured(models, highest) if highest else []
+    if not highest or not points:
         sys.exit("error: nothing is measured here: python -m engines bench")
-    for speed in speeds:
-        print(f"{speed.tag:40} {speed.precision:5} {speed.gmacs_per_s:7.1f} GMAC/s: {bound(speed)}")
-    for path in draw(models, speeds, highest, options.out):
+    for point in points:
+        print(f"{point.tag:40} {point.precision:5} {point.gmacs_per_s:7.1f} GMAC/s: {point.bound}")
+    for path in draw(points, highest, options.out):
         print(f"written: {path}")
     return 0
 

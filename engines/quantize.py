@@ -6,7 +6,6 @@ Symmetric, weights per channel, biases in float: what TensorRT takes, and OpenVI
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -15,21 +14,25 @@ import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-from engines.engine import in_batches
-
+BATCH = 8  # images whose activations, of every layer, are in memory at a time
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
     "percentile": CalibrationMethod.Percentile,
 }
 LAYERS = ("Conv", "Gemm")
+AVERAGES = ("GlobalAveragePool", "ReduceMean")
 
 
 class Pixels(CalibrationDataReader):  # type: ignore[misc]
-    """Pixels, (N, height, width, channels), by the batch."""
+    """Pixels, (N, height, width, channels), by the batch, each of images from all over.
+
+    A histogram's bins are as wide as the first batch asks for, and images may be sorted by class.
+    """
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
-        self._batches = in_batches(pixels)
-        self.set_range(0, len(self))
+        count = -(-len(pixels) // BATCH)
+        self._batches = [pixels[start::count] for start in range(count)]
+        self.set_range(0, count)
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -44,54 +47,56 @@ class Pixels(CalibrationDataReader):  # type: ignore[misc]
         return None if batch is None else {"pixels": batch}
 
 
-def quantize(source: Path, out: Path, pixels: NDArray[np.uint8], method: str, in_float: tuple[str, ...]) -> None:
+def quantize(
+    source: Path, out: Path, pixels: NDArray[np.uint8], method: str, in_float: tuple[str, ...], ranges: Path
+) -> None:
     """Write the graph `source` in INT8 to `out`, but for the layers `in_float`.
 
-    The range of each activation is found on `pixels`, (N, height, width, channels), by `method`.
+    The range of each activation is read from the file `ranges`; if there is none, it is found on `pixels`, (N, height,
+    width, channels), by `method`, and the file is written.
     """
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it advises on the root logger
-    with redirect_stdout(None):  # and tells of each step
-        quantize_static(
-            source,
-            out,
-            Pixels(pixels),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=LAYERS,
-            nodes_to_exclude=list(in_float),
-            per_channel=True,
-            activation_type=QuantType.QInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=METHODS[method],
-            extra_options={
-                "ActivationSymmetric": True,
-                "WeightSymmetric": True,
-                "QuantizeBias": False,
-                "CalibStridedMinMax": 1,  # in every method: the activations of one batch at a time are in memory
-            },
-        )
-    logging.disable(logging.NOTSET)
+    try:
+        with redirect_stdout(None):  # and tells of each step
+            quantize_static(
+                source,
+                out,
+                Pixels(pixels),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=LAYERS,
+                nodes_to_exclude=list(in_float),
+                per_channel=True,
+                activation_type=QuantType.QInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=METHODS[method],
+                calibration_cache_path=ranges,
+                extra_options={
+                    "ActivationSymmetric": True,
+                    "WeightSymmetric": True,
+                    "QuantizeBias": False,
+                    "CalibStridedMinMax": 1,  # in every method: the activations of one batch at a time are in memory
+                },
+            )
+    finally:
+        logging.disable(before)
 
 
-def layers(graph: Path) -> list[str]:
+def layers(graph: onnx.GraphProto) -> list[str]:
     """Names of the convolutions and linear layers of a graph, from the input on."""
-    return [node.name for node in nodes_of(graph) if node.op_type in LAYERS]
+    return [node.name for node in graph.node if node.op_type in LAYERS]
 
 
-def gates(graph: Path) -> list[str]:
-    """Names of those that squeeze-and-excitation takes from an average to a sigmoid; empty where there is none."""
-    nodes = nodes_of(graph)
-    made_by = {output: node for node in nodes for output in node.output}
-    found = []
-    for sigmoid in (node for node in nodes if node.op_type == "Sigmoid"):
-        node = made_by[sigmoid.input[0]]
-        while node.op_type in ("Relu", *LAYERS):
-            if node.op_type in LAYERS:
-                found.append(node.name)
-            node = made_by[node.input[0]]
-    return found
-
-
-def nodes_of(graph: Path) -> Sequence[onnx.NodeProto]:
-    """Its operators, from the input on."""
-    nodes: Sequence[onnx.NodeProto] = onnx.load(graph, load_external_data=False).graph.node
-    return nodes
+def gates(graph: onnx.GraphProto) -> list[str]:
+    """Names of those that squeeze-and-excitation has between an average over the map and a sigmoid."""
+    made_by = {output: node for node in graph.node for output in node.output}
+    found: set[str] = set()
+    for sigmoid in (node for node in graph.node if node.op_type == "Sigmoid"):
+        chain = []
+        node = made_by.get(sigmoid.input[0])
+        while node and node.op_type in ("Relu", "Flatten", "Reshape", *LAYERS):
+            chain.append(node.name)
+            node = made_by.get(node.input[0])
+        if node and node.op_type in AVERAGES:
+            found.update(chain)
+    return [name for name in layers(graph) if name in found]

@@ -4,63 +4,61 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib as mpl
 from adjustText import adjust_text
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from engines import records
 from engines.peak import Peak, bytes_moved
-from engines.records import BATCH, Speed
+from engines.records import BATCH
 from engines.store import PublishedModel
 
 mpl.use("Agg")
 LITTLE = 0.25  # an engine that uses less of either peak spends its time elsewhere
 
 
-def measured(models: Sequence[PublishedModel], peak: Peak) -> list[Speed]:
-    """OpenVINO's rows of one stream and all threads, at batch 8, of precisions whose peak is known."""
-    rows = [
-        row
-        for model in models
-        for precision in peak.gmacs_per_s
-        if (record := records.find(model, "openvino", precision))
-        for row in record.decisive
-    ]
-    return [row for row in rows if (row.streams, row.threads) == (1, None)]
+class Point(NamedTuple):
+    """One engine: 10^9 multiply-accumulates a second, how many a byte moved, and its shares of the two peaks."""
+
+    tag: str
+    precision: str
+    gmacs_per_s: float
+    intensity: float
+    of_compute: float
+    of_bandwidth: float
+
+    @property
+    def bound(self) -> str:
+        """What keeps the engine from being faster."""
+        if max(self.of_compute, self.of_bandwidth) < LITTLE:
+            return f"by neither: {self.of_compute:.0%} of the arithmetic, {self.of_bandwidth:.0%} of the bandwidth"
+        if self.of_compute >= self.of_bandwidth:
+            return f"by arithmetic: {self.of_compute:.0%} of its peak"
+        return f"by memory: {self.of_bandwidth:.0%} of its bandwidth"
 
 
-def bound(speed: Speed) -> str:
-    """What keeps an engine from being faster."""
-    assert speed.of_compute is not None
-    assert speed.of_bandwidth is not None
-    share = max(speed.of_compute, speed.of_bandwidth)
-    if share < LITTLE:
-        return f"by neither: {speed.of_compute:.0%} of the arithmetic, {speed.of_bandwidth:.0%} of the bandwidth"
-    if speed.of_compute >= speed.of_bandwidth:
-        return f"by arithmetic: {speed.of_compute:.0%} of its peak"
-    return f"by memory: {speed.of_bandwidth:.0%} of its bandwidth"
+def measured(models: Sequence[PublishedModel], peak: Peak) -> list[Point]:
+    """OpenVINO's engines with one stream and all threads, at batch 8, of precisions whose peak is known."""
+    points = []
+    for model in models:
+        cost = model.manifest.complexity
+        for precision in peak.gmacs_per_s:
+            record = records.find(model, "openvino", precision)
+            for row in record.decisive if record else ():
+                shares = peak.shares(cost, precision, BATCH, row.images_per_s)
+                if (row.streams, row.threads) == (1, None) and shares:
+                    intensity = BATCH * cost.macs / bytes_moved(cost, precision, BATCH)
+                    points.append(Point(row.tag, precision, row.gmacs_per_s, intensity, *shares))
+    return points
 
 
-def draw(models: Sequence[PublishedModel], speeds: Sequence[Speed], peak: Peak, path: Path) -> list[Path]:
-    """Write the picture of these speeds, a panel a precision, as PNG and SVG; the paths."""
-    costs = {model.manifest.tag: model.manifest.complexity for model in models}
-    precisions = [name for name in peak.gmacs_per_s if any(speed.precision == name for speed in speeds)]
-    figure, panels = plt.subplots(
-        len(precisions), figsize=(10, 7 * len(precisions)), layout="constrained", squeeze=False
-    )
-    for axes, precision in zip(panels.flat, precisions, strict=True):
-        rows = [speed for speed in speeds if speed.precision == precision]
-        places = {
-            speed.tag: (
-                BATCH * costs[speed.tag].macs / bytes_moved(costs[speed.tag], precision, BATCH),
-                speed.gmacs_per_s,
-            )
-            for speed in rows
-        }
-        panel(axes, places, peak, precision)
-    figure.suptitle(f"OpenVINO at batch {BATCH} on {peak.device}")
+def draw(points: Sequence[Point], peak: Peak, path: Path) -> list[Path]:
+    """Write the picture as PNG and SVG; the paths."""
+    figure = picture(points, peak)
     paths = [path.with_suffix(ending) for ending in (".png", ".svg")]
     for written in paths:
         written.parent.mkdir(parents=True, exist_ok=True)
@@ -69,9 +67,26 @@ def draw(models: Sequence[PublishedModel], speeds: Sequence[Speed], peak: Peak, 
     return paths
 
 
-def panel(axes: Axes, places: dict[str, tuple[float, float]], peak: Peak, precision: str) -> None:
-    """One precision: the engines by tag, each at its arithmetic intensity and speed, and the line they stay below."""
-    intensities, heights = zip(*places.values(), strict=True)
+def picture(points: Sequence[Point], peak: Peak) -> Figure:
+    """A panel a precision, one below the other."""
+    precisions = [name for name in peak.gmacs_per_s if any(point.precision == name for point in points)]
+    figure, panels = plt.subplots(
+        len(precisions), figsize=(10, 7 * len(precisions)), layout="constrained", squeeze=False
+    )
+    for axes, precision in zip(panels.flat, precisions, strict=True):
+        panel(axes, [point for point in points if point.precision == precision], peak, precision)
+    figure.suptitle(f"OpenVINO at batch {BATCH} on {peak.device}")
+    figure.draw_without_rendering()  # lays out: names make room for each other where they will be
+    for axes in panels.flat:
+        line = {"arrowstyle": "-", "linewidth": 0.4, "color": "grey"}
+        adjust_text(list(axes.texts), ax=axes, objects=[axes.get_legend()], iter_lim=500, arrowprops=line)
+    return figure
+
+
+def panel(axes: Axes, points: Sequence[Point], peak: Peak, precision: str) -> None:
+    """One precision: the engines by name, each at its arithmetic intensity and speed, and the line they stay below."""
+    intensities = [point.intensity for point in points]
+    heights = [point.gmacs_per_s for point in points]
     axes.plot(intensities, heights, "o", markersize=4)
     axes.set(
         xscale="log",
@@ -90,5 +105,6 @@ def panel(axes: Axes, places: dict[str, tuple[float, float]], peak: Peak, precis
     axes.plot([left, ridge, right], [min(top, left * peak.gb_per_s), top, top], color="tab:red", alpha=0.6, label=roof)
     axes.set(xlim=(left, right), ylim=(bottom, 1.2 * max(top, *heights)))
     axes.legend(loc="lower right")
-    names = [axes.text(*place, tag.partition(":")[0], fontsize=7) for tag, place in places.items()]
-    adjust_text(names, ax=axes, arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "grey"})
+    architectures = [point.tag.partition(":")[0] for point in points]
+    for point, name in zip(points, architectures, strict=True):
+        axes.text(point.intensity, point.gmacs_per_s, name if architectures.count(name) == 1 else point.tag, fontsize=7)

@@ -37,27 +37,28 @@ class OneLRN(nn.Module):
 
 
 class PaddedMaxPool(nn.Module):
-    """Max pooling whose last windows reach beyond the map, with that much padding.
+    """Max pooling without padding whose last windows reach beyond the map, as one with that much padding.
 
     ONNX has such windows too, but OpenVINO refuses them on maps smaller than the window.
     """
 
     def __init__(self, pool: nn.MaxPool2d) -> None:
         super().__init__()
-        kernel, stride, padding = pool.kernel_size, pool.stride, pool.padding
+        kernel, stride = pool.kernel_size, pool.stride
         assert isinstance(kernel, int)
         assert isinstance(stride, int)
-        assert isinstance(padding, int)
-        self.kernel, self.stride, self.padding = kernel, stride, padding
+        assert stride <= kernel
+        assert (pool.padding, pool.dilation, pool.return_indices) == (0, 1, False)
+        self.kernel, self.stride = kernel, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        edges = [edge + 2 * self.padding for edge in x.shape[2:]]
+        edges = x.shape[2:]
         sizes = [-((self.kernel - edge) // self.stride) + 1 for edge in edges]  # rounded up
         beyond = [(size - 1) * self.stride + self.kernel - edge for size, edge in zip(sizes, edges, strict=True)]
         attributes: dict[str, Any] = {
             "kernel_shape": [self.kernel] * 2,
             "strides": [self.stride] * 2,
-            "pads": [self.padding, self.padding, *(self.padding + more for more in beyond)],
+            "pads": [0, 0, *beyond],
         }
         return torch.onnx.ops.symbolic("MaxPool", (x,), attributes, dtype=x.dtype, shape=(*x.shape[:2], *sizes))
 

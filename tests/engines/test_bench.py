@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import sys
+from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from engines import records, store
+from engines.__main__ import main
 from engines.bench import bench
 from engines.engine import EngineError
 from engines.peak import Peak, bytes_moved
+from engines.roofline import Point, picture
 from engines.runtime import EngineSpec, Measured
 from engines.store import PublishedModel
 from tests.conftest import Run
@@ -59,11 +66,13 @@ def test_the_command_prints_a_table_or_json(run: Run, lenet5: PublishedModel) ->
 
 
 def test_a_precision_that_was_asked_for_and_is_not_there_is_a_failure(run: Run, lenet5: PublishedModel) -> None:
-    arguments = ("engines", "bench", "lenet5", "--runtimes", "openvino", "--batches", "1", "--seconds", "0.03")
+    arguments = ("engines", "bench", "lenet5", "--batches", "1", "--seconds", "0.03")
     missing = run(*arguments, "--precisions", "fp32,int8", check=False)
     assert missing.returncode == 1
     assert " fp32 " in missing.stdout
     assert "left out: lenet5:mnist5k-" in missing.stderr
+    elsewhere = run(*arguments, "--runtimes", "torch,onnxruntime", "--precisions", "fp32,bf16")  # torch alone has bf16
+    assert "left out: onnxruntime has no precision 'bf16'" in elsewhere.stderr
 
 
 def test_records_that_cannot_be_kept_are_an_error(run: Run, lenet5: PublishedModel, tmp_path: Path) -> None:
@@ -71,8 +80,26 @@ def test_records_that_cannot_be_kept_are_an_error(run: Run, lenet5: PublishedMod
     (tmp_path / "convserve-records").write_text("a file where the folder would be")
     refused = run("engines", "verify", "lenet5", "--runtimes", "openvino", check=False, BENTOML_HOME=str(tmp_path))
     assert refused.returncode == 1
+    assert "faithful" in refused.stdout
     assert refused.stderr.splitlines()[-1].startswith("error: ")
     assert "convserve-records" in refused.stderr
+
+
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_what_was_timed_is_told_though_it_cannot_be_kept(
+    lenet5: PublishedModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(records, "keep", full)
+    arguments = ["engines", "bench", "lenet5", "--batches", "2", "--seconds", "0.03", "--precisions", "fp32"]
+    monkeypatch.setattr(sys, "argv", [*arguments, *(["--json"] if form == "json" else [])])
+    with pytest.raises(SystemExit, match=r"error: .*No space left on device"):
+        main()
+    told = capsys.readouterr().out
+    assert "openvino" in told
+    assert form == "table" or [row["batch"] for row in json.loads(told)] == [2, 2]
 
 
 def test_a_model_that_is_not_published_is_named(run: Run, lenet5: PublishedModel) -> None:
@@ -92,6 +119,29 @@ def test_the_roofline_is_drawn_of_what_was_timed(run: Run, lenet5: PublishedMode
     nothing = run("engines", "roofline", check=False, BENTOML_HOME=str(tmp_path))
     assert nothing.returncode == 1
     assert "nothing is measured here: python -m engines bench" in nothing.stderr
+
+
+def test_every_precision_has_its_panel_and_every_engine_its_name() -> None:
+    def point(tag: str, precision: str, share: float) -> Point:
+        return Point(tag, precision, 100 * share, 20 * share, share, share / 2)
+
+    tags = ("lenet5:mnist5k-1", "resnet18:mnist5k-1", "resnet18:cifar10-1")
+    points = [point(tag, precision, 0.3 + 0.2 * i) for precision in ("fp32", "bf16") for i, tag in enumerate(tags)]
+    figure = picture(points, PEAK.model_copy(update={"gmacs_per_s": {"fp32": 100.0, "bf16": 200.0, "int8": 400.0}}))
+    assert [axes.get_title() for axes in figure.axes] == ["fp32", "bf16"]
+    for axes, top in zip(figure.axes, (100, 200), strict=True):
+        assert {text.get_text() for text in axes.texts if text.get_text()} == {"lenet5", *tags[1:]}
+        engines, roof = axes.lines
+        assert np.asarray(engines.get_ydata()) == pytest.approx([30, 50, 70])
+        assert np.max(roof.get_ydata()) == top
+        boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
+        assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
+def test_an_engine_is_bound_by_the_peak_that_it_is_nearer() -> None:
+    assert Point("", "fp32", 0, 0, 0.5, 0.4).bound == "by arithmetic: 50% of its peak"
+    assert Point("", "fp32", 0, 0, 0.5, 0.7).bound == "by memory: 70% of its bandwidth"
+    assert Point("", "fp32", 0, 0, 0.1, 0.2).bound == "by neither: 10% of the arithmetic, 20% of the bandwidth"
 
 
 def test_bytes_moved_are_weights_once_and_activations_by_image(lenet5: PublishedModel) -> None:
@@ -116,6 +166,7 @@ def test_the_table_has_what_was_found(run: Run, lenet5: PublishedModel) -> None:
     assert row["input"] == "1x32x32"
     assert float(row["top-1 of torch fp32"].rstrip("%")) > 95
     assert float(row["openvino fp32: images/s"].replace(",", "")) > 0
+    assert row["its images/s"] == row["openvino fp32: images/s"]
     assert row["openvino int8: images/s"] == row["times onnxruntime fp32"] == "-"
     assert row["`auto` takes"].startswith("openvino fp32")
     record = records.find(lenet5, "openvino", "fp32")

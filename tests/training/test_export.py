@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,17 @@ from torch import Tensor, nn
 
 from engines.onnxruntime import ONNXRuntimeEngine
 from engines.openvino import OpenVINOEngine
-from engines.quantize import LAYERS, gates, layers, quantize
+from engines.quantize import LAYERS, METHODS, gates, layers, quantize
 from engines.torch import FromPixels, Normalise, TorchEngine
 from models.densenet import cifar_densenet
 from models.preact_resnet import PreActBasicBlock, PreActResNet
 from models.resnet import ResNet
 from models.senet import caffe_stem, se_bottleneck
 from models.zoo import ZOO, build
+from training import precisions
 from training.data import DataSet
 from training.export import export
+from training.precisions import ways
 from training.recipe import Input, input_of, quick
 
 TOLERANCE = 1e-4  # of the largest logit, both float32
@@ -69,18 +72,42 @@ def test_a_shallow_one_of_a_deep_class(build_net: Callable[[int], nn.Module], di
     assert difference(build_net, quick_input("resnet20_cifar", digits), tmp_path / "model.onnx") <= TOLERANCE
 
 
-def test_squeeze_and_excitation_may_stay_in_float(digits: DataSet, tmp_path: Path) -> None:
+def test_int8_tries_every_way_and_keeps_the_best(
+    digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     net = partial(ResNet, block=partial(se_bottleneck, groups=32, width=4), depths=(1, 1), stem=caffe_stem)
     path = tmp_path / "model.onnx"
     difference(net, quick_input("resnet20_cifar", digits), path)
-    assert "Gather" not in {node.op_type for node in onnx.load(path).graph.node}
+    graph = onnx.load(path).graph
+    assert "Gather" not in {node.op_type for node in graph.node}  # averages are of what is there, not of a copy
+    assert len(gates(graph)) == 4  # two in each of two blocks
+    first, *_, last = layers(graph)
+    expected_ways = [(), (first, last), (first, last, *gates(graph))]
+    assert list(ways(path).values()) == expected_ways
+
+    pixels = digits.train.pixels(quick_input("resnet20_cifar", digits).preprocess, np.arange(0, 4000, 100))
+    monkeypatch.setattr(precisions, "AGREEMENT", 1.1)
+    found = precisions.export_int8(path, tmp_path / "int8.onnx", pixels)
+    agreements = [
+        float(line.partition("answers ")[2].partition("%")[0]) for line in capsys.readouterr().out.split("\n")[:-1]
+    ]
+    assert len(agreements) == 6
+    best = list(product(expected_ways, METHODS))[agreements.index(max(agreements))]
+    assert (found.in_float, found.method) == best
+    quantize(path, tmp_path / "best.onnx", pixels, found.method, found.in_float, tmp_path / "ranges.json")
+    assert (tmp_path / "int8.onnx").read_bytes() == (tmp_path / "best.onnx").read_bytes()
+
+
+def test_the_layers_left_in_float_are_in_float(digits: DataSet, tmp_path: Path) -> None:
+    net = partial(ResNet, block=partial(se_bottleneck, groups=32, width=4), depths=(1, 1), stem=caffe_stem)
+    path = tmp_path / "model.onnx"
+    difference(net, quick_input("resnet20_cifar", digits), path)
+    excitation = gates(onnx.load(path).graph)
     pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
-    quantize(path, tmp_path / "int8.onnx", pixels, "minmax", tuple(gates(path)))
+    quantize(path, tmp_path / "int8.onnx", pixels, "minmax", tuple(excitation), tmp_path / "ranges.json")
     nodes = onnx.load(tmp_path / "int8.onnx").graph.node
     dequantised = {output for node in nodes if node.op_type == "DequantizeLinear" for output in node.output}
-    in_float = [node.name for node in nodes if node.op_type in LAYERS and node.input[0] not in dequantised]
-    assert len(in_float) == 4  # two in each of two blocks
-    assert set(in_float) == set(gates(path)) < set(layers(path))
+    assert [node.name for node in nodes if node.op_type in LAYERS and node.input[0] not in dequantised] == excitation
 
 
 def test_local_response_normalisation_is_one_operator(digits: DataSet, tmp_path: Path) -> None:
@@ -97,8 +124,8 @@ def test_local_response_normalisation_is_one_operator(digits: DataSet, tmp_path:
 @pytest.mark.parametrize("edge", [2, 3, 4, 5, 8])
 def test_pooling_may_reach_beyond_the_map(edge: int, digits: DataSet, tmp_path: Path) -> None:
     def net(classes: int) -> nn.Module:
-        pools = nn.MaxPool2d(3, 2, ceil_mode=True), nn.MaxPool2d(3, 1, padding=1, ceil_mode=True)
-        return nn.Sequential(nn.AdaptiveAvgPool2d(edge), *pools, nn.Flatten(), nn.LazyLinear(classes))
+        pool = nn.MaxPool2d(3, 2, ceil_mode=True)
+        return nn.Sequential(nn.AdaptiveAvgPool2d(edge), pool, nn.Flatten(), nn.LazyLinear(classes))
 
     path = tmp_path / "model.onnx"
     assert difference(net, quick_input("resnet20_cifar", digits), path) <= TOLERANCE
