@@ -75,10 +75,14 @@ class Accuracy(Record):
 
 
 class Calibration(Record):
-    """How the INT8 graph was made: of how many training images, by what method, which layers were left in float."""
+    """How the INT8 graph is made: by how many training images and what method; what is left in float.
+
+    That is which layers, and whether what each of the others gives is, until the next takes it.
+    """
 
     images: int
     method: str
+    outputs_in_float: bool = False
     in_float: tuple[str, ...]
 
 

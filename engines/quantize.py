@@ -14,6 +14,8 @@ import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
+from engines.manifest import Calibration
+
 BATCH = 8  # images whose activations, of every layer, are in memory at a time
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
@@ -47,13 +49,11 @@ class Pixels(CalibrationDataReader):  # type: ignore[misc]
         return None if batch is None else {"pixels": batch}
 
 
-def quantize(
-    source: Path, out: Path, pixels: NDArray[np.uint8], method: str, in_float: tuple[str, ...], ranges: Path
-) -> None:
-    """Write the graph `source` in INT8 to `out`, but for the layers `in_float`.
+def quantize(source: Path, out: Path, pixels: NDArray[np.uint8], how: Calibration, ranges: Path) -> None:
+    """Write the graph `source` in INT8 to `out`.
 
     The range of each activation is read from the file `ranges`; if there is none, it is found on `pixels`, (N, height,
-    width, channels), by `method`, and the file is written.
+    width, channels), and the file is written.
     """
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it advises on the root logger
@@ -65,16 +65,19 @@ def quantize(
                 Pixels(pixels),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=LAYERS,
-                nodes_to_exclude=list(in_float),
+                nodes_to_exclude=list(how.in_float),
                 per_channel=True,
                 activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8,
-                calibrate_method=METHODS[method],
+                calibrate_method=METHODS[how.method],
                 calibration_cache_path=ranges,
                 extra_options={
                     "ActivationSymmetric": True,
                     "WeightSymmetric": True,
                     "QuantizeBias": False,
+                    # each layer has its own: OpenVINO errs in average pooling that takes what a layer's pair gives
+                    "DedicatedQDQPair": True,
+                    "OpTypesToExcludeOutputQuantization": LAYERS if how.outputs_in_float else (),
                     "CalibStridedMinMax": 1,  # in every method: the activations of one batch at a time are in memory
                 },
             )

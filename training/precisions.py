@@ -33,32 +33,39 @@ def export_half(module: FromPixels, preprocess: Preprocess, path: Path) -> None:
 def export_int8(source: Path, path: Path, pixels: NDArray[np.uint8]) -> Calibration:
     """Write the graph `source` in INT8 to `path`, in the first of several ways that gives its answers.
 
-    `pixels`, (N, height, width, channels), are of training images. Tried are ranges by least and most, and by
-    percentile; then with the first and the last layer in float; then with the layers of squeeze-and-excitation in float
-    too, where it has some. If none is good, the best is taken: verification tells what it is worth.
+    `pixels`, (N, height, width, channels), are of training images. If no way is good, the best is taken: verification
+    tells what it is worth.
     """
     expected = all_logits(OpenVINOEngine(source, "fp32"), pixels).argmax(1)
     best = -1.0
     with TemporaryDirectory(dir=path.parent) as folder:
-        for (what, in_float), method in product(ways(source).items(), METHODS):
+        for way in ways(source, len(pixels)):
             tried = Path(folder) / "tried.onnx"
-            quantize(source, tried, pixels, method, in_float, Path(folder) / f"{method}.json")
+            quantize(source, tried, pixels, way, Path(folder) / f"{way.method}.json")
             agreement = float((all_logits(OpenVINOEngine(tried, "int8"), pixels).argmax(1) == expected).mean())
-            print(f"int8 by {method}, {what}: answers {agreement:.1%} of {len(pixels)} images as fp32 does", flush=True)
+            in_float = f"{'outputs and ' if way.outputs_in_float else ''}{len(way.in_float)} layers in float"
+            print(
+                f"by {way.method}, {in_float}: answers {agreement:.1%} of {len(pixels)} images as fp32 does", flush=True
+            )
             if agreement > best:
                 best = agreement
                 tried.replace(path)
-                calibration = Calibration(images=len(pixels), method=method, in_float=in_float)
+                calibration = way
             if agreement >= AGREEMENT:
                 break
     return calibration
 
 
-def ways(source: Path) -> dict[str, tuple[str, ...]]:
-    """Which layers of the graph `source` to leave in float, in the order to be tried."""
+def ways(source: Path, images: int) -> list[Calibration]:
+    """In the order to be tried: all of the graph `source` in INT8, then less and less of it, by either method each.
+
+    In float are first what layers give, then the first and the last layer too, then those of squeeze-and-excitation.
+    """
     graph = onnx.load(source, load_external_data=False).graph
     names, excitation = layers(graph), gates(graph)
     ends = (names[0], names[-1])
-    return {"every layer": (), "but for the first and the last layer": ends} | (
-        {"but for those and squeeze-and-excitation": (*ends, *excitation)} if excitation else {}
-    )
+    steps = [(False, ()), (True, ()), (True, ends), *([(True, (*ends, *excitation))] if excitation else [])]
+    return [
+        Calibration(images=images, method=method, outputs_in_float=outputs, in_float=in_float)
+        for (outputs, in_float), method in product(steps, METHODS)
+    ]

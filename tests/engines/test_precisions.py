@@ -17,7 +17,7 @@ from onnxruntime.quantization.calibrate import HistogramCalibrater, MinMaxCalibr
 
 from engines import manifest
 from engines.engine import EngineError
-from engines.manifest import ManifestError
+from engines.manifest import Calibration, ManifestError
 from engines.quantize import BATCH, METHODS, quantize
 from engines.runtime import graph_of
 from engines.store import PublishedModel
@@ -65,7 +65,8 @@ def test_ranges_are_of_all_batches_though_one_at_a_time_is_in_memory(
 
     def scales(pixels: NDArray[np.uint8]) -> dict[str, float]:
         ranges = tmp_path / f"{pixels.sum()}.json"
-        quantize(graph_of(lenet5, "fp32"), tmp_path / "int8.onnx", pixels, method, (), ranges)
+        how = Calibration(images=len(pixels), method=method, in_float=())
+        quantize(graph_of(lenet5, "fp32"), tmp_path / "int8.onnx", pixels, how, ranges)
         tensors = onnx.load(tmp_path / "int8.onnx").graph.initializer
         return {tensor.name: onnx.numpy_helper.to_array(tensor).max() for tensor in tensors if "scale" in tensor.name}
 
