@@ -13,7 +13,7 @@ from engines.store import PublishedModel
 
 BASE = "onnxruntime fp32"  # what one would have without us
 LOWER = ("openvino bf16", "openvino int8")
-TIMED = ("torch fp32", BASE, "openvino fp32", *LOWER)
+TIMED = (BASE, "openvino fp32", *LOWER)
 HEAD = (
     *("model", "data", "input", "top-1 of torch fp32"),
     *(f"{engine}: {what}" for engine in LOWER for what in ("top-1", "agrees")),
