@@ -31,6 +31,7 @@ from training.precisions import ways
 from training.recipe import Input, input_of, quick
 
 TOLERANCE = 1e-4  # of the largest logit, both float32
+SE_RESNEXT = partial(ResNet, block=partial(se_bottleneck, groups=32, width=4), depths=(1, 1), stem=caffe_stem)
 
 
 @torch.no_grad()
@@ -64,7 +65,7 @@ def difference(build_net: Callable[[int], nn.Module], entry: Input, path: Path) 
     "build_net",
     [
         partial(PreActResNet, block=PreActBasicBlock, depths=(1, 1, 1)),
-        partial(ResNet, block=partial(se_bottleneck, groups=32, width=4), depths=(1, 1), stem=caffe_stem),
+        SE_RESNEXT,
         partial(cifar_densenet, depth=10, growth=4, bc=True),
     ],
     ids=["preact_resnet", "se_resnext", "densenet"],
@@ -76,9 +77,8 @@ def test_a_shallow_one_of_a_deep_class(build_net: Callable[[int], nn.Module], di
 def test_int8_tries_every_way_and_keeps_the_best(
     digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    net = partial(ResNet, block=partial(se_bottleneck, groups=32, width=4), depths=(1, 1), stem=caffe_stem)
     path = tmp_path / "model.onnx"
-    difference(net, quick_input("resnet20_cifar", digits), path)
+    difference(SE_RESNEXT, quick_input("resnet20_cifar", digits), path)
     graph = onnx.load(path).graph
     assert "Gather" not in {node.op_type for node in graph.node}  # averages are of what is there, not of a copy
     assert len(gates(graph)) == 4  # two in each of two blocks
@@ -101,9 +101,8 @@ def test_int8_tries_every_way_and_keeps_the_best(
 
 
 def test_the_layers_left_in_float_are_in_float(digits: DataSet, tmp_path: Path) -> None:
-    net = partial(ResNet, block=partial(se_bottleneck, groups=32, width=4), depths=(1, 1), stem=caffe_stem)
     path = tmp_path / "model.onnx"
-    difference(net, quick_input("resnet20_cifar", digits), path)
+    difference(SE_RESNEXT, quick_input("resnet20_cifar", digits), path)
     excitation = gates(onnx.load(path).graph)
     pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
     how = Calibration(images=8, method="minmax", in_float=tuple(excitation))
