@@ -1,4 +1,4 @@
-"""Published models: `list` them, `verify` and `bench` their engines, a `table` and a `roofline` of what was found."""
+"""Published models: `list` them; `build`, `inspect`, `verify`, `bench` their engines; tell what was found of them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import sys
 from itertools import groupby, product
 from operator import attrgetter
 from pathlib import Path
+from typing import get_args
 
 from pydantic import TypeAdapter
 
-from engines import bench, peak, records, store
-from engines.engine import EngineError
+from engines import bench, peak, plans, records, store
+from engines.engine import BATCH, EngineError
 from engines.manifest import ManifestError
+from engines.plan import PRECISIONS, TensorRT
 from engines.records import Speed
-from engines.runtime import EngineSpec, Measured
+from engines.runtime import EngineSpec, Measured, preferred
 from engines.store import PublishedModel
 from engines.table import table
 from engines.verify import verify
@@ -30,13 +32,18 @@ def main() -> None:
     bench_parser = commands.add_parser("bench", help="latency, images a second and memory of engines, in turn")
     roofline_parser = commands.add_parser("roofline", help="draw what bounds the engines that bench timed")
     table_parser = commands.add_parser("table", help="what verify and bench found, as Markdown")
-    for subparser in (verify_parser, bench_parser, roofline_parser, table_parser):
+    build_parser = commands.add_parser("build", help="make TensorRT plans, for this machine's GPU or others")
+    inspect_parser = commands.add_parser("inspect", help="what became of a network's layers in a TensorRT plan")
+    for subparser in (verify_parser, bench_parser, roofline_parser, table_parser, build_parser, inspect_parser):
         subparser.add_argument("names", nargs="*", metavar="NAME", help="tag or architecture (default: all)")
-    for subparser in (verify_parser, bench_parser):
-        subparser.add_argument(
-            "--runtimes", type=runtimes, default="openvino,onnxruntime", help="by commas (default: %(default)s)"
-        )
+    for subparser in (verify_parser, bench_parser, build_parser, inspect_parser):
         subparser.add_argument("--precisions", default="all", help="by commas (default: all there are)")
+    for subparser in (verify_parser, bench_parser):
+        subparser.add_argument("--runtimes", type=runtimes, help="by commas (default: all that this machine has)")
+    for subparser in (build_parser, inspect_parser):
+        subparser.add_argument("--runtime", choices=get_args(TensorRT), default="tensorrt_rtx")
+        subparser.add_argument("--capability", help="of GPUs, such as 8.9, by commas (default: this machine's GPU)")
+        subparser.add_argument("--max-batch", type=int, default=BATCH, help="images (default: %(default)s)")
     bench_parser.add_argument("--batches", type=positives, default="1,8,16,32", help="default: %(default)s")
     bench_parser.add_argument("--streams", type=positives, default="1", help="of OpenVINO (default: %(default)s)")
     bench_parser.add_argument("--threads", type=positives, help="of OpenVINO (default: as it chooses)")
@@ -78,6 +85,11 @@ def runtimes(text: str) -> list[Measured]:
     return TypeAdapter(list[Measured]).validate_python(text.split(","))
 
 
+def runtimes_here(options: argparse.Namespace) -> list[Measured]:
+    """Those that were asked for, else what a CPU has, and before them what runs on this machine's GPU."""
+    return options.runtimes or list(dict.fromkeys([preferred(), "openvino", "onnxruntime"]))
+
+
 def precisions(text: str, model: PublishedModel) -> tuple[str, ...]:
     """Precisions separated by commas, or all of the model's."""
     return model.manifest.precisions if text == "all" else tuple(text.split(","))
@@ -94,7 +106,7 @@ def verify_command(models: list[PublishedModel], options: argparse.Namespace) ->
     width = max((len(model.manifest.tag) for model in models), default=0)
     for model in models:
         opened = set()
-        for runtime, precision in product(options.runtimes, precisions(options.precisions, model)):
+        for runtime, precision in product(runtimes_here(options), precisions(options.precisions, model)):
             name = f"{model.manifest.tag:{width}}  {runtime} {precision:4}"
             try:
                 fidelity = verify(model, EngineSpec(runtime, precision))
@@ -138,7 +150,7 @@ def bench_model(model: PublishedModel, options: argparse.Namespace, highest: pea
     modes = list(product(options.streams, options.threads or [None]))
     specs = [
         EngineSpec(runtime, precision, *mode)
-        for runtime, precision in product(options.runtimes, precisions(options.precisions, model))
+        for runtime, precision in product(runtimes_here(options), precisions(options.precisions, model))
         for mode in (modes if runtime == "openvino" else [(1, None)])
     ]
     try:
@@ -167,6 +179,41 @@ def print_table(title: str, speeds: list[Speed]) -> None:
         )
 
 
+def build_command(models: list[PublishedModel], options: argparse.Namespace) -> int:
+    """Print a table of the plans that are built; 1 if one cannot be."""
+    asked = PRECISIONS if options.precisions == "all" else options.precisions.split(",")
+    failed = False
+    print(f"{target_of(options)}\n\n{plans.head(asked)}")
+    for model in models:
+        try:
+            print(plans.row(model, asked, target_of(options)), flush=True)
+        except EngineError as error:
+            failed = True
+            print(f"error: {model.manifest.tag}: {error}", file=sys.stderr)
+    return int(failed)
+
+
+def inspect_command(models: list[PublishedModel], options: argparse.Namespace) -> int:
+    """Print the layers of each plan; 1 if one cannot be built, or is not what its file asks for."""
+    failed = False
+    for model in models:
+        for precision in precisions(options.precisions, model):
+            if precision in PRECISIONS or options.precisions != "all":
+                try:
+                    for line in plans.inspect(model, precision, target_of(options)):
+                        print(line)
+                except EngineError as error:
+                    failed = True
+                    print(f"error: {model.manifest.tag} in {precision}: {error}", file=sys.stderr)
+    return int(failed)
+
+
+def target_of(options: argparse.Namespace) -> plans.Target:
+    """What plans are to be built for."""
+    capabilities = options.capability.split(",") if options.capability else []
+    return plans.Target(options.runtime, 1 << (options.max_batch - 1).bit_length(), capabilities)
+
+
 def table_command(models: list[PublishedModel], _: argparse.Namespace) -> int:
     """Print the table."""
     print(table(models))
@@ -191,7 +238,14 @@ def roofline_command(models: list[PublishedModel], options: argparse.Namespace) 
     return 0
 
 
-COMMANDS = {"verify": verify_command, "bench": bench_command, "table": table_command, "roofline": roofline_command}
+COMMANDS = {
+    "build": build_command,
+    "inspect": inspect_command,
+    "verify": verify_command,
+    "bench": bench_command,
+    "table": table_command,
+    "roofline": roofline_command,
+}
 
 if __name__ == "__main__":
     main()

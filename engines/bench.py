@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.engine import Engine, EngineError
-from engines.machine import accelerator
 from engines.memory import added_mb
 from engines.peak import Peak
 from engines.records import Speed
-from engines.runtime import EngineSpec, open_engine
+from engines.runtime import EngineSpec, gpu_of, open_engine
 from engines.store import PublishedModel
 
 ROUNDS = 3
@@ -33,7 +32,7 @@ def bench(
     opened: dict[EngineSpec, Engine] = {}
     for spec in specs:
         try:
-            opened[spec] = open_engine(model, spec, batches)
+            opened[spec] = open_engine(model, spec, batches, max(batches))
         except EngineError as error:
             print(f"left out: {error}", file=sys.stderr)
     if not opened:
@@ -58,8 +57,7 @@ def speed_of(
     cost = model.manifest.complexity
     p50, p99 = np.percentile(taken, (50, 99))
     images_per_s = batch / float(p50)
-    on_gpu = spec.runtime.startswith("torch") and accelerator()
-    shares = None if on_gpu else peak.shares(cost, spec.precision, batch, images_per_s)
+    shares = None if gpu_of(spec.runtime) else peak.shares(cost, spec.precision, batch, images_per_s)
     return Speed(
         tag=model.manifest.tag,
         **spec._asdict(),

@@ -27,7 +27,7 @@ def cached(
     That is kept, in the form that `dump` gives it. Of several processes that want the same entry, one builds it. Where
     nothing can be written, it is built each time.
     """
-    path = store.root().parent / "convserve-engines" / hashlib.sha256("\n".join(key).encode()).hexdigest()
+    path = path_of(key)
     if (found := read(path, load)) is not None:
         return found
     with ExitStack() as stack:
@@ -39,12 +39,23 @@ def cached(
         if (found := read(path, load)) is not None:  # another has built it meanwhile
             return found
         compiled = build()
-        data = dump(compiled)
-        try:
-            files.write(path, hashlib.sha256(data).digest(), data)
-        except OSError as error:
-            logger.warning("what is compiled cannot be kept: %s", error)
+        keep(path, dump(compiled))
         return compiled
+
+
+def path_of(key: Sequence[str]) -> Path:
+    """Where the entry that a key names is, or would be."""
+    return store.root().parent / "convserve-engines" / hashlib.sha256("\n".join(key).encode()).hexdigest()
+
+
+def keep(path: Path, content: bytes, others: Sequence[Path] = ()) -> None:
+    """Write an entry, the same by other names too, if that can be done."""
+    try:
+        files.write(path, hashlib.sha256(content).digest(), content)
+        for other in others:
+            files.link(path, other)
+    except OSError as error:
+        logger.warning("what is compiled cannot be kept: %s", error)
 
 
 def read(path: Path, load: Callable[[bytes], Compiled]) -> Compiled | None:

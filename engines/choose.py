@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from engines.records import EngineRecord, Speed
-from engines.runtime import EngineSpec, Runtime
+from engines.runtime import EngineSpec, Runtime, preferred
 
 STREAMS_GAIN = 1.1  # less is no reason to give a single image only a part of the threads
 logger = logging.getLogger("bentoml.convserve")
@@ -18,7 +18,7 @@ def choose(records: Sequence[EngineRecord], runtime: Runtime | Literal["auto"], 
 
     `records` are those of one model. Of the engines that `python -m engines verify` found faithful and `bench` has
     timed, it is the one with the most images a second at batch 8, with several streams only if they gain more than a
-    tenth; where there are none, OpenVINO and fp32.
+    tenth; where there are none, fp32, of TensorRT or torch on a GPU, else of OpenVINO.
     """
     asked = "auto" not in {runtime, precision}
     meant = [
@@ -29,7 +29,7 @@ def choose(records: Sequence[EngineRecord], runtime: Runtime | Literal["auto"], 
             logger.info("%s: not %s in %s: %s", record.tag, record.runtime, record.precision, record.problem)
     speeds = [speed for record in meant if asked or not record.problem for speed in record.decisive]
     if not speeds:
-        return EngineSpec("openvino" if runtime == "auto" else runtime, "fp32" if precision == "auto" else precision)
+        return EngineSpec(preferred() if runtime == "auto" else runtime, "fp32" if precision == "auto" else precision)
     fastest = max(speeds, key=rate)
     return EngineSpec(fastest.runtime, fastest.precision, fastest.streams, fastest.threads)
 

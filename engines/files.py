@@ -25,6 +25,14 @@ def write(path: Path, *parts: bytes) -> None:
             raise
 
 
+def link(path: Path, other: Path) -> None:
+    """Have a file by another name too, whose reader sees what was there before, or it, whole."""
+    with tempfile.TemporaryDirectory(dir=other.parent) as folder:
+        made = Path(folder) / other.name
+        made.hardlink_to(path)
+        made.replace(other)
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock `path`, which one thread of one process has at a time, and which dies with it."""

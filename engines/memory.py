@@ -10,12 +10,16 @@ from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 
-from engines.runtime import EngineSpec, open_engine
+from engines import gpu
+from engines.runtime import EngineSpec, gpu_of, open_engine
 from engines.store import PublishedModel
 
 
 def added_mb(model: PublishedModel, spec: EngineSpec, batch: int) -> float | None:
-    """What opening the engine, and an inference of `batch` images, adds to a process, in MB; None if it dies."""
+    """What opening the engine, and an inference of `batch` images, adds to a process, in MB; None if it dies.
+
+    To what is used of the GPU's memory, by all, if the engine runs there.
+    """
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
             return pool.submit(grown_mb, model, spec, batch).result()
@@ -25,13 +29,14 @@ def added_mb(model: PublishedModel, spec: EngineSpec, batch: int) -> float | Non
 
 
 def grown_mb(model: PublishedModel, spec: EngineSpec, batch: int) -> float:
-    """By how much this process grew; importing the library is not counted."""
-    module = import_module(f"engines.{spec.runtime.removesuffix('_compile')}")
+    """By how much the memory in use grew; importing the library is not counted."""
+    module = import_module(f"engines.{spec.runtime.removesuffix('_compile').removesuffix('_rtx')}")
     if spec.runtime == "openvino":
         module.supported(spec.precision)  # loads what any engine needs
-    before = resident_mb()
-    engine = open_engine(model, spec, (batch,))
-    grown = resident_mb() - before
+    used_mb = gpu.used_mb if gpu_of(spec.runtime) else resident_mb
+    before = used_mb()
+    engine = open_engine(model, spec, (batch,), batch)
+    grown = used_mb() - before
     del engine
     return grown
 

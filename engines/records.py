@@ -15,9 +15,9 @@ from typing import get_args
 from pydantic import ValidationError
 
 from engines import files, manifest, store
-from engines.machine import accelerator, processor
+from engines.machine import processor
 from engines.manifest import Record
-from engines.runtime import Measured
+from engines.runtime import Measured, gpu_of
 from engines.store import PublishedModel
 
 TOP1_LOST = 0.005  # more than that is too much
@@ -58,7 +58,8 @@ class Speed(Record):
 
     Percentiles are of a batch's latency; `images_per_s` and `gmacs_per_s` (10^9 multiply-accumulates) are those of its
     median. `of_compute` and `of_bandwidth` are shares of this machine's peaks in OpenVINO, None where the precision has
-    none; `memory_mb` is what opening the engine, and an inference of the largest batch timed, adds to a process.
+    none; `memory_mb` is what opening the engine, and an inference of the largest batch timed, adds to a process, or to
+    what is used of the GPU's memory.
     """
 
     tag: str
@@ -123,8 +124,7 @@ def key_of(model: PublishedModel, runtime: Measured, precision: str) -> tuple[st
     """File, runtime and its version, device, precision: if any of them is another, so is the engine."""
     library = runtime.removesuffix("_compile")
     file = manifest.WEIGHTS if library == "torch" else manifest.GRAPHS[precision]
-    device = (library == "torch" and accelerator()) or processor()
-    return model.manifest.files[file].sha256, runtime, version_of(library), device, precision
+    return model.manifest.files[file].sha256, runtime, version_of(library), gpu_of(runtime) or processor(), precision
 
 
 def find(model: PublishedModel, runtime: Measured, precision: str) -> EngineRecord | None:

@@ -1,19 +1,27 @@
-"""Which runtime runs a published model."""
+"""Which runtime runs a published model, and which ones this machine has."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from engines import manifest
-from engines.engine import Engine, EngineError
+from engines import manifest, plan
+from engines.engine import BATCH, Engine, EngineError
+from engines.machine import accelerator
+from engines.plan import TensorRT
 from engines.store import PublishedModel
 
-Measured = Literal["openvino", "onnxruntime", "torch", "torch_compile"]
+Measured = Literal["openvino", "onnxruntime", "torch", "torch_compile", TensorRT]
 Runtime = Literal[Measured, "null"]
+PREFERRED: tuple[Measured, ...] = ("tensorrt", "tensorrt_rtx", "torch")  # where there is a GPU
+ON_GPU = (*PREFERRED, "torch_compile")
+logger = logging.getLogger("bentoml.convserve")
 
 
 class EngineSpec(NamedTuple):
@@ -25,15 +33,49 @@ class EngineSpec(NamedTuple):
     threads: int | None = None
 
 
-def open_engine(model: PublishedModel, spec: EngineSpec, batches: Sequence[int] = (1,)) -> Engine:
+def gpu_of(runtime: Runtime) -> str | None:
+    """The GPU that a runtime uses on this machine, if it uses one."""
+    return accelerator() if runtime in ON_GPU else None
+
+
+@cache
+def preferred() -> Measured:
+    """What runs a model of whose engines nothing is known: the first that has a GPU here, else OpenVINO; logs why."""
+    for runtime in PREFERRED:
+        try:
+            check(runtime)
+        except EngineError as error:
+            logger.info("not %s: %s", runtime, error)
+        else:
+            logger.info("%s can run here", runtime)
+            return runtime
+    return "openvino"
+
+
+def check(runtime: Runtime) -> None:
+    """EngineError, with what is missing, unless a runtime of GPUs can run on this machine's."""
+    match runtime:
+        case "tensorrt" | "tensorrt_rtx":
+            plan.check(runtime)
+        case "torch":
+            if not find_spec("torch"):
+                raise EngineError("torch is not installed here: pip install '.[training]'")
+            if not gpu_of(runtime):
+                raise EngineError("there is no NVIDIA GPU that may be used")
+
+
+def open_engine(
+    model: PublishedModel, spec: EngineSpec, batches: Sequence[int] = (1,), max_batch: int = BATCH
+) -> Engine:
     """An engine that has run once at each of these batch sizes, so that no request waits for a compilation.
 
-    ManifestError if a file is missing or not the published one, EngineError if the runtime cannot run it.
+    ManifestError if a file is missing or not the published one, EngineError if the runtime cannot run it. `max_batch`
+    is the most images that TensorRT has memory for at a time.
     """
     entry = model.manifest
     entry.check_files(model.folder)
     try:
-        engine = make_engine(model, spec)
+        engine = make_engine(model, spec, max_batch)
         for batch in batches:
             logits = engine.infer(np.zeros((batch, *entry.preprocess.shape), np.uint8))
     except ModuleNotFoundError as error:
@@ -57,7 +99,7 @@ def graph_of(model: PublishedModel, precision: str) -> Path:
     return model.folder / manifest.GRAPHS[precision]
 
 
-def make_engine(model: PublishedModel, spec: EngineSpec) -> Engine:
+def make_engine(model: PublishedModel, spec: EngineSpec, max_batch: int = BATCH) -> Engine:
     """The engine of one runtime, whose library is imported only now."""
     runtime, precision, streams, threads = spec
     match runtime:
@@ -67,6 +109,12 @@ def make_engine(model: PublishedModel, spec: EngineSpec) -> Engine:
             graph = graph_of(model, precision)
             sha256 = model.manifest.files[graph.name].sha256
             return OpenVINOEngine(graph, precision, streams=streams, threads=threads, sha256=sha256)
+        case "tensorrt" | "tensorrt_rtx":
+            from engines.tensorrt import TensorRTEngine
+
+            graph = graph_of(model, precision)
+            sha256 = model.manifest.files[graph.name].sha256
+            return TensorRTEngine(graph, precision, runtime=runtime, sha256=sha256, max_batch=max_batch)
         case "onnxruntime":
             from engines.onnxruntime import ONNXRuntimeEngine
 

@@ -43,7 +43,9 @@ class FromPixels(nn.Module):
         self.net = net
 
     def forward(self, pixels: Tensor) -> Tensor:
-        entry = self.normalise(pixels.permute(0, 3, 1, 2))
+        entry = self.normalise(
+            pixels.float().permute(0, 3, 1, 2)
+        )  # TensorRT takes uint8, and does no more than cast it
         logits: Tensor = self.net(entry.to(next(self.net.parameters()).dtype)).float()
         return logits
 

@@ -106,7 +106,9 @@ class Catalog:
         model.status = "loading"
         try:
             spec = choose(model.records, settings.runtime, settings.precision)
-            model.engine = await asyncio.to_thread(open_engine, model.published, spec, settings.warm_batches)
+            model.engine = await asyncio.to_thread(
+                open_engine, model.published, spec, settings.warm_batches, settings.max_batch
+            )
         except Exception as error:  # whatever is wrong with one model must not stop the others
             model.status, model.error = "failed", str(error)
             expected = isinstance(error, EngineError | ManifestError)

@@ -1,0 +1,114 @@
+"""What TensorRT made of a network: the layers of a plan beside the network's own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+TENSOR = re.compile(r"Dimensions: \[([-\d,]*)\].*?Datatype: (\w+), Format: \(?(\w+)")
+GENERATED = "kgen"  # code that TensorRT generates: mostly what stands before and after a weighted layer
+PASSED_OVER = ("DequantizeLinear", "QuantizeLinear")
+
+
+class Tensor(NamedTuple):
+    """What a layer takes or gives: shape of one image, type, layout."""
+
+    shape: tuple[int, ...]
+    type: str
+    layout: str
+
+    def __str__(self) -> str:
+        return f"{self.type} {'x'.join(map(str, self.shape))} {self.layout}"
+
+
+class EngineLayer(NamedTuple):
+    """One layer of a plan, and the names of the ONNX nodes that are in it, or a part of them."""
+
+    type: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    nodes: tuple[str, ...]
+
+
+class Node(NamedTuple):
+    """An ONNX node; of convolutions and linear layers also the module's name, and whether the file has them in INT8."""
+
+    type: str
+    module: str | None
+    quantised: bool
+
+
+def engine_layers(told: str) -> list[EngineLayer]:
+    """The layers of a plan, of which TensorRT tells a line each; not those that only wait for others."""
+    return [layer for line in told.splitlines() if line.startswith("Name: ") and (layer := parsed(line)).outputs]
+
+
+def parsed(line: str) -> EngineLayer:
+    """`Name: .., LayerType: .., Inputs: [{..}], Constants: [{..}], Outputs: [{..}], .., Metadata: [ONNX Layer: ..]`."""
+    head, _, rest = line.partition("Constants: [")
+    _, _, tail = rest.partition("Outputs: [")
+    kind = re.search(r"LayerType: (\w+)", head)
+    return EngineLayer(
+        type=kind[1] if kind else "",
+        inputs=tuple(tensors(head)),
+        outputs=tuple(tensors(tail.partition("TacticName:")[0])),
+        nodes=tuple(re.findall(r"\[ONNX Layer: ([^\]]+)\]", tail)),
+    )
+
+
+def tensors(text: str) -> Iterator[Tensor]:
+    """Those that a part of a line describes."""
+    for sizes, element, layout in TENSOR.findall(text):
+        yield Tensor(tuple(int(size) for size in sizes.split(",")[1:]), element.lower(), layout)
+
+
+def nodes_of(path: Path) -> dict[str, Node]:
+    """The nodes of an ONNX file by name, from the input on."""
+    import onnx
+
+    from engines.quantize import LAYERS
+
+    graph = onnx.load(path, load_external_data=False).graph
+    made_by = {output: node for node in graph.node for output in node.output}
+
+    def module(weights: str) -> str:
+        while (node := made_by.get(weights)) and node.op_type in PASSED_OVER:
+            weights = node.input[0]
+        return re.sub(r"^net\.|\.weight(_quantized)?$", "", weights)
+
+    def quantised(tensor: str) -> bool:
+        return tensor in made_by and made_by[tensor].op_type == "DequantizeLinear"
+
+    return {
+        node.name: Node(node.op_type, module(node.input[1]), all(map(quantised, node.input[:2])))
+        if node.op_type in LAYERS
+        else Node(node.op_type, None, False)
+        for node in graph.node
+    }
+
+
+def computing(name: str, plan: Sequence[EngineLayer]) -> EngineLayer | None:
+    """The layer of a plan that has the multiply-accumulates of a node; None if it is in none."""
+    having = [layer for layer in plan if name in layer.nodes]
+    return next((layer for layer in having if layer.type != GENERATED), having[0] if having else None)
+
+
+def fallen_back(nodes: Mapping[str, Node], plan: Sequence[EngineLayer]) -> list[str]:
+    """Modules that are in INT8 in the file, and in the plan are not."""
+    return [
+        node.module
+        for name, node in nodes.items()
+        if node.module and node.quantised and not ((layer := computing(name, plan)) and layer.inputs[0].type == "int8")
+    ]
+
+
+def report(nodes: Mapping[str, Node], plan: Sequence[EngineLayer]) -> Iterator[str]:
+    """A line for each layer of the plan: its type, what it takes and gives, and what it computes of the network."""
+    computed = {name: computing(name, plan) for name, node in nodes.items() if node.module}
+    for layer in plan:
+        modules = [nodes[name].module or "" for name in layer.nodes if computed.get(name) is layer]
+        others = dict.fromkeys(nodes[name].type for name in layer.nodes if name in nodes and name not in computed)
+        taken, given = (" + ".join(map(str, tensors)) for tensors in (layer.inputs, layer.outputs))
+        yield f"{layer.type:14} {taken:32} -> {given:32} {', '.join([*modules, *others])}"

@@ -1,0 +1,382 @@
+"""A GPU that is none: what engines may count on of CUDA and of TensorRT, and no more.
+
+Work that is enqueued happens when its stream is synchronised. Memory that is freed is gone for what was enqueued and
+for recorded graphs too. A thread has to make the device its current one. While a graph is recorded nothing runs, and
+neither memory nor kernels can be made. Plans are built by TensorRT for RTX, and run by OpenVINO on the graph they were
+built of.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import threading
+import types
+import weakref
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorrt_rtx as trt
+from numpy.typing import NDArray
+
+from engines.openvino import OpenVINOEngine
+
+Work = Callable[[], None]
+MB = 1_000_000
+
+
+class CUDAError(Exception):
+    """What cuda.core raises."""
+
+
+@dataclass
+class GPU:
+    """What is there, what was done, and what shall fail."""
+
+    total: int = 1000 * MB
+    needed_per_image: int = MB
+    refusal: str | None = None
+    records_graphs: bool = True
+    memory: dict[int, bytearray] = field(default_factory=dict)
+    pinned: dict[int, Any] = field(default_factory=dict)
+    done: Counter[str] = field(default_factory=Counter)
+    streams: dict[int, Stream] = field(default_factory=dict)
+    plans: dict[str, tuple[Path, int]] = field(default_factory=dict)
+    threads: set[int] = field(default_factory=set)
+    next_address: int = 1 << 40
+
+    def check_thread(self) -> None:
+        if threading.get_ident() not in self.threads:
+            raise CUDAError("CUDA_ERROR_INVALID_CONTEXT")
+
+    def check_idle(self, doing: str) -> None:
+        if any(stream.recording is not None for stream in self.streams.values()):
+            raise CUDAError(f"CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED: {doing}")
+
+    @property
+    def free(self) -> int:
+        return self.total - sum(map(len, self.memory.values()))
+
+    def allocate(self, size: int) -> int:
+        self.check_thread()
+        self.check_idle("allocation")
+        if size > self.free:
+            raise CUDAError("CUDA_ERROR_OUT_OF_MEMORY")
+        address = self.next_address
+        self.next_address += size
+        self.memory[address] = bytearray(size)
+        return address
+
+    def read(self, address: int, size: int) -> bytes:
+        return bytes(self._at(address, size))
+
+    def write(self, address: int, data: bytes) -> None:
+        self._at(address, len(data))[:] = data
+
+    def _at(self, address: int, size: int) -> memoryview:
+        block = self.memory.get(address)
+        block = self.pinned.get(address) if block is None else block
+        if block is None:
+            raise CUDAError("CUDA_ERROR_ILLEGAL_ADDRESS: freed, or never allocated")
+        whole = memoryview(block).cast("B")
+        if size > len(whole):
+            raise CUDAError("CUDA_ERROR_ILLEGAL_ADDRESS: beyond its end")
+        return whole[:size]
+
+
+class Stream:
+    """Work in order."""
+
+    def __init__(self, gpu: GPU) -> None:
+        self.gpu = gpu
+        self.handle = len(gpu.streams) + 1
+        self.waiting: list[Work] = []
+        self.recording: list[Work] | None = None
+        gpu.streams[self.handle] = self
+
+    def enqueue(self, work: Work) -> None:
+        self.gpu.check_thread()
+        (self.waiting if self.recording is None else self.recording).append(work)
+
+    def sync(self) -> None:
+        self.gpu.check_thread()
+        self.gpu.check_idle("synchronisation")
+        waiting, self.waiting = self.waiting, []
+        for work in waiting:
+            work()
+        self.gpu.done["sync"] += 1
+
+    def create_graph_builder(self) -> GraphBuilder:
+        return GraphBuilder(self)
+
+
+class GraphBuilder:
+    """Records what is enqueued on its stream."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.recorded: list[Work] = []
+
+    def begin_building(self, mode: str) -> GraphBuilder:
+        assert mode == "thread_local"
+        self.stream.recording = []
+        return self
+
+    def end_building(self) -> GraphBuilder:
+        assert self.stream.recording is not None
+        self.recorded, self.stream.recording = self.stream.recording, None
+        if not self.stream.gpu.records_graphs:
+            raise CUDAError("CUDA_ERROR_STREAM_CAPTURE_INVALIDATED")
+        self.stream.gpu.done["graph"] += 1
+        return self
+
+    def complete(self) -> Graph:
+        return Graph(self.recorded)
+
+    def close(self) -> None:
+        self.stream.recording = None
+
+
+class Graph:
+    """What was recorded; it keeps no memory alive."""
+
+    def __init__(self, recorded: Sequence[Work]) -> None:
+        self.recorded = recorded
+
+    def launch(self, stream: Stream) -> None:
+        stream.gpu.done["launch"] += 1
+        for work in self.recorded:
+            stream.enqueue(work)
+
+
+class Buffer:
+    """Memory that goes with its owner."""
+
+    def __init__(self, gpu: GPU, handle: int, size: int, where: dict[int, Any]) -> None:
+        self.gpu, self.handle, self.size = gpu, handle, size
+        weakref.finalize(self, where.pop, handle)
+
+    def copy_from(self, source: Buffer, *, stream: Stream) -> None:
+        source.copy_to(self, stream=stream)
+
+    def copy_to(self, target: Buffer, *, stream: Stream) -> None:
+        if self.size != target.size:
+            raise ValueError("buffers of different sizes")
+        gpu, here, there, size = self.gpu, self.handle, target.handle, self.size
+
+        def copy() -> None:
+            gpu.write(there, gpu.read(here, size))
+            gpu.done["bytes to the GPU" if there in gpu.memory else "bytes from the GPU"] += size
+
+        stream.enqueue(copy)
+
+
+class Device:
+    """The one there is: an Ada."""
+
+    name = "NVIDIA Imaginary"
+    compute_capability = (8, 9)
+    gpu: GPU
+
+    def set_current(self) -> None:
+        self.gpu.threads.add(threading.get_ident())
+
+    def create_stream(self) -> Stream:
+        return Stream(self.gpu)
+
+    def allocate(self, size: int, *, stream: Stream) -> Buffer:
+        assert stream.handle in self.gpu.streams
+        return Buffer(self.gpu, self.gpu.allocate(size), size, self.gpu.memory)
+
+
+def pinned_memory(gpu: GPU) -> type:
+    """cuda.core's LegacyPinnedMemoryResource."""
+
+    class Pinned:
+        def allocate(self, size: int) -> Buffer:
+            gpu.check_thread()
+            gpu.check_idle("allocation")
+            block = (ctypes.c_uint8 * size)()
+            address = ctypes.addressof(block)
+            gpu.pinned[address] = block
+            return Buffer(gpu, address, size, gpu.pinned)
+
+    return Pinned
+
+
+@dataclass
+class RuntimeCache:
+    """Shapes of which kernels are compiled."""
+
+    compiled: set[str] = field(default_factory=set)
+    compatible: bool = True
+
+    def serialize(self) -> bytes:
+        return "\n".join(sorted(self.compiled)).encode()
+
+    def deserialize(self, blob: bytes) -> bool:
+        if blob.startswith(b"another driver"):
+            return False
+        self.compiled |= set(blob.decode().split("\n"))
+        return True
+
+
+class RuntimeConfig:
+    """How contexts are made."""
+
+    strategy: object = None
+    dynamic_shapes_kernel_specialization_strategy: object = None
+
+    def __init__(self) -> None:
+        self.cache = RuntimeCache()
+
+    def set_execution_context_allocation_strategy(self, strategy: object) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache()
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
+
+class Runtime:
+    """Opens plans."""
+
+    gpu: GPU
+
+    def __init__(self, logger: trt.ILogger) -> None:
+        self.logger = logger
+
+    def deserialize_cuda_engine(self, data: bytes) -> Engine | None:
+        self.gpu.check_thread()
+        graph = self.gpu.plans.get(hashlib.sha256(data).hexdigest())
+        if self.gpu.refusal or graph is None:
+            self.logger.log(trt.ILogger.ERROR, self.gpu.refusal or "it was built for compute capability 12.0")
+            return None
+        self.gpu.done["opened"] += 1
+        return Engine(self.gpu, data, *graph)
+
+
+class Engine:
+    """A plan that is open."""
+
+    def __init__(self, gpu: GPU, data: bytes, onnx: Path, largest: int) -> None:
+        self.gpu, self.data, self.largest = gpu, data, largest
+        self.network = OpenVINOEngine(onnx, "int8" if "int8" in onnx.name else "fp32")
+        self.device_memory_size_v2 = gpu.needed_per_image * largest
+        model = self.network._requests[0].model_inputs[0].partial_shape
+        self.shapes = {"pixels": (-1, *(part.get_length() for part in list(model)[1:]))}
+        self.shapes["logits"] = (-1, self.network.infer(np.zeros((1, *self.shapes["pixels"][1:]), np.uint8)).shape[1])
+
+    def get_tensor_shape(self, name: str) -> trt.Dims:
+        return trt.Dims(self.shapes[name])
+
+    def serialize(self) -> bytes:
+        return self.data
+
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig()
+
+    def create_execution_context(self, config: RuntimeConfig) -> Context:
+        assert config.strategy == trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self.gpu.check_idle("a context")
+        return Context(self, config.cache)
+
+
+class Context:
+    """How a plan is run on one shape."""
+
+    def __init__(self, engine: Engine, cache: RuntimeCache) -> None:
+        self.engine, self.gpu, self.cache = engine, engine.gpu, cache
+        self.shape: tuple[int, ...] | None = None
+        self.addresses: dict[str, int] = {}
+        self.activations: tuple[int, int] | None = None
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        self.activations = address, size
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        fits = shape[1:] == self.engine.shapes[name][1:] and 1 <= shape[0] <= self.engine.largest
+        self.shape = shape if fits else None
+        return fits
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return name in self.engine.shapes
+
+    def execute_async_v3(self, handle: int) -> bool:
+        stream = self.gpu.streams[handle]
+        ready = self.shape and self.activations and self.addresses.keys() == self.engine.shapes.keys()
+        if not ready or (stream.recording is not None and str(self.shape) not in self.cache.compiled):
+            return False
+        if str(self.shape) not in self.cache.compiled:
+            self.gpu.done["compiled"] += 1
+            self.cache.compiled.add(str(self.shape))
+        assert self.shape
+        assert self.activations
+        shape, addresses, activations, network, gpu = (
+            self.shape, dict(self.addresses), self.activations, self.engine.network, self.gpu
+        )  # fmt: skip
+
+        def run() -> None:
+            gpu.write(activations[0], b"\xff" * activations[1])
+            pixels: NDArray[np.uint8] = np.frombuffer(gpu.read(addresses["pixels"], int(np.prod(shape))), np.uint8)
+            gpu.write(addresses["logits"], network.infer(pixels.reshape(shape)).tobytes())
+            gpu.done["inference"] += 1
+
+        stream.enqueue(run)
+        return True
+
+
+def modules(gpu: GPU) -> dict[str, types.ModuleType]:
+    """What stands in for cuda.core, CUDA's runtime and both libraries."""
+
+    class TheDevice(Device):
+        @staticmethod
+        def get_all_devices() -> list[Device]:
+            return [device]
+
+    TheDevice.gpu = gpu
+    device = TheDevice()
+
+    class TheRuntime(Runtime):
+        pass
+
+    TheRuntime.gpu = gpu
+
+    class Builder:
+        """TensorRT for RTX's, which has to be told for which GPU."""
+
+        def __init__(self, logger: trt.ILogger) -> None:
+            self._builder = trt.Builder(logger)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._builder, name)
+
+        def create_builder_config(self) -> trt.IBuilderConfig:
+            config = self._builder.create_builder_config()
+            config.num_compute_capabilities = 1
+            config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+            return config
+
+    class ComputeCapability:
+        CURRENT = trt.ComputeCapability.SM89
+        __members__ = trt.ComputeCapability.__members__
+
+    core = types.ModuleType("cuda.core")
+    vars(core).update(Device=TheDevice, LegacyPinnedMemoryResource=pinned_memory(gpu))
+    cuda = types.ModuleType("cuda.bindings.runtime")
+    success = types.SimpleNamespace(cudaSuccess=0)
+    vars(cuda).update(cudaError_t=success, cudaMemGetInfo=lambda: (0, gpu.free, gpu.total))
+    libraries = {}
+    for name in ("tensorrt", "tensorrt_rtx"):
+        libraries[name] = types.ModuleType(name)
+        vars(libraries[name]).update(vars(trt))
+        vars(libraries[name]).update(Builder=Builder, Runtime=TheRuntime, ComputeCapability=ComputeCapability)
+    return {"cuda.core": core, "cuda.bindings.runtime": cuda, **libraries}
