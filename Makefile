@@ -4,7 +4,7 @@ export BENTOML_PORT ?= 3000
 MODELS ?= lenet5
 comma := ,
 
-.PHONY: serve test test-all check compare bento architectures clean
+.PHONY: serve test test-all test-gpu check compare bento architectures clean
 
 serve: $(VENV)/training.installed images/mnist5k ## install, train and publish lenet5 if none is, and serve on port $BENTOML_PORT
 	@if ! $(BIN)/python -m engines list | grep -q '^lenet5:mnist5k-'; then \
@@ -29,6 +29,9 @@ test: check ## install, lint, check types, test
 test-all: check ## the same with the slow tests
 	$(BIN)/pytest -m "not gpu"
 
+test-gpu: check ## the tests that need an NVIDIA GPU, and no others
+	$(BIN)/pytest -m gpu
+
 check: $(VENV)/dev.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -49,6 +52,7 @@ $(VENV)/training.installed: pyproject.toml
 	$(BIN)/pip install --disable-pip-version-check '.[training,loadtest]'
 	@touch $@
 
-$(VENV)/dev.installed: $(VENV)/training.installed
-	$(BIN)/pip install --disable-pip-version-check '.[training,loadtest,dev]'
+$(VENV)/dev.installed: $(VENV)/training.installed tests/stubs.py
+	$(BIN)/pip install --disable-pip-version-check '.[training,loadtest,tensorrt-rtx,dev]'
+	$(BIN)/python -m tests.stubs $(VENV)/stubs
 	@touch $@

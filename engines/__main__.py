@@ -183,7 +183,7 @@ def build_command(models: list[PublishedModel], options: argparse.Namespace) -> 
     """Print a table of the plans that are built; 1 if one cannot be."""
     asked = PRECISIONS if options.precisions == "all" else options.precisions.split(",")
     failed = False
-    print(f"{target_of(options)}\n\n{plans.head(asked)}")
+    print(f"{target_of(options)}\n\n{plans.head(asked)}", flush=True)
     for model in models:
         try:
             print(plans.row(model, asked, target_of(options)), flush=True)

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -111,10 +110,10 @@ def prepare(
 
 
 def key_of(runtime: TensorRT, sha256: str, precision: str, max_batch: int, hardware: str) -> tuple[str, ...]:
-    """What a plan in the cache is of; EngineError if TensorRT has no such precision."""
+    """What a plan in the cache is of; EngineError if the library is not installed, or has no such precision."""
     if precision not in PRECISIONS:
         raise EngineError(f"{runtime} has no precision {precision!r}; it has {', '.join(PRECISIONS)}")
-    return sha256, runtime, version(runtime), hardware, precision, f"batch 1 to {max_batch}"
+    return sha256, runtime, library(runtime).__version__, hardware, precision, f"batch 1 to {max_batch}"
 
 
 def build(runtime: TensorRT, onnx: Path, max_batch: int, capabilities: Sequence[str] = ()) -> Plan:
@@ -181,7 +180,7 @@ def with_timings(
     builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig
 ) -> trt.IHostMemory | None:
     """Have TensorRT build with what it timed for other plans on this GPU, and keep what it times now."""
-    path = cache.path_of(("timings", version("tensorrt"), hardware("tensorrt")))
+    path = cache.path_of(("timings", library("tensorrt").__version__, hardware("tensorrt")))
     timings = config.create_timing_cache(cache.read(path, bytes) or b"")
     config.set_timing_cache(timings, ignore_mismatch=False)
     data = builder.build_serialized_network(network, config)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from typing import NamedTuple
 
 from engines.engine import EngineError
@@ -27,7 +26,7 @@ class Target(NamedTuple):
 
     def __str__(self) -> str:
         hardware = f"compute capability {', '.join(self.capabilities)}" if self.capabilities else "this machine's GPU"
-        return f"{self.runtime} {version(self.runtime)} for {hardware}, batches of 1 to {self.max_batch}"
+        return f"{self.runtime} for {hardware}, batches of 1 to {self.max_batch}"
 
 
 class Built(NamedTuple):

@@ -38,7 +38,6 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[GPU]:
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(cuda.bindings, "runtime", sys.modules["cuda.bindings.runtime"], raising=False)
     monkeypatch.setattr(store, "root", lambda: tmp_path / "models")
-    monkeypatch.setattr(plan, "version", lambda _: "1.0")
 
     def build(library: TensorRT, onnx: Path, max_batch: int) -> plan.Plan:
         built = plan.build(library, onnx, max_batch)
@@ -189,7 +188,7 @@ def test_a_plan_is_built_once(
     assert fake.done["built"] == 2  # another graph
     opened(lenet5_everywhere, name, max_batch=33)
     assert fake.done["built"] == 3  # another profile, to 64
-    monkeypatch.setattr(plan, "version", lambda _: "2.0")
+    monkeypatch.setattr(sys.modules[name], "__version__", "2.0")
     opened(lenet5_everywhere, name)
     assert fake.done["built"] == 4
     monkeypatch.setattr(type(gpu.device()), "compute_capability", (12, 0))

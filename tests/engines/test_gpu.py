@@ -1,0 +1,78 @@
+"""On an NVIDIA GPU: ten nets in every precision beside torch on a CPU, and the commands and the server on it."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engines import manifest
+from engines.manifest import Calibration
+from engines.onnxruntime import ONNXRuntimeEngine
+from engines.plan import TensorRT
+from engines.quantize import quantize
+from engines.store import PublishedModel
+from engines.tensorrt import TensorRTEngine
+from engines.torch import FromPixels, Normalise
+from models.zoo import build
+from tests.conftest import Run
+from tests.serving import ROOT, serving
+from tests.training.test_export import after_a_step, quick_input
+from training.data import DataSet
+from training.export import export
+from training.precisions import export_half
+
+pytestmark = pytest.mark.gpu
+NETS = (
+    *("lenet5", "alexnet", "vgg16_bn", "nin_cifar10", "googlenet"),
+    *("inception_v3", "resnet50", "se_resnext50_32x4d", "densenet121", "wrn_16_8"),
+)
+TOLERANCE = {"fp32": 1e-3, "fp16": 3e-2, "int8": 5e-2}  # of the largest logit
+RUNTIMES: tuple[TensorRT, ...] = ("tensorrt", "tensorrt_rtx")
+
+
+@pytest.fixture(params=RUNTIMES)
+def runtime(request: pytest.FixtureRequest) -> TensorRT:
+    """Each library that is installed."""
+    name: TensorRT = request.param
+    pytest.importorskip(name)
+    return name
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_ten_nets_answer_as_on_a_cpu(runtime: TensorRT, name: str, digits: DataSet, tmp_path: Path) -> None:
+    entry = quick_input(name, digits)
+    pixels = digits.held_out.pixels(entry.preprocess, np.arange(0, 1000, 20))
+    torch.manual_seed(0)
+    module = FromPixels(build(name, 10), Normalise(entry.mean, entry.std))
+    module = after_a_step(module, torch.from_numpy(digits.train.pixels(entry.preprocess, np.arange(16))))
+    paths = {precision: tmp_path / f"{precision}.onnx" for precision in TOLERANCE}
+    export(module, entry.preprocess, paths["fp32"])
+    export_half(module, entry.preprocess, paths["fp16"])
+    how = Calibration(images=50, method="minmax", in_float=())
+    quantize(paths["fp32"], paths["int8"], pixels, how, tmp_path / "ranges.json")
+    with torch.inference_mode():
+        expected = copy.deepcopy(module).cpu()(torch.from_numpy(pixels)).numpy()
+    beside = {"fp32": expected, "fp16": expected, "int8": ONNXRuntimeEngine(paths["int8"], "int8").infer(pixels)}
+    for precision, path in paths.items():
+        sha256 = manifest.sha256(path)
+        engine = TensorRTEngine(path, precision, runtime=runtime, sha256=sha256, max_batch=32)
+        error = np.abs(engine.infer(pixels) - beside[precision]).max() / np.abs(beside[precision]).max()
+        assert error <= TOLERANCE[precision], precision
+
+
+def test_it_verifies_benches_and_serves(runtime: TensorRT, run: Run, lenet5_everywhere: PublishedModel) -> None:
+    home = str(lenet5_everywhere.folder.parents[2])
+    asked = ("--runtimes", runtime, "--precisions", "fp32,fp16,int8")
+    verified = run("engines", "verify", *asked, BENTOML_HOME=home).stdout
+    assert verified.count(": faithful") == 3
+    benched = run("engines", "bench", *asked, "--batches", "1,8,32", "--seconds", "1", BENTOML_HOME=home).stdout
+    assert benched.count(f"\n{runtime} ") == 9
+    told = run("engines", "inspect", "lenet5", "--precisions", "int8", "--runtime", runtime, BENTOML_HOME=home).stdout
+    assert told.splitlines()[-1].endswith("6 in int8")
+    with serving(CONVSERVE_RUNTIME=runtime, BENTOML_HOME=home) as (client, _):
+        answer = client.post("/classify?model=lenet5", content=(ROOT / "docs" / "digit.png").read_bytes()).json()
+    assert (answer["runtime"], answer["predictions"][0]["label"]) == (runtime, "7")

@@ -1,0 +1,191 @@
+"""TensorRT for RTX builds every precision without a GPU, and its plans are what their files ask for."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from engines import cache, manifest, plan, store
+from engines.engine import EngineError
+from engines.inspector import EngineLayer, Node, Tensor, computing, engine_layers, fallen_back, nodes_of, report
+from engines.manifest import Calibration
+from engines.quantize import quantize
+from engines.store import PublishedModel
+from engines.torch import FromPixels, Normalise
+from models.zoo import build
+from tests.conftest import Run
+from tests.training.test_export import SE_RESNEXT, after_a_step, quick_input
+from training.data import DataSet
+from training.export import export
+from training.precisions import export_half
+
+CAPABILITIES = ("8.6", "8.9", "12.0")
+TYPES = {"fp32": "float", "fp16": "half", "int8": "int8"}
+NETS: dict[str, Callable[[int], nn.Module]] = {
+    "resnet20_cifar": partial(build, "resnet20_cifar"),
+    "se_resnext": SE_RESNEXT,
+}
+
+
+@pytest.fixture(scope="module", params=["lenet5", *NETS])
+def graphs(
+    request: pytest.FixtureRequest,
+    lenet5_everywhere: PublishedModel,
+    digits: DataSet,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Path]:
+    """A net's ONNX files by precision."""
+    if request.param == "lenet5":
+        return {precision: lenet5_everywhere.folder / manifest.GRAPHS[precision] for precision in TYPES}
+    folder = tmp_path_factory.mktemp("graphs")
+    entry = quick_input("resnet20_cifar", digits)
+    pixels = digits.train.pixels(entry.preprocess, np.arange(16))
+    torch.manual_seed(0)
+    module = FromPixels(NETS[request.param](10), Normalise(entry.mean, entry.std))
+    module = after_a_step(module, torch.from_numpy(pixels))
+    paths = {precision: folder / f"{precision}.onnx" for precision in TYPES}
+    export(module, entry.preprocess, paths["fp32"])
+    export_half(module, entry.preprocess, paths["fp16"])
+    how = Calibration(images=len(pixels), method="minmax", in_float=())
+    quantize(paths["fp32"], paths["int8"], pixels, how, folder / "ranges.json")
+    return paths
+
+
+@pytest.mark.parametrize("precision", TYPES)
+def test_it_is_built_in_its_own_precision(graphs: dict[str, Path], precision: str) -> None:
+    built = plan.build("tensorrt_rtx", graphs[precision], 32, CAPABILITIES)
+    layers = engine_layers(built.layers)
+    nodes = nodes_of(graphs[precision])
+    weighted = [name for name, node in nodes.items() if node.module]
+    assert len(weighted) >= 6
+    assert {layer.inputs[0].type for name in weighted if (layer := computing(name, layers))} == {TYPES[precision]}
+    assert layers[0].inputs[0].type == "uint8"
+    assert layers[-1].outputs[0].type == "float"
+    assert not fallen_back(nodes, layers)
+    lines = "\n".join(report(nodes, layers))
+    assert all(f" {node.module}" in lines for node in nodes.values() if node.module)
+
+
+def test_a_layer_that_falls_back_is_named(graphs: dict[str, Path]) -> None:
+    layers = engine_layers(plan.build("tensorrt_rtx", graphs["fp32"], 32, CAPABILITIES).layers)
+    asked = nodes_of(graphs["int8"])
+    assert fallen_back(asked, layers) == [node.module for node in asked.values() if node.module]
+    first, *others = asked.items()
+    assert fallen_back(dict(others), []) == [node.module for _, node in others if node.module]
+    assert first
+
+
+def test_what_the_file_leaves_in_float_is_no_fall(lenet5_everywhere: PublishedModel, tmp_path: Path) -> None:
+    source = lenet5_everywhere.folder / manifest.ONNX
+    names = [name for name, node in nodes_of(source).items() if node.module]
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 1), dtype=np.uint8)
+    how = Calibration(images=8, method="minmax", in_float=(names[0],))
+    quantize(source, tmp_path / "int8.onnx", pixels, how, tmp_path / "ranges.json")
+    layers = engine_layers(plan.build("tensorrt_rtx", tmp_path / "int8.onnx", 8, ["8.9"]).layers)
+    nodes = nodes_of(tmp_path / "int8.onnx")
+    assert [nodes[name].quantised for name in names] == [False, *[True] * (len(names) - 1)]
+    assert not fallen_back(nodes, layers)
+    first = computing(names[0], layers)
+    assert first
+    assert first.inputs[0].type == "float"
+
+
+TENSOR = "{ Name: t, Dimensions: [-1,%s], Strides: [9,1], StrideOrder: [1,0], Datatype: %s, Format: (%s) in words }"
+LINE = (
+    f"Name: node_conv_myl0_2, LayerType: correlation, Inputs: [ {TENSOR % ('4,32,32', 'Int8', 'NHWC')}], Constants: [ "
+    f"{TENSOR % ('4,3,3', 'Float', 'Linear')}], Outputs: [ {TENSOR % ('8,32,32', 'Half', 'Linear')}], TacticName: x, "
+    "StreamId: 0, Metadata: [ONNX Layer: node_conv][ONNX Layer: node_relu]"
+)
+WAITS = "Name: w, LayerType: wait, Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 1, Metadata: "
+
+
+def test_a_line_is_read() -> None:
+    taken, given = Tensor((4, 32, 32), "int8", "NHWC"), Tensor((8, 32, 32), "half", "Linear")
+    layer = EngineLayer("correlation", (taken,), (given,), ("node_conv", "node_relu"))
+    assert engine_layers(f"Layers:\n{LINE}\n{WAITS}\n\nI/O Tensors:\n") == [layer]
+    nodes = {"node_conv": Node("Conv", "stem.conv", True), "node_relu": Node("Relu", None, False)}
+    (line,) = report(nodes, [layer])
+    assert line.split() == [
+        "correlation",
+        "int8",
+        "4x32x32",
+        "NHWC",
+        "->",
+        "half",
+        "8x32x32",
+        "Linear",
+        "stem.conv,",
+        "Relu",
+    ]
+
+
+def test_names_are_those_of_the_complexity(lenet5_everywhere: PublishedModel) -> None:
+    costly = [layer.name for layer in lenet5_everywhere.manifest.complexity.layers if layer.macs]
+    for precision in TYPES:
+        nodes = nodes_of(lenet5_everywhere.folder / manifest.GRAPHS[precision])
+        assert sorted(node.module for node in nodes.values() if node.module) == sorted(costly)
+
+
+def test_a_prepared_plan_is_kept_for_each_capability(
+    lenet5_everywhere: PublishedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(store, "root", lambda: tmp_path / "models")
+    graph = lenet5_everywhere.folder / manifest.INT8
+    built = plan.prepare("tensorrt_rtx", graph, "sha", "int8", 32, CAPABILITIES)
+    paths = [cache.path_of(plan.key_of("tensorrt_rtx", "sha", "int8", 32, each)) for each in CAPABILITIES]
+    assert [cache.read(path, bytes) for path in paths] == [built.data] * 3
+    assert len({path.stat().st_ino for path in paths}) == 1  # on disk once
+
+
+def test_what_cannot_be_built_is_named(lenet5_everywhere: PublishedModel, tmp_path: Path) -> None:
+    graph = lenet5_everywhere.folder / manifest.ONNX
+    with pytest.raises(EngineError, match=r"no compute capability 9\.0; it has 7\.5, 8\.0, 8\.6, 8\.9, 12\.0, 12\.1"):
+        plan.build("tensorrt_rtx", graph, 8, ["8.9", "9.0"])
+    with pytest.raises(EngineError, match=r"cannot build .*FP32 GEMM is not supported"):  # it says why
+        plan.build("tensorrt_rtx", graph, 8, ["7.5"])
+    (tmp_path / "no.onnx").write_bytes(b"not a graph")
+    with pytest.raises(EngineError, match=r"cannot read .*no\.onnx: "):
+        plan.build("tensorrt_rtx", tmp_path / "no.onnx", 8, ["8.9"])
+    with pytest.raises(EngineError, match="tensorrt builds for the GPU of the machine that it runs on"):
+        plan.prepare("tensorrt", graph, "sha", "fp32", 8, ["8.9"])
+
+
+def test_the_first_node_is_a_cast(graphs: dict[str, Path]) -> None:
+    for path in graphs.values():  # of uint8, TensorRT takes no other
+        users = [node.op_type for node in onnx.load(path).graph.node if "pixels" in node.input]
+        assert users == ["Cast"]
+
+
+def test_the_commands(run: Run, lenet5_everywhere: PublishedModel, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    folder = lenet5_everywhere.folder
+    shutil.copytree(folder, home / "models" / folder.parent.name / folder.name)
+    here = {"BENTOML_HOME": str(home)}
+    lines = run("engines", "build", "lenet5", "--capability", "8.6,8.9", **here).stdout.splitlines()
+    assert lines[0].endswith("for compute capability 8.6, 8.9, batches of 1 to 32")
+    cells = [cell.strip() for cell in lines[-1].split("|")]
+    assert cells[1:3] == ["`lenet5`", "1x32x32"]
+    assert all(float(cell) > 0 for cell in cells[3:-1])
+    assert len(cells) == 3 + 3 * len(TYPES) + 1
+    told = run("engines", "inspect", "lenet5", "--precisions", "int8", "--capability", "8.9", **here).stdout
+    assert "uint8 32x32x1" in told
+    assert " c3.six" in told
+    assert told.splitlines()[-1].endswith("6 convolutions and linear layers, 6 in int8")
+    for arguments, error in (
+        (("--capability", "9.0"), "tensorrt_rtx has no compute capability 9.0"),
+        (("--runtime", "tensorrt", "--capability", "8.9"), "tensorrt builds for the GPU of the machine"),
+        (("--precisions", "bf16", "--capability", "8.9"), "tensorrt_rtx has no precision 'bf16'"),
+    ):
+        for command in ("build", "inspect"):
+            done = run("engines", command, "lenet5", *arguments, check=False, **here)
+            assert done.returncode == 1
+            assert error in done.stderr
+            assert "Traceback" not in done.stderr

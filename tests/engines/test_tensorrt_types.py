@@ -1,0 +1,74 @@
+"""Calls of TensorRT are checked by its own bindings: what we use it has, but for what only the one for RTX has."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.serving import ROOT
+from tests.stubs import read_off, write
+
+CALLERS = ("engines/plan.py", "engines/tensorrt.py")
+ONLY_FOR_RTX = {
+    "ComputeCapability",
+    "DynamicShapesKernelSpecializationStrategy",
+    "IRuntimeCache",
+    "REQUIRE_USER_ALLOCATION",
+    "create_runtime_cache",
+    "dynamic_shapes_kernel_specialization_strategy",
+    "num_compute_capabilities",
+    "set_compute_capability",
+    "set_runtime_cache",
+}
+# What TensorRT's bindings take of its libraries, of 2 GB, when they are loaded; nothing is called.
+NEEDED = ("libnvinfer", "libnvinfer_plugin", "libnvonnxparser")
+FUNCTIONS = (
+    *("createInferBuilder_INTERNAL", "createInferRefitter_INTERNAL", "createInferRuntime_INTERNAL"),
+    *("createNvOnnxParser_INTERNAL", "createNvOnnxParserRefitter_INTERNAL", "getNvOnnxParserVersion"),
+    *("getBuilderPluginRegistry", "getInferLibVersion", "getPluginRegistry", "initLibNvInferPlugins"),
+)
+
+
+@pytest.fixture(scope="module")
+def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The types of both libraries."""
+    compiler = shutil.which("cc")
+    if not compiler:
+        pytest.skip("no C compiler")
+    folder = tmp_path_factory.mktemp("tensorrt")
+    (folder / "none.c").write_text("\n".join(f"void {name}(void) {{}}" for name in FUNCTIONS))
+    for library in NEEDED:
+        name = f"{library}.so.11"
+        command = (compiler, "-shared", "-fPIC", f"-Wl,-soname,{name}", folder / "none.c", "-o", folder / name)
+        subprocess.run(command, check=True)
+    stubs = folder / "stubs"
+    write(stubs)
+    read_off("tensorrt_bindings.tensorrt", stubs / "tensorrt.pyi", LD_LIBRARY_PATH=str(folder))
+    return stubs
+
+
+def test_tensorrt_has_what_we_call(stubs: Path) -> None:
+    folder = stubs.parent
+    shutil.copytree(ROOT / "engines", folder / "engines", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in CALLERS:
+        text = (ROOT / name).read_text()
+        assert "    import tensorrt_rtx as trt" in text
+        (folder / name).write_text(text.replace("import tensorrt_rtx as trt", "import tensorrt as trt"))
+    settings = (ROOT / "pyproject.toml").read_text()
+    settings = settings.replace('"cuda.core.*", "tensorrt_rtx"', '"cuda.core.*", "tensorrt", "tensorrt_rtx"')
+    (folder / "pyproject.toml").write_text(settings.replace(".venv/stubs", "stubs"))
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *CALLERS], cwd=folder, capture_output=True, text=True, check=False
+    )
+    errors = [line for line in done.stdout.splitlines() if ": error: " in line]
+    assert errors, done.stdout + done.stderr
+    missing = [
+        re.findall(r'"(?:trt\.)?(\w+)"(?: is not defined)?  \[(?:attr|name)-defined\]$', line) for line in errors
+    ]
+    assert {name for names in missing for name in names} == ONLY_FOR_RTX, done.stdout
+    assert all(missing), done.stdout
