@@ -43,9 +43,8 @@ class FromPixels(nn.Module):
         self.net = net
 
     def forward(self, pixels: Tensor) -> Tensor:
-        entry = self.normalise(
-            pixels.float().permute(0, 3, 1, 2)
-        )  # TensorRT takes uint8, and does no more than cast it
+        # cast first: of uint8, TensorRT takes pixels that are cast, and nothing else
+        entry = self.normalise(pixels.float().permute(0, 3, 1, 2))
         logits: Tensor = self.net(entry.to(next(self.net.parameters()).dtype)).float()
         return logits
 
@@ -60,6 +59,7 @@ class TorchEngine:
         self.runtime = "torch_compile" if compiled else "torch"
         self.precision = precision
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.backends.cudnn.allow_tf32 = False  # as it is for matrix products: fp32 is fp32
         self.module = copy.deepcopy(module).eval().to(self.device)
         self.module.net.to(DTYPES[precision]).to(memory_format=torch.channels_last)
         if compiled:

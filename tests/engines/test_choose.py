@@ -34,7 +34,8 @@ def record(
 FP32 = record("openvino", "fp32", FAITHFUL, 100)
 
 
-def test_without_records_it_is_openvino_in_fp32() -> None:
+def test_without_records_it_is_openvino_in_fp32_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engines.choose.preferred", lambda: "openvino")
     assert choose([], "auto", "auto") == ("openvino", "fp32", 1, None)
     assert choose([], "torch", "auto") == ("torch", "fp32", 1, None)
     assert choose([], "openvino", "bf16") == ("openvino", "bf16", 1, None)
