@@ -48,7 +48,6 @@ class OpenVINOEngine:
         if not supported(precision):
             raise EngineError(f"openvino has no {precision} on this processor")
         self.precision = precision
-        core = openvino.Core()
         options: dict[str, str | int] = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
             "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
@@ -58,7 +57,7 @@ class OpenVINOEngine:
             options["INFERENCE_NUM_THREADS"] = threads
 
         def build() -> openvino.CompiledModel:
-            return core.compile_model(onnx, "CPU", options)
+            return core().compile_model(onnx, "CPU", options)
 
         try:
             compiled = (
@@ -66,7 +65,7 @@ class OpenVINOEngine:
                     (sha256, self.runtime, version("openvino"), processor(), precision),
                     build,
                     lambda made: made.export_model().getvalue(),
-                    lambda data: core.import_model(data, "CPU", options),
+                    lambda data: core().import_model(data, "CPU", options),
                 )
                 if sha256
                 else build()
@@ -96,10 +95,20 @@ class OpenVINOEngine:
 
 
 @cache
+def core() -> openvino.Core:
+    """OpenVINO, as long as the process lives.
+
+    Its first sets aside a stack for the signals of the thread that it is made in. Where the last that needed it went in
+    another thread, that stack was freed and still in use: the next signal killed the process (2026.4).
+    """
+    return openvino.Core()
+
+
+@cache
 def supported(precision: str) -> bool:
     """Whether this processor computes in a precision: where it does not, OpenVINO would silently use another."""
     wanted = PRECISIONS[precision]
     entry = ops.parameter([1], openvino.Type.f32)
     net = openvino.Model([ops.relu(entry)], [entry])
-    compiled = openvino.Core().compile_model(net, "CPU", {"INFERENCE_PRECISION_HINT": wanted})
+    compiled = core().compile_model(net, "CPU", {"INFERENCE_PRECISION_HINT": wanted})
     return bool(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == wanted)

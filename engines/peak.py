@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from engines import files, store
 from engines.machine import processor
 from engines.manifest import Complexity, Record
-from engines.openvino import PRECISIONS, supported
+from engines.openvino import PRECISIONS, core, supported
 
 FLOAT_BYTES = 4
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
@@ -89,7 +89,7 @@ def product_rate(rows: int, width: int, precision: str, layers: int, runs: int =
         weights = ops.constant(np.full((width, width), limit, np.float32))
         last = ops.matmul(quantised(last, 1), quantised(weights, limit), transpose_a=False, transpose_b=True)
     options = {"INFERENCE_PRECISION_HINT": PRECISIONS[precision], "PERFORMANCE_HINT": "LATENCY"}
-    request = openvino.Core().compile_model(openvino.Model([last], [entry]), "CPU", options).create_infer_request()
+    request = core().compile_model(openvino.Model([last], [entry]), "CPU", options).create_infer_request()
     values = np.full((rows, width), 0.5, np.float32)
     seconds = []
     for _ in range(runs):

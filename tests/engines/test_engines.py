@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
-import openvino
 import pytest
 from safetensors.numpy import load_file
 
@@ -15,11 +15,12 @@ from engines import manifest
 from engines.engine import EngineError
 from engines.manifest import ManifestError
 from engines.onnxruntime import ONNXRuntimeEngine
-from engines.openvino import OpenVINOEngine
+from engines.openvino import OpenVINOEngine, core
 from engines.preprocess import Preprocess
 from engines.runtime import EngineSpec, Runtime, make_engine, open_engine
 from engines.store import PublishedModel
 from engines.torch import open_torch
+from tests.serving import ROOT
 
 
 @pytest.mark.parametrize("batch", [1, 3, 32, 256])
@@ -37,7 +38,7 @@ def test_fp32_gives_torchs_logits(lenet5: PublishedModel, runtime: Runtime, batc
 
 
 @pytest.mark.skipif(
-    "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"), reason="no bf16 on this processor"
+    "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"), reason="no bf16 on this processor"
 )
 def test_bf16_is_another_computation_and_agrees(lenet5: PublishedModel) -> None:
     verification = load_file(lenet5.folder / manifest.VERIFICATION)
@@ -115,3 +116,23 @@ def test_a_damaged_file_is_not_opened(lenet5: PublishedModel, tmp_path: Path) ->
     (folder / manifest.ONNX).write_bytes((folder / manifest.ONNX).read_bytes()[:-1])
     with pytest.raises(ManifestError, match=r"model.onnx is not the file"):
         open_engine(PublishedModel(folder, lenet5.manifest), EngineSpec("openvino", "fp32"))
+
+
+GOES_IN_ANOTHER_THREAD = """
+import os, signal, sys, threading
+from pathlib import Path
+from engines.openvino import OpenVINOEngine
+
+signal.signal(signal.SIGUSR1, lambda *_: print("alive"))
+engines = [OpenVINOEngine(Path(sys.argv[1]), "fp32")]
+thread = threading.Thread(target=engines.clear)
+thread.start()
+thread.join()
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_a_process_outlives_its_engines(lenet5: PublishedModel) -> None:
+    command = [sys.executable, "-c", GOES_IN_ANOTHER_THREAD, str(lenet5.folder / manifest.ONNX)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "alive\n")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +9,7 @@ import torch
 
 from models.complexity import complexity
 from models.stochastic_depth import StochasticBlock
-from training.bench import LOOPS, Speed
+from training.bench import LOOPS, measure
 from training.claims import CARDS, CLAIMS, SEEDS, table, write_pictures
 from training.results import read
 
@@ -56,16 +53,7 @@ def test_the_lecture_has_the_tables_of_the_committed_results(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_loop_is_measured(loop: str) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "training.bench",
-        "lenet5_modern",
-        loop,
-        "2",
-    ]  # as `bench` does: workers are forked
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    speed = Speed(*json.loads(done.stdout))
+    speed = measure("lenet5_modern", loop, steps=2)
     assert speed.images_per_s > 0
     assert 0 < speed.input_share < 1
     assert speed.peak_mb > 100
