@@ -186,7 +186,7 @@ def build_command(models: list[PublishedModel], options: argparse.Namespace) -> 
     print(f"{target_of(options)}\n\n{plans.head(asked)}", flush=True)
     for model in models:
         try:
-            print(plans.row(model, asked, target_of(options)), flush=True)
+            print(plans.line_of(model, asked, target_of(options)), flush=True)
         except EngineError as error:
             failed = True
             print(f"error: {model.manifest.tag}: {error}", file=sys.stderr)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from engines.engine import EngineError
 
 TENSOR = re.compile(r"Dimensions: \[([-\d,]*)\].*?Datatype: (\w+), Format: \(?(\w+)")
 GENERATED = "kgen"  # code that TensorRT generates: mostly what stands before and after a weighted layer
@@ -65,10 +68,13 @@ def tensors(text: str) -> Iterator[Tensor]:
 
 
 def nodes_of(path: Path) -> dict[str, Node]:
-    """The nodes of an ONNX file by name, from the input on."""
-    import onnx
+    """The nodes of an ONNX file by name, from the input on; EngineError if there is nothing to read it with."""
+    try:
+        import onnx
 
-    from engines.quantize import LAYERS
+        from engines.quantize import LAYERS
+    except ModuleNotFoundError as error:
+        raise EngineError(f"{error}: pip install '.[training]'") from error
 
     graph = onnx.load(path, load_external_data=False).graph
     made_by = {output: node for node in graph.node for output in node.output}
@@ -93,6 +99,12 @@ def computing(name: str, plan: Sequence[EngineLayer]) -> EngineLayer | None:
     """The layer of a plan that has the multiply-accumulates of a node; None if it is in none."""
     having = [layer for layer in plan if name in layer.nodes]
     return next((layer for layer in having if layer.type != GENERATED), having[0] if having else None)
+
+
+def computed_in(nodes: Mapping[str, Node], plan: Sequence[EngineLayer]) -> Counter[str]:
+    """How many of a network's convolutions and linear layers a plan computes in each type."""
+    weighted = (name for name, node in nodes.items() if node.module)
+    return Counter(layer.inputs[0].type for name in weighted if (layer := computing(name, plan)))
 
 
 def fallen_back(nodes: Mapping[str, Node], plan: Sequence[EngineLayer]) -> list[str]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 TensorRT = Literal["tensorrt", "tensorrt_rtx"]
 PRECISIONS = ("fp32", "fp16", "int8")
+TURING = "7.5"  # for which TensorRT for RTX has no float32 linear layers, and no INT8
 OPTIMAL = 8  # the batch for which TensorRT chooses kernels
 logger = logging.getLogger("bentoml.convserve")
 building = threading.Lock()  # the builder's messages are those of one build
@@ -46,12 +47,15 @@ def library(runtime: TensorRT) -> ModuleType:
 
 
 def check(runtime: TensorRT) -> None:
-    """EngineError, with what is missing, unless the library and a GPU that it knows are here."""
+    """EngineError, with what is missing, unless the library is here and a GPU that it runs fp32 on."""
     gpu.device()
     trt = library(runtime)
-    if runtime == "tensorrt_rtx" and gpu.capability() not in capabilities_of(trt):
-        known = ", ".join(capabilities_of(trt))
-        raise EngineError(f"the GPU has compute capability {gpu.capability()}, and tensorrt_rtx is for {known}")
+    if runtime == "tensorrt_rtx":
+        found, known = gpu.capability(), capabilities_of(trt)
+        if found not in known:
+            raise EngineError(f"the GPU has compute capability {found}, and tensorrt_rtx is for {', '.join(known)}")
+        if found == TURING:
+            raise EngineError(f"tensorrt_rtx has only fp16 for compute capability {found}: name both to have it")
 
 
 @lru_cache

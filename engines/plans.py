@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from engines.engine import EngineError
-from engines.inspector import EngineLayer, computing, engine_layers, fallen_back, nodes_of, report
-from engines.plan import TensorRT, prepare
+from engines.inspector import EngineLayer, computed_in, engine_layers, fallen_back, nodes_of, report
+from engines.plan import Plan, TensorRT, prepare
 from engines.runtime import graph_of
 from engines.store import PublishedModel
 from engines.tensorrt import layers_of
@@ -29,40 +29,57 @@ class Target(NamedTuple):
         return f"{self.runtime} for {hardware}, batches of 1 to {self.max_batch}"
 
 
-class Built(NamedTuple):
-    """What there is to say of a plan."""
+class Figures(NamedTuple):
+    """What a table has of a plan: how long it took to build, its size, and of how many layers it is."""
 
     seconds: float
     bytes: int
-    layers: list[EngineLayer]
+    layers: int
 
 
-def build(model: PublishedModel, precision: str, target: Target) -> Built:
-    """Build a plan, and keep it where the engine finds it; EngineError if that cannot be done."""
-    graph = graph_of(model, precision)
+class Built(NamedTuple):
+    """A plan's figures, and its layers."""
+
+    figures: Figures
+    layers: Sequence[EngineLayer]
+
+
+def build(runtime: TensorRT, make: Callable[[], Plan]) -> Built:
+    """What there is to say of the plan that `make` builds; EngineError if it cannot."""
     started = time.perf_counter()
+    made = make()
+    seconds = round(time.perf_counter() - started, 2)
+    layers = engine_layers(layers_of(runtime, made))
+    return Built(Figures(seconds, len(made.data), len(layers)), layers)
+
+
+def build_model(model: PublishedModel, precision: str, target: Target) -> Built:
+    """Build a plan of a model, and keep it where the engine finds it; EngineError if that cannot be done."""
+    graph = graph_of(model, precision)
     sha256 = model.manifest.files[graph.name].sha256
-    plan = prepare(target.runtime, graph, sha256, precision, target.max_batch, target.capabilities)
-    seconds = time.perf_counter() - started
-    return Built(seconds, len(plan.data), engine_layers(layers_of(target.runtime, plan)))
+    runtime, max_batch, capabilities = target
+    return build(runtime, partial(prepare, runtime, graph, sha256, precision, max_batch, capabilities))
 
 
 def head(precisions: Sequence[str]) -> str:
-    """Of a Markdown table of `row`s."""
+    """Of a Markdown table of `line`s."""
     columns = [f" {precision}: s | MB | layers |" for precision in precisions]
     return f"{HEAD[0]}{''.join(columns)}\n{HEAD[1]}{' ---: | ---: | ---: |' * len(columns)}"
 
 
-def row(model: PublishedModel, precisions: Sequence[str], target: Target) -> str:
-    """How long each plan took to build, its size, and of how many layers it is; of what is not published, dashes."""
-    cells = [f"`{model.manifest.architecture}`", "x".join(map(str, model.manifest.complexity.input_shape))]
-    for precision in precisions:
-        if precision in model.manifest.precisions:
-            built = build(model, precision, target)
-            cells += [f"{built.seconds:.1f}", f"{built.bytes / 1e6:,.1f}", str(len(built.layers))]
-        else:
-            cells += ["-"] * 3
+def line(architecture: str, input_shape: Sequence[int], plans: Sequence[Figures | None]) -> str:
+    """The figures of an architecture's plans; dashes for one that there is not."""
+    cells = [f"`{architecture}`", "x".join(map(str, input_shape))]
+    for figures in plans:
+        cells += [f"{figures.seconds:.1f}", f"{figures.bytes / 1e6:,.1f}", str(figures.layers)] if figures else "---"
     return f"| {' | '.join(cells)} |"
+
+
+def line_of(model: PublishedModel, precisions: Sequence[str], target: Target) -> str:
+    """The figures of a model's plans, which are built now, of those precisions that are published."""
+    there = model.manifest.precisions
+    figures = [build_model(model, each, target).figures if each in there else None for each in precisions]
+    return line(model.manifest.architecture, model.manifest.complexity.input_shape, figures)
 
 
 def inspect(model: PublishedModel, precision: str, target: Target) -> Iterator[str]:
@@ -70,15 +87,15 @@ def inspect(model: PublishedModel, precision: str, target: Target) -> Iterator[s
 
     Also if it cannot be built, or what TensorRT tells of it is not understood.
     """
-    built = build(model, precision, target)
     nodes = nodes_of(graph_of(model, precision))
+    layers = build_model(model, precision, target).layers
     yield f"{model.manifest.tag} in {precision}: {target}"
-    yield from report(nodes, built.layers)
-    modules = [name for name, node in nodes.items() if node.module]
-    types = Counter(layer.inputs[0].type for name in modules if (layer := computing(name, built.layers)))
-    counts = ", ".join(f"{count} in {kind}" for kind, count in types.items())
-    yield f"{len(nodes)} nodes in {len(built.layers)} layers; {len(modules)} convolutions and linear layers, {counts}"
-    if types.total() < len(modules):
-        raise EngineError(f"{len(modules) - types.total()} of them are in no layer that is understood")
-    if fallen := fallen_back(nodes, built.layers):
+    yield from report(nodes, layers)
+    computed = computed_in(nodes, layers)
+    weighted = sum(node.module is not None for node in nodes.values())
+    counts = ", ".join(f"{count} in {kind}" for kind, count in computed.items())
+    yield f"{len(nodes)} nodes in {len(layers)} layers; {weighted} convolutions and linear layers, {counts}"
+    if missing := weighted - computed.total():
+        raise EngineError(f"{missing} of them are in no layer that is understood")
+    if fallen := fallen_back(nodes, layers):
         raise EngineError(f"in INT8 in the file, and not in the plan: {', '.join(fallen)}")

@@ -258,6 +258,34 @@ def bench_command(arguments: list[str]) -> None:
     print(bench(options.names, options.rounds, options.steps))
 
 
+def plans_command(arguments: list[str]) -> None:
+    """Build TensorRT plans of architectures that nobody trained."""
+    parser = argparse.ArgumentParser(
+        "python -m training plans",
+        description="Build TensorRT-RTX plans of architectures with random weights, at their paper's input, in fp32, "
+        "fp16 and INT8; print a table.",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="architecture (default: every one)")
+    parser.add_argument("--capability", default="8.6,8.9,12.0", help="of GPUs, by commas (default: %(default)s)")
+    parser.add_argument(
+        "--results", type=Path, default=Path("docs/plans.jsonl"), metavar="FILE", help="default: %(default)s"
+    )
+    options = parser.parse_args(arguments)
+    for name in options.names:
+        if name not in ZOO:
+            parser.error(f"no architecture {name!r}; `python -m models` lists them")
+
+    from engines.engine import BATCH
+    from engines.plans import Target
+    from training import plans
+
+    target = Target("tensorrt_rtx", BATCH, options.capability.split(","))
+    try:
+        plans.sweep(options.names or list(ZOO), target, options.results)
+    finally:
+        print(f"{target}\n\n{plans.table(plans.read(options.results, target))}")
+
+
 COMMANDS = {
     "bench": bench_command,
     "claims": claims_command,
@@ -266,6 +294,7 @@ COMMANDS = {
     "import": import_command,
     "download": download_command,
     "images": images_command,
+    "plans": plans_command,
 }
 
 

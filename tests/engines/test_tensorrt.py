@@ -196,6 +196,17 @@ def test_a_plan_is_built_once(
     assert fake.done["built"] == 5
 
 
+def test_a_plan_that_was_prepared_elsewhere_is_taken(fake: GPU, lenet5_everywhere: PublishedModel) -> None:
+    graph = lenet5_everywhere.folder / manifest.INT8
+    sha256 = lenet5_everywhere.manifest.files[manifest.INT8].sha256
+    built = plan.prepare("tensorrt_rtx", graph, sha256, "int8", 32, ["8.6", "8.9"])
+    fake.plans[hashlib.sha256(built.data).hexdigest()] = graph, 32
+    pixels, expected = digits_of(lenet5_everywhere, 2)
+    engine = opened(lenet5_everywhere, "tensorrt_rtx", "int8")
+    assert (engine.infer(pixels).argmax(1) == expected.argmax(1)).all()
+    assert fake.done["built"] == 0
+
+
 @pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("damage", ["truncated", "refused"])
 def test_a_plan_that_does_not_fit_is_built_again(
@@ -290,6 +301,10 @@ def test_where_there_is_a_gpu_it_is_taken(caplog: pytest.LogCaptureFixture, monk
     runtime.preferred.cache_clear()
     runtime.preferred()
     assert "not tensorrt_rtx: the GPU has compute capability 9.0, and tensorrt_rtx is for 7.5, 8.0, 8.6" in caplog.text
+    monkeypatch.setattr(type(gpu.device()), "compute_capability", (7, 5))
+    runtime.preferred.cache_clear()
+    runtime.preferred()
+    assert "not tensorrt_rtx: tensorrt_rtx has only fp16 for compute capability 7.5" in caplog.text
 
 
 @pytest.mark.usefixtures("fake")

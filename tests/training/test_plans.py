@@ -1,0 +1,55 @@
+"""TensorRT plans of networks that nobody trained, and those that the documentation tells of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from engines.plan import PRECISIONS
+from engines.plans import Target
+from models.zoo import ZOO
+from tests.serving import ROOT
+from training.errors import TrainingError
+from training.plans import PlanResult, read, sweep, table
+
+RESULTS = ROOT / "docs" / "plans.jsonl"
+ADA, AMPERE, TURING = (Target("tensorrt_rtx", 8, [capability]) for capability in ("8.9", "8.6", "7.5"))
+
+
+def test_what_is_missing_is_built(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "plans.jsonl"
+    sweep(["lenet5_modern"], ADA, file)
+    rows = read(file, ADA)
+    assert [row.precision for row in rows] == list(PRECISIONS)
+    assert [row.computed_in for row in rows] == [{"float": 5}, {"half": 5}, {"int8": 5}]
+    assert all(row.bytes > 60_000 and row.seconds > 0 and row.layers >= 5 for row in rows)
+    fp32, _, int8 = file.read_text().splitlines(keepends=True)
+    file.write_text(fp32 + int8)
+    capsys.readouterr()
+    sweep(["lenet5_modern"], ADA, file)
+    assert capsys.readouterr().out.startswith("lenet5_modern in fp16: ")
+    assert file.read_text().splitlines(keepends=True)[:2] == [fp32, int8]
+    assert [row.precision for row in read(file, ADA)] == ["fp32", "int8", "fp16"]
+    assert read(file, AMPERE) == []
+
+
+def test_one_that_fails_does_not_keep_the_others_from_theirs(tmp_path: Path) -> None:
+    file = tmp_path / "plans.jsonl"
+    with pytest.raises(TrainingError, match=r"^not built, .*: lenet5_modern in fp32; lenet5_modern in int8$"):
+        sweep(["lenet5_modern"], TURING, file)
+    assert [row.precision for row in read(file, TURING)] == ["fp16"]
+
+
+def test_the_table_is_that_of_the_committed_results_and_lacks_nothing() -> None:
+    rows = [PlanResult.model_validate_json(line) for line in RESULTS.read_text().splitlines()]
+    assert table(rows) in (ROOT / "docs" / "tensorrt.md").read_text()
+    assert {(row.architecture, row.precision) for row in rows} == {(name, each) for name in ZOO for each in PRECISIONS}
+    cards = json.loads((ROOT / "service" / "architectures.json").read_text())
+    layers = {card["name"]: card["layers"] for card in cards}
+    for row in rows:
+        weighted = sum(layer["macs"] > 0 for layer in layers[row.architecture])
+        kind = {"fp32": "float", "fp16": "half", "int8": "int8"}[row.precision]
+        assert row.computed_in == {kind: weighted}, row.architecture
+        assert not row.fallen_back

@@ -1,0 +1,145 @@
+"""TensorRT plans of architectures with random weights: that each builds in each precision, and of how many layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from engines import plan
+from engines.engine import EngineError
+from engines.inspector import Node, computed_in, fallen_back, nodes_of
+from engines.manifest import GRAPHS, Calibration
+from engines.plan import PRECISIONS, library
+from engines.plans import Built, Figures, Target, build, head, line
+from engines.preprocess import Preprocess
+from engines.quantize import quantize
+from engines.torch import FromPixels, Normalise
+from models.card import Architecture
+from models.zoo import ZOO
+from training.errors import TrainingError
+from training.export import export
+from training.precisions import export_half
+from training.publish import sample_pixels
+
+CALIBRATION_IMAGES = 8
+
+
+class PlanResult(BaseModel):
+    """One plan, and in how many layers of each type the network's convolutions and linear layers are computed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    architecture: str
+    input_shape: tuple[int, int, int]
+    precision: str
+    target: str
+    version: str
+    seconds: float
+    bytes: int
+    nodes: int
+    layers: int
+    computed_in: dict[str, int]
+    fallen_back: tuple[str, ...]
+
+
+def sweep(names: Sequence[str], target: Target, file: Path) -> None:
+    """Build what `file`, of JSON lines, lacks of the plans of `names`, and add each to it.
+
+    Weights are random, at the paper's input and classes. One plan that fails does not keep the others from theirs:
+    TrainingError names it when all are done.
+    """
+    runtime, max_batch, capabilities = target
+    failed: list[str] = []
+    for name in names:
+        there = {row.precision for row in read(file, target) if row.architecture == name}
+        for precision, graph in graphs(ZOO[name], [each for each in PRECISIONS if each not in there]):
+            try:
+                built = build(runtime, partial(plan.build, runtime, graph, max_batch, capabilities))
+                row = result_of(ZOO[name], precision, built, nodes_of(graph), target)
+            except EngineError as error:
+                failed.append(f"{name} in {precision}")
+                print(f"{name} in {precision}: {error}", flush=True)
+                continue
+            with file.open("a") as lines:
+                lines.write(row.model_dump_json() + "\n")
+            print(f"{name} in {precision}: {row.layers} layers in {row.seconds:.1f} s", flush=True)
+    if failed:
+        raise TrainingError(f"not built, for what is said above: {'; '.join(failed)}")
+
+
+def graphs(card: Architecture, precisions: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """The architecture's ONNX files, each until the next is asked for."""
+    if not precisions:
+        return
+    channels, edge, _ = card.input_shape
+    preprocess = Preprocess(mode="L" if channels == 1 else "RGB", resize_edge=edge, crop=edge)
+    pixels = sample_pixels(preprocess)[:CALIBRATION_IMAGES]
+    torch.manual_seed(0)
+    module = FromPixels(card.build(card.classes), Normalise((0.5,) * channels, (0.5,) * channels))
+    settle(module, pixels)
+    with TemporaryDirectory() as folder:
+        fp32 = Path(folder) / GRAPHS["fp32"]
+        if {"fp32", "int8"} & {*precisions}:
+            export(module, preprocess, fp32)
+        for precision in precisions:
+            path = Path(folder) / GRAPHS[precision]
+            if precision == "fp16":
+                export_half(module, preprocess, path)
+            if precision == "int8":
+                how = Calibration(images=len(pixels), method="minmax", in_float=())
+                quantize(fp32, path, pixels, how, Path(folder) / "ranges.json")
+            yield precision, path
+
+
+@torch.no_grad()
+def settle(module: FromPixels, pixels: NDArray[np.uint8]) -> None:
+    """Have batch norms take the statistics of `pixels`, (N, height, width, channels): deep nets would overflow."""
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = 1.0
+    module.train().net(module.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
+    module.eval()
+
+
+def result_of(
+    card: Architecture, precision: str, built: Built, nodes: Mapping[str, Node], target: Target
+) -> PlanResult:
+    """What there is to say of a plan."""
+    return PlanResult(
+        architecture=card.name,
+        input_shape=card.input_shape,
+        precision=precision,
+        target=str(target),
+        version=library(target.runtime).__version__,
+        **built.figures._asdict(),
+        nodes=len(nodes),
+        computed_in=computed_in(nodes, built.layers),
+        fallen_back=tuple(fallen_back(nodes, built.layers)),
+    )
+
+
+def read(file: Path, target: Target) -> list[PlanResult]:
+    """The file's plans for a target, by the library that is installed; none if there is no file."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    rows = [PlanResult.model_validate_json(line) for line in lines]
+    meant = str(target), library(target.runtime).__version__
+    return [row for row in rows if (row.target, row.version) == meant]
+
+
+def table(rows: Sequence[PlanResult]) -> str:
+    """All plans in Markdown, in the lecture's order."""
+    figures = {(row.architecture, row.precision): Figures(row.seconds, row.bytes, row.layers) for row in rows}
+    lines = [
+        line(name, card.input_shape, [figures.get((name, precision)) for precision in PRECISIONS])
+        for name, card in ZOO.items()
+        if any((name, precision) in figures for precision in PRECISIONS)
+    ]
+    return "\n".join([head(PRECISIONS), *lines])
