@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
+from importlib.util import find_spec
 from itertools import groupby, product
 from operator import attrgetter
 from pathlib import Path
@@ -39,11 +41,15 @@ def main() -> None:
     for subparser in (verify_parser, bench_parser, build_parser, inspect_parser):
         subparser.add_argument("--precisions", default="all", help="by commas (default: all there are)")
     for subparser in (verify_parser, bench_parser):
-        subparser.add_argument("--runtimes", type=runtimes, help="by commas (default: all that this machine has)")
+        subparser.add_argument("--runtimes", type=runtimes, help="by commas (default: a CPU's, and the first on a GPU)")
     for subparser in (build_parser, inspect_parser):
-        subparser.add_argument("--runtime", choices=get_args(TensorRT), default="tensorrt_rtx")
+        subparser.add_argument(
+            "--runtime",
+            choices=get_args(TensorRT),
+            help="default: tensorrt if it is here, and no --capability",
+        )
         subparser.add_argument("--capability", help="of GPUs, such as 8.9, by commas (default: this machine's GPU)")
-        subparser.add_argument("--max-batch", type=int, default=BATCH, help="images (default: %(default)s)")
+        subparser.add_argument("--max-batch", type=positive, default=BATCH, help="images (default: %(default)s)")
     bench_parser.add_argument("--batches", type=positives, default="1,8,16,32", help="default: %(default)s")
     bench_parser.add_argument("--streams", type=positives, default="1", help="of OpenVINO (default: %(default)s)")
     bench_parser.add_argument("--threads", type=positives, help="of OpenVINO (default: as it chooses)")
@@ -51,6 +57,8 @@ def main() -> None:
     bench_parser.add_argument("--json", action="store_true", help="rows as JSON")
     roofline_parser.add_argument("--out", type=Path, default=Path("roofline"), help="without .png and .svg")
     options = parser.parse_args()
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("bentoml.convserve").setLevel(logging.INFO)
     models = store.published()
     if options.command == "list":
         for model in models:
@@ -72,6 +80,12 @@ def names_of(model: PublishedModel) -> set[str]:
     return {model.manifest.tag, model.manifest.architecture}
 
 
+def positive(text: str) -> int:
+    """A positive number; ValueError, which argparse reports, if it is not."""
+    (number,) = positives(text)
+    return number
+
+
 def positives(text: str) -> list[int]:
     """Positive numbers separated by commas; ValueError, which argparse reports, if they are not."""
     numbers = [int(number) for number in text.split(",")]
@@ -87,7 +101,7 @@ def runtimes(text: str) -> list[Measured]:
 
 def runtimes_here(options: argparse.Namespace) -> list[Measured]:
     """Those that were asked for, else what a CPU has, and before them what runs on this machine's GPU."""
-    return options.runtimes or list(dict.fromkeys([preferred(), "openvino", "onnxruntime"]))
+    return options.runtimes or list(dict.fromkeys([preferred("fp32"), "openvino", "onnxruntime"]))
 
 
 def precisions(text: str, model: PublishedModel) -> tuple[str, ...]:
@@ -185,11 +199,16 @@ def build_command(models: list[PublishedModel], options: argparse.Namespace) -> 
     failed = False
     print(f"{target_of(options)}\n\n{plans.head(asked)}", flush=True)
     for model in models:
-        try:
-            print(plans.line_of(model, asked, target_of(options)), flush=True)
-        except EngineError as error:
-            failed = True
-            print(f"error: {model.manifest.tag}: {error}", file=sys.stderr)
+        figures: dict[str, plans.Figures] = {}
+        for precision in asked:
+            if precision in model.manifest.precisions or options.precisions != "all":
+                try:
+                    figures[precision] = plans.build_model(model, precision, target_of(options)).figures
+                except (EngineError, ManifestError) as error:
+                    failed = True
+                    print(f"error: {model.manifest.tag} in {precision}: {error}", file=sys.stderr)
+        entry = model.manifest
+        print(plans.line(entry.architecture, entry.complexity.input_shape, list(map(figures.get, asked))), flush=True)
     return int(failed)
 
 
@@ -202,7 +221,7 @@ def inspect_command(models: list[PublishedModel], options: argparse.Namespace) -
                 try:
                     for line in plans.inspect(model, precision, target_of(options)):
                         print(line)
-                except EngineError as error:
+                except (EngineError, ManifestError) as error:
                     failed = True
                     print(f"error: {model.manifest.tag} in {precision}: {error}", file=sys.stderr)
     return int(failed)
@@ -211,7 +230,8 @@ def inspect_command(models: list[PublishedModel], options: argparse.Namespace) -
 def target_of(options: argparse.Namespace) -> plans.Target:
     """What plans are to be built for."""
     capabilities = options.capability.split(",") if options.capability else []
-    return plans.Target(options.runtime, 1 << (options.max_batch - 1).bit_length(), capabilities)
+    usual: TensorRT = "tensorrt" if find_spec("tensorrt") and not capabilities else "tensorrt_rtx"
+    return plans.Target(options.runtime or usual, 1 << (options.max_batch - 1).bit_length(), capabilities)
 
 
 def table_command(models: list[PublishedModel], _: argparse.Namespace) -> int:

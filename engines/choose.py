@@ -21,6 +21,7 @@ def choose(records: Sequence[EngineRecord], runtime: Runtime | Literal["auto"], 
     tenth; where there are none, fp32, of TensorRT or torch on a GPU, else of OpenVINO.
     """
     asked = "auto" not in {runtime, precision}
+    usual = preferred("fp32" if precision == "auto" else precision) if runtime == "auto" else runtime
     meant = [
         record for record in records if runtime in {"auto", record.runtime} and precision in {"auto", record.precision}
     ]
@@ -29,7 +30,7 @@ def choose(records: Sequence[EngineRecord], runtime: Runtime | Literal["auto"], 
             logger.info("%s: not %s in %s: %s", record.tag, record.runtime, record.precision, record.problem)
     speeds = [speed for record in meant if asked or not record.problem for speed in record.decisive]
     if not speeds:
-        return EngineSpec(preferred() if runtime == "auto" else runtime, "fp32" if precision == "auto" else precision)
+        return EngineSpec(usual, "fp32" if precision == "auto" else precision)
     fastest = max(speeds, key=rate)
     return EngineSpec(fastest.runtime, fastest.precision, fastest.streams, fastest.threads)
 

@@ -10,7 +10,10 @@ from typing import NamedTuple
 
 from engines.engine import EngineError
 
-TENSOR = re.compile(r"Dimensions: \[([-\d,]*)\].*?Datatype: (\w+), Format: \(?(\w+)")
+TENSOR = re.compile(r"Dimensions: \[([-\d,]*)\].*?Datatype: (\w+), Format: \(?(\w+)")  # of TensorRT for RTX
+OTHER_TENSOR = re.compile(r"Dimensions: \[([-\d,]*)\].*?Format/Datatype: ([^}]+?)\.? *\}")  # of TensorRT
+TYPES = {"uint8": "uint8", "int8": "int8", "half": "half", "fp16": "half", "float": "float", "fp32": "float"}
+SECTION = re.compile(r"(Inputs|Constants|Outputs): \[((?: ?\{[^{}]*\},?)*)\]")
 GENERATED = "kgen"  # code that TensorRT generates: mostly what stands before and after a weighted layer
 PASSED_OVER = ("DequantizeLinear", "QuantizeLinear")
 
@@ -31,8 +34,16 @@ class EngineLayer(NamedTuple):
 
     type: str
     inputs: tuple[Tensor, ...]
+    constants: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     nodes: tuple[str, ...]
+
+    @property
+    def computes_in(self) -> str:
+        """What both its pixels and its weights are; what a mixture is, such as "int8 and float", if they differ."""
+        weights = {tensor.type for tensor in self.constants}
+        taken = self.inputs[0].type
+        return taken if taken in weights or not weights else f"{taken} and {', '.join(sorted(weights))}"
 
 
 class Node(NamedTuple):
@@ -44,27 +55,42 @@ class Node(NamedTuple):
 
 
 def engine_layers(told: str) -> list[EngineLayer]:
-    """The layers of a plan, of which TensorRT tells a line each; not those that only wait for others."""
-    return [layer for line in told.splitlines() if line.startswith("Name: ") and (layer := parsed(line)).outputs]
+    """The layers of a plan, of which TensorRT tells a line each; not those that only wait for others.
+
+    EngineError if none of the lines is understood.
+    """
+    lines = [line for line in told.splitlines() if line.startswith("Name: ")]
+    layers = [layer for line in lines if (layer := parsed(line)).outputs]
+    if lines and not layers:
+        raise EngineError(f"what TensorRT tells of its layers is not understood: {lines[0]}")
+    return layers
 
 
 def parsed(line: str) -> EngineLayer:
     """`Name: .., LayerType: .., Inputs: [{..}], Constants: [{..}], Outputs: [{..}], .., Metadata: [ONNX Layer: ..]`."""
-    head, _, rest = line.partition("Constants: [")
-    _, _, tail = rest.partition("Outputs: [")
-    kind = re.search(r"LayerType: (\w+)", head)
+    kind = re.search(r"LayerType: (\w+)", line)
+    sections = {name: tuple(tensors(text)) for name, text in SECTION.findall(line)}
     return EngineLayer(
         type=kind[1] if kind else "",
-        inputs=tuple(tensors(head)),
-        outputs=tuple(tensors(tail.partition("TacticName:")[0])),
-        nodes=tuple(re.findall(r"\[ONNX Layer: ([^\]]+)\]", tail)),
+        inputs=sections.get("Inputs", ()),
+        constants=sections.get("Constants", ()),
+        outputs=sections.get("Outputs", ()),
+        nodes=tuple(re.findall(r"\[ONNX Layer: ([^\]]+)\]", line)),
     )
 
 
 def tensors(text: str) -> Iterator[Tensor]:
     """Those that a part of a line describes."""
     for sizes, element, layout in TENSOR.findall(text):
-        yield Tensor(tuple(int(size) for size in sizes.split(",")[1:]), element.lower(), layout)
+        yield Tensor(shape_of(sizes), element.lower(), layout)
+    for sizes, words in OTHER_TENSOR.findall(text):
+        element = next((name for word, name in TYPES.items() if word in words.lower()), words)
+        yield Tensor(shape_of(sizes), element, words)
+
+
+def shape_of(sizes: str) -> tuple[int, ...]:
+    """Of one image."""
+    return tuple(int(size) for size in sizes.split(",")[1:])
 
 
 def nodes_of(path: Path) -> dict[str, Node]:
@@ -104,7 +130,7 @@ def computing(name: str, plan: Sequence[EngineLayer]) -> EngineLayer | None:
 def computed_in(nodes: Mapping[str, Node], plan: Sequence[EngineLayer]) -> Counter[str]:
     """How many of a network's convolutions and linear layers a plan computes in each type."""
     weighted = (name for name, node in nodes.items() if node.module)
-    return Counter(layer.inputs[0].type for name in weighted if (layer := computing(name, plan)))
+    return Counter(layer.computes_in for name in weighted if (layer := computing(name, plan)))
 
 
 def fallen_back(nodes: Mapping[str, Node], plan: Sequence[EngineLayer]) -> list[str]:
@@ -112,7 +138,7 @@ def fallen_back(nodes: Mapping[str, Node], plan: Sequence[EngineLayer]) -> list[
     return [
         node.module
         for name, node in nodes.items()
-        if node.module and node.quantised and not ((layer := computing(name, plan)) and layer.inputs[0].type == "int8")
+        if node.module and node.quantised and not ((layer := computing(name, plan)) and layer.computes_in == "int8")
     ]
 
 

@@ -11,19 +11,20 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from engines import gpu
+from engines.engine import EngineError
 from engines.runtime import EngineSpec, gpu_of, open_engine
 from engines.store import PublishedModel
 
 
 def added_mb(model: PublishedModel, spec: EngineSpec, batch: int) -> float | None:
-    """What opening the engine, and an inference of `batch` images, adds to a process, in MB; None if it dies.
+    """What opening the engine, and an inference of `batch` images, adds to a process, in MB; None if it cannot.
 
     To what is used of the GPU's memory, by all, if the engine runs there.
     """
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
             return pool.submit(grown_mb, model, spec, batch).result()
-        except BrokenProcessPool as error:
+        except (BrokenProcessPool, EngineError) as error:
             print(f"memory of {model.manifest.tag} in {spec.precision}: {error}", file=sys.stderr)
             return None
 

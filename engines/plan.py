@@ -23,14 +23,17 @@ if TYPE_CHECKING:
 
 TensorRT = Literal["tensorrt", "tensorrt_rtx"]
 PRECISIONS = ("fp32", "fp16", "int8")
+DRIVER = 13000  # CUDA 13, which drivers have from 580 on
+OLDEST = (7, 5)  # compute capability
 TURING = "7.5"  # for which TensorRT for RTX has no float32 linear layers, and no INT8
+FORMAT = "1"  # of our plans: another one where they are built otherwise
 OPTIMAL = 8  # the batch for which TensorRT chooses kernels
 logger = logging.getLogger("bentoml.convserve")
-building = threading.Lock()  # the builder's messages are those of one build
+building = threading.RLock()  # of one plan at a time, whose messages the journal has
 
 
 class Plan(NamedTuple):
-    """What is run, and the layers it has, as TensorRT for RTX tells them (see engines/inspect.py)."""
+    """What is run, and the layers it has, as TensorRT for RTX tells them (see engines/inspector.py)."""
 
     data: bytes
     layers: str
@@ -48,10 +51,15 @@ def library(runtime: TensorRT) -> ModuleType:
 
 def check(runtime: TensorRT) -> None:
     """EngineError, with what is missing, unless the library is here and a GPU that it runs fp32 on."""
-    gpu.device()
+    device = gpu.device()
     trt = library(runtime)
+    if gpu.driver() < DRIVER:
+        raise EngineError(f"{runtime} needs NVIDIA's driver 580 or newer, which `nvidia-smi` tells")
+    found = gpu.capability()
+    if device.compute_capability < OLDEST:
+        raise EngineError(f"the GPU has compute capability {found}, and {runtime} is for 7.5 and newer")
     if runtime == "tensorrt_rtx":
-        found, known = gpu.capability(), capabilities_of(trt)
+        known = capabilities_of(trt)
         if found not in known:
             raise EngineError(f"the GPU has compute capability {found}, and tensorrt_rtx is for {', '.join(known)}")
         if found == TURING:
@@ -106,7 +114,13 @@ def prepare(
     """Build a plan, and keep it where the engine finds it on a machine whose GPU is one of these."""
     if capabilities and runtime == "tensorrt":
         raise EngineError("tensorrt builds for the GPU of the machine that it runs on: tensorrt_rtx builds for others")
-    keys = [key_of(runtime, sha256, precision, max_batch, target) for target in capabilities or [hardware(runtime)]]
+    try:
+        targets = capabilities or [hardware(runtime)]
+    except EngineError as error:
+        if runtime == "tensorrt":
+            raise
+        raise EngineError(f"{error}; for other machines' GPUs: --capability") from error
+    keys = [key_of(runtime, sha256, precision, max_batch, target) for target in targets]
     built = build(runtime, onnx, max_batch, capabilities)
     path, *others = map(cache.path_of, keys)
     cache.keep(path, built.data, others)
@@ -117,7 +131,7 @@ def key_of(runtime: TensorRT, sha256: str, precision: str, max_batch: int, hardw
     """What a plan in the cache is of; EngineError if the library is not installed, or has no such precision."""
     if precision not in PRECISIONS:
         raise EngineError(f"{runtime} has no precision {precision!r}; it has {', '.join(PRECISIONS)}")
-    return sha256, runtime, library(runtime).__version__, hardware, precision, f"batch 1 to {max_batch}"
+    return sha256, runtime, library(runtime).__version__, FORMAT, hardware, precision, f"batch 1 to {max_batch}"
 
 
 def build(runtime: TensorRT, onnx: Path, max_batch: int, capabilities: Sequence[str] = ()) -> Plan:
@@ -186,7 +200,9 @@ def with_timings(
     """Have TensorRT build with what it timed for other plans on this GPU, and keep what it times now."""
     path = cache.path_of(("timings", library("tensorrt").__version__, hardware("tensorrt")))
     timings = config.create_timing_cache(cache.read(path, bytes) or b"")
-    config.set_timing_cache(timings, ignore_mismatch=False)
+    if not config.set_timing_cache(timings, ignore_mismatch=False):  # another driver's, say
+        timings = config.create_timing_cache(b"")
+        config.set_timing_cache(timings, ignore_mismatch=False)
     data = builder.build_serialized_network(network, config)
     if data is not None:
         cache.keep(path, content(timings.serialize()))

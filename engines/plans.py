@@ -54,7 +54,11 @@ def build(runtime: TensorRT, make: Callable[[], Plan]) -> Built:
 
 
 def build_model(model: PublishedModel, precision: str, target: Target) -> Built:
-    """Build a plan of a model, and keep it where the engine finds it; EngineError if that cannot be done."""
+    """Build a plan of a model, and keep it where the engine finds it.
+
+    EngineError if that cannot be done, ManifestError if a file is missing or not the published one.
+    """
+    model.manifest.check_files(model.folder)
     graph = graph_of(model, precision)
     sha256 = model.manifest.files[graph.name].sha256
     runtime, max_batch, capabilities = target
@@ -73,13 +77,6 @@ def line(architecture: str, input_shape: Sequence[int], plans: Sequence[Figures 
     for figures in plans:
         cells += [f"{figures.seconds:.1f}", f"{figures.bytes / 1e6:,.1f}", str(figures.layers)] if figures else "---"
     return f"| {' | '.join(cells)} |"
-
-
-def line_of(model: PublishedModel, precisions: Sequence[str], target: Target) -> str:
-    """The figures of a model's plans, which are built now, of those precisions that are published."""
-    there = model.manifest.precisions
-    figures = [build_model(model, each, target).figures if each in there else None for each in precisions]
-    return line(model.manifest.architecture, model.manifest.complexity.input_shape, figures)
 
 
 def inspect(model: PublishedModel, precision: str, target: Target) -> Iterator[str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from engines import manifest, plan
+from engines import gpu, manifest, plan
 from engines.engine import BATCH, Engine, EngineError
 from engines.machine import accelerator
 from engines.plan import TensorRT
@@ -21,6 +22,7 @@ Measured = Literal["openvino", "onnxruntime", "torch", "torch_compile", TensorRT
 Runtime = Literal[Measured, "null"]
 PREFERRED: tuple[Measured, ...] = ("tensorrt", "tensorrt_rtx", "torch")  # where there is a GPU
 ON_GPU = (*PREFERRED, "torch_compile")
+HAS = {"tensorrt": plan.PRECISIONS, "tensorrt_rtx": plan.PRECISIONS, "torch": ("fp32", "bf16", "fp16")}
 logger = logging.getLogger("bentoml.convserve")
 
 
@@ -35,14 +37,18 @@ class EngineSpec(NamedTuple):
 
 def gpu_of(runtime: Runtime) -> str | None:
     """The GPU that a runtime uses on this machine, if it uses one."""
+    if runtime in get_args(TensorRT):
+        return gpu.name() or accelerator()
     return accelerator() if runtime in ON_GPU else None
 
 
 @cache
-def preferred() -> Measured:
+def preferred(precision: str) -> Measured:
     """What runs a model of whose engines nothing is known: the first that has a GPU here, else OpenVINO; logs why."""
     for runtime in PREFERRED:
         try:
+            if precision not in HAS[runtime]:
+                raise EngineError(f"it has no {precision}")
             check(runtime)
         except EngineError as error:
             logger.info("not %s: %s", runtime, error)
@@ -62,6 +68,8 @@ def check(runtime: Runtime) -> None:
                 raise EngineError("torch is not installed here: pip install '.[training]'")
             if not gpu_of(runtime):
                 raise EngineError("there is no NVIDIA GPU that may be used")
+            if import_module("engines.torch").DEVICE == "cpu":
+                raise EngineError("this torch has no CUDA, or the driver is too old for it")
 
 
 def open_engine(

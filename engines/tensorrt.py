@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from engines import cache, gpu
 from engines.engine import EngineError
-from engines.plan import Plan, TensorRT, build, content, hardware, journal, key_of, library
+from engines.plan import Plan, TensorRT, build, building, content, hardware, journal, key_of, library
 
 if TYPE_CHECKING:
     import tensorrt_rtx as trt
     from cuda.core import Buffer, Device, Stream
-    from cuda.core.graph import Graph
 
 logger = logging.getLogger("bentoml.convserve")
 
@@ -38,16 +37,27 @@ class TensorRTEngine:
         """
         self.runtime: str = runtime
         self.precision = precision
+        with building:  # of which one is made a process
+            self._journal = journal(runtime)
+        try:
+            self._open(runtime, onnx, sha256, max_batch)
+        except EngineError:
+            raise
+        except Exception as error:  # CUDA's have no public class
+            raise EngineError(self._told(error)) from error
+
+    def _open(self, runtime: TensorRT, onnx: Path, sha256: str, max_batch: int) -> None:
+        """The plan, and what all batch sizes share."""
         self._device = gpu.device()
         self._device.set_current()
-        self._engine, self._largest = fitting(runtime, onnx, sha256, precision, max_batch)
+        self._engine, self._largest = fitting(runtime, onnx, sha256, self.precision, max_batch)
         self._stream = self._device.create_stream()
         self._memory = self._device.allocate(max(self._engine.device_memory_size_v2, 1), stream=self._stream)
         self._config = self._engine.create_runtime_config()
         self._config.set_execution_context_allocation_strategy(
             library(runtime).ExecutionContextAllocationStrategy.USER_MANAGED
         )
-        key = (runtime, sha256, precision, self._device.name)
+        key = (runtime, sha256, self.precision, self._device.name)
         self._kernels = Kernels(self._config, key) if runtime == "tensorrt_rtx" else None
         self._shape: tuple[int, ...] = self._engine.get_tensor_shape("pixels")[1:]
         self._classes = self._engine.get_tensor_shape("logits")[1]
@@ -62,7 +72,13 @@ class TensorRTEngine:
             starts = range(0, len(pixels), self._largest)
             return np.concatenate([self._run(pixels[start : start + self._largest]) for start in starts])
         except Exception as error:  # CUDA's have no public class
-            raise RuntimeError(f"{self.runtime}: {error}") from error
+            raise RuntimeError(self._told(error)) from error
+
+    def _told(self, error: Exception) -> str:
+        """What went wrong, and what the library said of it."""
+        said = "; ".join([str(error), *self._journal.errors])
+        self._journal.clear()
+        return f"{self.runtime}: {said}"
 
     def _run(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Of no more than the largest batch; what the bucket holds above their number is of pixels before."""
@@ -103,36 +119,23 @@ class Bucket:
             and context.set_tensor_address("logits", int(self._logits_there.handle))
         ):
             raise RuntimeError(f"no inference of {shape} can be prepared")
-        self._enqueue(stream)  # makes and loads kernels, which a graph cannot
+        self._enqueue()  # makes and loads kernels, which a graph cannot
         stream.sync()
-        self._graph = self._recorded()
+        self._graph = gpu.record(stream, self._enqueue)  # without one it runs all the same, more slowly
 
-    def _enqueue(self, stream: Stream) -> None:
+    def _enqueue(self) -> None:
         """What one inference is."""
-        self._pixels_there.copy_from(self._pixels_here, stream=stream)
-        if not self._context.execute_async_v3(int(stream.handle)):
+        self._pixels_there.copy_from(self._pixels_here, stream=self._stream)
+        if not self._context.execute_async_v3(int(self._stream.handle)):
             raise RuntimeError("the inference cannot be enqueued")
-        self._logits_there.copy_to(self._logits_here, stream=stream)
-
-    def _recorded(self) -> Graph | None:
-        """The graph of an inference; None, which is slower, if it cannot be recorded."""
-        recorder = self._stream.create_graph_builder()
-        try:
-            recorder.begin_building("thread_local")
-            self._enqueue(recorder.stream)
-            return recorder.end_building().complete()
-        except Exception as error:  # CUDA's have no public class
-            logger.warning("batches of %d run without a CUDA graph: %s", len(self.pixels), error)
-            return None
-        finally:
-            recorder.close()
+        self._logits_there.copy_to(self._logits_here, stream=self._stream)
 
     def launch(self) -> None:
         """Enqueue an inference of `pixels`, whose `logits` are there once the stream is synchronised."""
         if self._graph:
             self._graph.launch(self._stream)
         else:
-            self._enqueue(self._stream)
+            self._enqueue()
 
 
 class Kernels:
@@ -174,31 +177,35 @@ def fitting(runtime: TensorRT, onnx: Path, sha256: str, precision: str, max_batc
         shortage = f"{needed / 1e6:,.0f} MB of GPU memory for batches of {largest}; {free / 1e6:,.0f} are free"
         if largest == 1:
             raise EngineError(f"{runtime} needs {shortage}")
-        logger.warning("%s in %s would need %s: batches are halved", onnx.parent.name, precision, shortage)
+        logger.warning("%s in %s would need %s: batches are halved", "/".join(onnx.parts[-3:-1]), precision, shortage)
         del engine
         largest //= 2
 
 
 def open_plan(runtime: TensorRT, onnx: Path, key: tuple[str, ...], max_batch: int) -> trt.ICudaEngine:
     """The plan that the cache has for `key`, or one that is built now, on the GPU; RuntimeError if it is refused."""
-    return cache.cached(
-        key,
-        lambda: load(runtime, build(runtime, onnx, max_batch).data),
-        lambda engine: content(engine.serialize()),
-        lambda data: load(runtime, data),
-    )
+
+    def loaded(data: bytes) -> tuple[trt.ICudaEngine, bytes]:
+        return load(runtime, data), data
+
+    engine, _ = cache.cached(key, lambda: loaded(build(runtime, onnx, max_batch).data), lambda made: made[1], loaded)
+    return engine
 
 
 def load(runtime: TensorRT, data: bytes) -> trt.ICudaEngine:
-    """A plan on the GPU; RuntimeError says why it is refused, and how much memory there is for it."""
-    told = journal(runtime)
-    told.clear()
-    opener: trt.Runtime = library(runtime).Runtime(told.listener)
-    engine: trt.ICudaEngine | None = opener.deserialize_cuda_engine(data)
-    if engine is None:
-        sizes = f"{len(data) / 1e6:,.0f} MB, where {gpu.free_bytes() / 1e6:,.0f} MB are free"
-        raise RuntimeError(f"{runtime} refuses a plan of {sizes}: {told.reason}")
-    return engine
+    """A plan on the GPU; RuntimeError says why it is refused, EngineError that there is too little memory for it."""
+    with building:
+        told = journal(runtime)
+        told.clear()
+        opener: trt.Runtime = library(runtime).Runtime(told.listener)
+        engine: trt.ICudaEngine | None = opener.deserialize_cuda_engine(data)
+        if engine is None:
+            free = gpu.free_bytes()
+            sizes = f"{len(data) / 1e6:,.0f} MB, where {free / 1e6:,.0f} MB are free"
+            refusal = f"{runtime} refuses a plan of {sizes}: {told.reason}"
+            short = len(data) > free or "memory" in told.reason.lower()
+            raise EngineError(refusal) if short else RuntimeError(refusal)
+        return engine
 
 
 def layers_of(runtime: TensorRT, built: Plan) -> str:

@@ -16,6 +16,7 @@ from engines.engine import EngineError
 from engines.store import PublishedModel
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # batch sizes for which a CUDA graph is recorded
 
 
@@ -58,7 +59,7 @@ class TorchEngine:
             raise EngineError(f"torch has no precision {precision!r}; it has {', '.join(DTYPES)}")
         self.runtime = "torch_compile" if compiled else "torch"
         self.precision = precision
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(DEVICE)
         torch.backends.cudnn.allow_tf32 = False  # as it is for matrix products: fp32 is fp32
         self.module = copy.deepcopy(module).eval().to(self.device)
         self.module.net.to(DTYPES[precision]).to(memory_format=torch.channels_last)

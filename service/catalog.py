@@ -102,13 +102,10 @@ class Catalog:
                 await self.engine(model)
 
     async def _load(self, model: Model) -> Engine:
-        tag, settings = model.manifest.tag, self._settings
+        tag = model.manifest.tag
         model.status = "loading"
         try:
-            spec = choose(model.records, settings.runtime, settings.precision)
-            model.engine = await asyncio.to_thread(
-                open_engine, model.published, spec, settings.warm_batches, settings.max_batch
-            )
+            model.engine = await asyncio.to_thread(self._open, model)
         except Exception as error:  # whatever is wrong with one model must not stop the others
             model.status, model.error = "failed", str(error)
             expected = isinstance(error, EngineError | ManifestError)
@@ -117,6 +114,19 @@ class Catalog:
         model.status = "ready"
         logger.info("%s is ready on %s, %s", tag, model.engine.runtime, model.engine.precision)
         return model.engine
+
+    def _open(self, model: Model) -> Engine:
+        """The engine that was chosen; where it was chosen by us and cannot be opened, OpenVINO's."""
+        settings = self._settings
+        spec = choose(model.records, settings.runtime, settings.precision)
+        try:
+            return open_engine(model.published, spec, settings.warm_batches, settings.max_batch)
+        except EngineError as error:
+            if settings.runtime != "auto" or spec.runtime == "openvino":
+                raise
+            logger.warning("%s is opened by openvino instead: %s", model.manifest.tag, error)
+        spec = choose(model.records, "openvino", settings.precision)
+        return open_engine(model.published, spec, settings.warm_batches, settings.max_batch)
 
 
 def no_weights(architecture: str, dataset: str, others: list[str]) -> Problem:

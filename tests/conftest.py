@@ -78,6 +78,6 @@ def lenet5_everywhere(run: Run, lenet5_checkpoint: Path, tmp_path_factory: pytes
 
 @pytest.fixture(scope="session")
 def server(lenet5: PublishedModel) -> Iterator[httpx.Client]:
-    """A client of a real `bentoml serve` that serves lenet5."""
-    with serving() as (client, _):
+    """A client of a real `bentoml serve` that serves lenet5, on the CPU."""
+    with serving(CONVSERVE_RUNTIME="openvino") as (client, _):
         yield client

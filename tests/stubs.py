@@ -6,7 +6,7 @@ import ast
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
+from importlib.metadata import distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,13 +16,11 @@ NO_TYPES = shutil.ignore_patterns("*.so", "*.pxd", "_cpp", "_include", "__pycach
 def write(out: Path) -> None:
     """Write `tensorrt_rtx.pyi` and `cuda/core` into the folder `out`."""
     read_off("tensorrt_rtx_bindings.tensorrt_rtx", out / "tensorrt_rtx.pyi")
-    cuda = find_spec("cuda.core")
-    assert cuda
-    assert cuda.origin
+    core = Path(str(distribution("cuda-core").locate_file("cuda/core")))
     # it is typed, but in a folder below where mypy looks
     typed = out / "cuda" / "core"
-    shutil.copytree(Path(cuda.origin).with_name("cu13"), typed, ignore=NO_TYPES, dirs_exist_ok=True)
-    shutil.copy(cuda.origin, typed)
+    shutil.copytree(core / "cu13", typed, ignore=NO_TYPES, dirs_exist_ok=True)
+    shutil.copy(core / "__init__.py", typed)
     for path in (typed / "__init__.py", typed / "_memory" / "__init__.py"):  # lists of names that mypy cannot follow
         path.write_text(path.read_text().partition("\n__all__ = [")[0])
 

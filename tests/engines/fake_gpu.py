@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import itertools
 import threading
 import types
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorrt_rtx as trt
@@ -27,6 +28,15 @@ from engines.openvino import OpenVINOEngine
 
 Work = Callable[[], None]
 MB = 1_000_000
+
+
+class Status(NamedTuple):
+    """What CUDA's own calls give first."""
+
+    name: str
+
+
+SUCCESS = Status("cudaSuccess")
 
 
 class CUDAError(Exception):
@@ -41,6 +51,7 @@ class GPU:
     needed_per_image: int = MB
     refusal: str | None = None
     records_graphs: bool = True
+    cuda: int = 13000
     memory: dict[int, bytearray] = field(default_factory=dict)
     pinned: dict[int, Any] = field(default_factory=dict)
     done: Counter[str] = field(default_factory=Counter)
@@ -48,6 +59,7 @@ class GPU:
     plans: dict[str, tuple[Path, int]] = field(default_factory=dict)
     threads: set[int] = field(default_factory=set)
     next_address: int = 1 << 40
+    captures: Captures | None = None
 
     def check_thread(self) -> None:
         if threading.get_ident() not in self.threads:
@@ -110,47 +122,48 @@ class Stream:
             work()
         self.gpu.done["sync"] += 1
 
-    def create_graph_builder(self) -> GraphBuilder:
-        return GraphBuilder(self)
 
+class Captures:
+    """CUDA's own calls for graphs; a recording that failed has no graph, and leaves the stream as it was."""
 
-class GraphBuilder:
-    """Records what is enqueued on its stream."""
+    def __init__(self, gpu: GPU) -> None:
+        self.gpu = gpu
+        self.handles = itertools.count(1)
+        self.graphs: dict[int, list[Work]] = {}
+        self.executables: dict[int, list[Work]] = {}
 
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
-        self.recorded: list[Work] = []
-
-    def begin_building(self, mode: str) -> GraphBuilder:
+    def begin(self, handle: int, mode: object) -> tuple[Status]:
         assert mode == "thread_local"
-        self.stream.recording = []
-        return self
+        self.gpu.streams[handle].recording = []
+        return (SUCCESS,)
 
-    def end_building(self) -> GraphBuilder:
-        assert self.stream.recording is not None
-        self.recorded, self.stream.recording = self.stream.recording, None
-        if not self.stream.gpu.records_graphs:
-            raise CUDAError("CUDA_ERROR_STREAM_CAPTURE_INVALIDATED")
-        self.stream.gpu.done["graph"] += 1
-        return self
+    def end(self, handle: int) -> tuple[Status, int | None]:
+        stream = self.gpu.streams[handle]
+        recorded, stream.recording = stream.recording, None
+        if recorded is None or not self.gpu.records_graphs:
+            return Status("cudaErrorStreamCaptureInvalidated"), None
+        self.gpu.done["graph"] += 1
+        graph = next(self.handles)
+        self.graphs[graph] = recorded
+        return SUCCESS, graph
 
-    def complete(self) -> Graph:
-        return Graph(self.recorded)
+    def instantiate(self, graph: int, flags: int) -> tuple[Status, int]:
+        self.executables[graph] = self.graphs[graph]
+        return SUCCESS, graph
 
-    def close(self) -> None:
-        self.stream.recording = None
+    def launch(self, executable: int, handle: int) -> tuple[Status]:
+        self.gpu.done["launch"] += 1
+        for work in self.executables[executable]:
+            self.gpu.streams[handle].enqueue(work)
+        return (SUCCESS,)
 
+    def destroy(self, graph: int) -> tuple[Status]:
+        del self.graphs[graph]
+        return (SUCCESS,)
 
-class Graph:
-    """What was recorded; it keeps no memory alive."""
-
-    def __init__(self, recorded: Sequence[Work]) -> None:
-        self.recorded = recorded
-
-    def launch(self, stream: Stream) -> None:
-        stream.gpu.done["launch"] += 1
-        for work in self.recorded:
-            stream.enqueue(work)
+    def destroy_executable(self, executable: int) -> tuple[Status]:
+        del self.executables[executable]
+        return (SUCCESS,)
 
 
 class Buffer:
@@ -372,8 +385,19 @@ def modules(gpu: GPU) -> dict[str, types.ModuleType]:
     core = types.ModuleType("cuda.core")
     vars(core).update(Device=TheDevice, LegacyPinnedMemoryResource=pinned_memory(gpu))
     cuda = types.ModuleType("cuda.bindings.runtime")
-    success = types.SimpleNamespace(cudaSuccess=0)
-    vars(cuda).update(cudaError_t=success, cudaMemGetInfo=lambda: (0, gpu.free, gpu.total))
+    captures = gpu.captures = Captures(gpu)
+    vars(cuda).update(
+        cudaError_t=types.SimpleNamespace(cudaSuccess=SUCCESS),
+        cudaMemGetInfo=lambda: (SUCCESS, gpu.free, gpu.total),
+        cudaDriverGetVersion=lambda: (SUCCESS, gpu.cuda),
+        cudaStreamCaptureMode=types.SimpleNamespace(cudaStreamCaptureModeThreadLocal="thread_local"),
+        cudaStreamBeginCapture=captures.begin,
+        cudaStreamEndCapture=captures.end,
+        cudaGraphInstantiate=captures.instantiate,
+        cudaGraphLaunch=captures.launch,
+        cudaGraphDestroy=captures.destroy,
+        cudaGraphExecDestroy=captures.destroy_executable,
+    )
     libraries = {}
     for name in ("tensorrt", "tensorrt_rtx"):
         libraries[name] = types.ModuleType(name)

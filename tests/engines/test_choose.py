@@ -35,7 +35,7 @@ FP32 = record("openvino", "fp32", FAITHFUL, 100)
 
 
 def test_without_records_it_is_openvino_in_fp32_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engines.choose.preferred", lambda: "openvino")
+    monkeypatch.setattr("engines.choose.preferred", lambda precision: "openvino")
     assert choose([], "auto", "auto") == ("openvino", "fp32", 1, None)
     assert choose([], "torch", "auto") == ("torch", "fp32", 1, None)
     assert choose([], "openvino", "bf16") == ("openvino", "bf16", 1, None)

@@ -15,7 +15,17 @@ from torch import nn
 
 from engines import cache, manifest, plan, store
 from engines.engine import EngineError
-from engines.inspector import EngineLayer, Node, Tensor, computing, engine_layers, fallen_back, nodes_of, report
+from engines.inspector import (
+    EngineLayer,
+    Node,
+    Tensor,
+    computed_in,
+    computing,
+    engine_layers,
+    fallen_back,
+    nodes_of,
+    report,
+)
 from engines.manifest import Calibration
 from engines.quantize import quantize
 from engines.store import PublishedModel
@@ -66,7 +76,7 @@ def test_it_is_built_in_its_own_precision(graphs: dict[str, Path], precision: st
     nodes = nodes_of(graphs[precision])
     weighted = [name for name, node in nodes.items() if node.module]
     assert len(weighted) >= 6
-    assert {layer.inputs[0].type for name in weighted if (layer := computing(name, layers))} == {TYPES[precision]}
+    assert computed_in(nodes, layers) == {TYPES[precision]: len(weighted)}
     assert layers[0].inputs[0].type == "uint8"
     assert layers[-1].outputs[0].type == "float"
     assert not fallen_back(nodes, layers)
@@ -101,30 +111,48 @@ def test_what_the_file_leaves_in_float_is_no_fall(lenet5_everywhere: PublishedMo
 TENSOR = "{ Name: t, Dimensions: [-1,%s], Strides: [9,1], StrideOrder: [1,0], Datatype: %s, Format: (%s) in words }"
 LINE = (
     f"Name: node_conv_myl0_2, LayerType: correlation, Inputs: [ {TENSOR % ('4,32,32', 'Int8', 'NHWC')}], Constants: [ "
-    f"{TENSOR % ('4,3,3', 'Float', 'Linear')}], Outputs: [ {TENSOR % ('8,32,32', 'Half', 'Linear')}], TacticName: x, "
+    f"{TENSOR % ('4,3,3', 'Int8', 'Linear')}], Outputs: [ {TENSOR % ('8,32,32', 'Half', 'Linear')}], TacticName: x, "
     "StreamId: 0, Metadata: [ONNX Layer: node_conv][ONNX Layer: node_relu]"
 )
+OTHER_LINE = (  # as NVIDIA's documentation of TensorRT has it
+    "Name: node_conv, LayerType: CaskConvolution, Inputs: [ { Name: x, Location: Device, Dimensions: [8,4,32,32], "
+    "Format/Datatype: Thirty-two wide channel vectorized row major Int8 format }], Outputs: [ { Name: y, Location: "
+    "Device, Dimensions: [8,8,32,32], Format/Datatype: Row major linear FP16 format }], ParameterType: Convolution, "
+    "Kernel: [3,3], TacticName: x, StreamId: 0, Metadata: [ONNX Layer: node_conv]"
+)
+HALF = Tensor((8, 32, 32), "half", "Linear")
+WEIGHTS = "[-1,4,3,3], Strides: [9,1], StrideOrder: [1,0], Datatype: "
 WAITS = "Name: w, LayerType: wait, Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 1, Metadata: "
 
 
 def test_a_line_is_read() -> None:
-    taken, given = Tensor((4, 32, 32), "int8", "NHWC"), Tensor((8, 32, 32), "half", "Linear")
-    layer = EngineLayer("correlation", (taken,), (given,), ("node_conv", "node_relu"))
+    taken, weights, given = Tensor((4, 32, 32), "int8", "NHWC"), Tensor((4, 3, 3), "int8", "Linear"), HALF
+    layer = EngineLayer("correlation", (taken,), (weights,), (given,), ("node_conv", "node_relu"))
     assert engine_layers(f"Layers:\n{LINE}\n{WAITS}\n\nI/O Tensors:\n") == [layer]
     nodes = {"node_conv": Node("Conv", "stem.conv", True), "node_relu": Node("Relu", None, False)}
     (line,) = report(nodes, [layer])
-    assert line.split() == [
-        "correlation",
-        "int8",
-        "4x32x32",
-        "NHWC",
-        "->",
-        "half",
-        "8x32x32",
-        "Linear",
-        "stem.conv,",
-        "Relu",
-    ]
+    words = "correlation int8 4x32x32 NHWC -> half 8x32x32 Linear stem.conv, Relu"
+    assert line.split() == words.split()
+    assert not fallen_back(nodes, [layer])
+
+
+def test_a_line_of_tensorrt_is_read() -> None:
+    (layer,) = engine_layers(OTHER_LINE)
+    assert (layer.type, layer.computes_in, layer.nodes) == ("CaskConvolution", "int8", ("node_conv",))
+    assert [tensor.shape for tensor in (*layer.inputs, *layer.outputs)] == [(4, 32, 32), (8, 32, 32)]
+    assert [tensor.type for tensor in layer.outputs] == ["half"]
+
+
+def test_weights_in_float_are_a_fall_too() -> None:
+    nodes = {"node_conv": Node("Conv", "stem.conv", True)}
+    layers = engine_layers(LINE.replace(f"{WEIGHTS}Int8", f"{WEIGHTS}Float"))
+    assert [layer.computes_in for layer in layers] == ["int8 and float"]
+    assert fallen_back(nodes, layers) == ["stem.conv"]
+
+
+def test_what_is_not_understood_is_told() -> None:
+    with pytest.raises(EngineError, match="is not understood: Name: node_conv, Kind: Convolution"):
+        engine_layers("Name: node_conv, Kind: Convolution")
 
 
 def test_names_are_those_of_the_complexity(lenet5_everywhere: PublishedModel) -> None:

@@ -46,7 +46,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[GPU]:
         return built
 
     monkeypatch.setattr(tensorrt, "build", build)
-    remembered = (gpu.device, plan.journal, runtime.preferred)
+    remembered = (gpu.device, gpu.name, plan.journal, runtime.preferred)
     for function in remembered:
         function.cache_clear()
     yield there
@@ -62,9 +62,14 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[GPU]:
 )
 def on_gpu(request: pytest.FixtureRequest) -> Runtime:
     """Each runtime of GPUs: on the fake, and where there is a GPU on that."""
+    name: Runtime = request.param
     if "gpu" not in request.node.keywords:
         request.getfixturevalue("fake")
-    name: Runtime = request.param
+        return name
+    try:
+        runtime.check(name)
+    except EngineError as error:
+        pytest.skip(str(error))
     return name
 
 
@@ -151,8 +156,12 @@ def test_nothing_is_left_when_it_goes(fake: GPU, lenet5: PublishedModel, name: T
     engine.infer(digits_of(lenet5, 9)[0])
     assert fake.memory
     assert fake.pinned
+    assert fake.captures
+    assert len(fake.captures.executables) == 2  # for 1 and for 16
+    assert not fake.captures.graphs
     del engine
     gc.collect()
+    assert not fake.captures.executables
     assert not fake.memory
     assert not fake.pinned
 
@@ -166,7 +175,7 @@ def test_without_graphs_it_runs_all_the_same(
     logits = opened(lenet5, name).infer(pixels)
     assert np.abs(logits - expected).max() <= 1e-3 * np.abs(expected).max()
     assert fake.done["launch"] == 0
-    assert "batches of 8 run without a CUDA graph: CUDA_ERROR_STREAM_CAPTURE_INVALIDATED" in caplog.text
+    assert "there is no CUDA graph: cudaErrorStreamCaptureInvalidated" in caplog.text
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -257,8 +266,10 @@ def test_where_one_image_is_too_much_it_says_what_it_takes(fake: GPU, lenet5: Pu
     with pytest.raises(EngineError, match=f"{name} needs 11 MB of GPU memory for batches of 1; 10 are free"):
         opened(lenet5, name)
     fake.refusal = "out of memory"
+    fake.done.clear()
     with pytest.raises(EngineError, match=r"refuses a plan of \d+ MB, where 10 MB are free: out of memory"):
         opened(lenet5, name)
+    assert fake.done["built"] == 0  # the plan is as good as before
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp64"])
@@ -299,12 +310,54 @@ def test_where_there_is_a_gpu_it_is_taken(caplog: pytest.LogCaptureFixture, monk
     assert "not tensorrt: tensorrt is not installed here: pip install '.[tensorrt]'" in caplog.text
     monkeypatch.setattr(type(gpu.device()), "compute_capability", (9, 0))
     runtime.preferred.cache_clear()
-    runtime.preferred()
+    runtime.preferred("fp32")
     assert "not tensorrt_rtx: the GPU has compute capability 9.0, and tensorrt_rtx is for 7.5, 8.0, 8.6" in caplog.text
     monkeypatch.setattr(type(gpu.device()), "compute_capability", (7, 5))
     runtime.preferred.cache_clear()
-    runtime.preferred()
+    runtime.preferred("fp32")
     assert "not tensorrt_rtx: tensorrt_rtx has only fp16 for compute capability 7.5" in caplog.text
+
+
+def test_a_gpu_or_a_driver_that_is_too_old_is_not_taken(
+    fake: GPU, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    fake.cuda = 12080
+    assert runtime.preferred("fp32") == "openvino"
+    for name in BOTH:
+        assert f"not {name}: {name} needs NVIDIA's driver 580 or newer" in caplog.text
+    fake.cuda = 13010
+    monkeypatch.setattr(type(gpu.device()), "compute_capability", (7, 0))
+    runtime.preferred.cache_clear()
+    assert runtime.preferred("fp32") == "openvino"
+    assert "not tensorrt: the GPU has compute capability 7.0, and tensorrt is for 7.5 and newer" in caplog.text
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_precision_that_it_lacks_leaves_it_out(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    assert choose([], "auto", "bf16")[:2] == ("openvino", "bf16")
+    assert "not tensorrt: it has no bf16" in caplog.text
+    assert choose([], "auto", "int8")[:2] == ("tensorrt", "int8")
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_what_cuda_refuses_is_told(
+    fake: GPU, lenet5: PublishedModel, name: TensorRT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: object) -> None:
+        raise fake_gpu.CUDAError("CUDA_ERROR_LAUNCH_FAILED")
+
+    engine = opened(lenet5, name)
+    pixels, _ = digits_of(lenet5, 2)
+    with monkeypatch.context() as broken:
+        broken.setattr(fake_gpu.Stream, "sync", fails)
+        with pytest.raises(RuntimeError, match=f"{name}: CUDA_ERROR_LAUNCH_FAILED"):
+            engine.infer(pixels)
+    monkeypatch.setattr(fake_gpu.Device, "create_stream", fails)
+    with pytest.raises(EngineError, match=f"{name}: CUDA_ERROR_LAUNCH_FAILED"):
+        opened(lenet5, name)
+    assert fake.done["built"] == 1
 
 
 @pytest.mark.usefixtures("fake")

@@ -12,6 +12,7 @@ from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.models import ModelStore
 
 from engines import manifest
+from engines.runtime import EngineSpec
 from engines.store import PublishedModel
 from models.zoo import ZOO
 from service.catalog import Catalog
@@ -85,3 +86,25 @@ def test_other_data_sets_weights_are_never_taken_instead() -> None:
     with pytest.raises(Problem, match="has no published weights for fashion") as raised:
         Catalog(Settings(dataset="fashion")).find("lenet5")
     assert raised.value.more["near"][0] == "lenet5:kuzushiji-cccccccc"
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("lenet5")
+async def test_what_was_chosen_for_it_and_fails_is_opened_by_openvino(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def on_a_gpu(records: object, runtime: str, precision: str) -> EngineSpec:  # that is not there
+        return EngineSpec("tensorrt_rtx" if runtime == "auto" else "openvino", "fp32")
+
+    monkeypatch.setattr("service.catalog.choose", on_a_gpu)
+    catalog = Catalog(Settings(load="first_use"))
+    assert (await catalog.engine(catalog.find("lenet5"))).runtime == "openvino"
+    assert "is opened by openvino instead: there is no NVIDIA GPU" in caplog.text
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("lenet5")
+async def test_what_is_asked_for_and_fails_is_an_error() -> None:
+    catalog = Catalog(Settings(load="first_use", runtime="tensorrt_rtx"))
+    with pytest.raises(Problem, match="cannot be loaded: there is no NVIDIA GPU"):
+        await catalog.engine(catalog.find("lenet5"))
