@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engines.machine import field
 from engines.manifest import Calibration
 from engines.onnxruntime import ONNXRuntimeEngine
 from engines.openvino import OpenVINOEngine
@@ -25,13 +24,13 @@ from models.preact_resnet import PreActBasicBlock, PreActResNet
 from models.resnet import ResNet
 from models.senet import caffe_stem, se_bottleneck
 from models.zoo import ZOO, build
+from tests.processor import INT8_OVERFLOWS
 from training import precisions
 from training.data import DataSet
 from training.export import export
 from training.precisions import ways
 from training.recipe import Input, input_of, quick
 
-VNNI = {"avx_vnni", "avx512_vnni"}
 TOLERANCE = 1e-4  # of the largest logit, both float32
 SE_RESNEXT = partial(ResNet, block=partial(se_bottleneck, groups=32, width=4), depths=(1, 1), stem=caffe_stem)
 
@@ -114,9 +113,7 @@ def test_the_layers_left_in_float_are_in_float(digits: DataSet, tmp_path: Path) 
     assert [node.name for node in nodes if node.op_type in LAYERS and node.input[0] not in dequantised] == excitation
 
 
-@pytest.mark.skipif(
-    not VNNI & {*(field(Path("/proc/cpuinfo"), "flags") or "").split()}, reason="without VNNI, sums of INT8 overflow"
-)
+@pytest.mark.skipif(INT8_OVERFLOWS, reason="without VNNI, sums of INT8 overflow")
 @pytest.mark.parametrize("outputs_in_float", [False, True])
 def test_int8_answers_alike_where_average_pooling_takes_what_layers_take(
     outputs_in_float: bool, digits: DataSet, tmp_path: Path
