@@ -6,9 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
+import locust  # noqa: F401 (first of all: it patches sockets and ssl for gevent)
+
 from loadtest.compare import Load, compare, table
-from loadtest.locustfile import ScenarioError
 from loadtest.plot import accuracy_against_compute
+from loadtest.traffic import ScenarioError
 
 
 def main() -> None:

@@ -8,13 +8,15 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 
 import gevent
 import requests
 from locust.env import Environment
 
-from loadtest.locustfile import Classifier, LabelledImage, Scenario, ScenarioError, make_scenario
+from loadtest.locustfile import Classifier, Run
+from loadtest.scenarios import SCENARIOS
+from loadtest.traffic import LabelledImage, ScenarioError, Traffic, make_traffic
 
 WARM_UP_S = 2
 
@@ -78,9 +80,9 @@ class Row:
 
 def compare(host: str, names: list[str], images: Path, load: Load) -> list[Row]:
     """Measure each model alone; ScenarioError if one is not served, or the server goes away."""
-    scenario = make_scenario(host, names, images)
-    models = [describe(host, name, next(scenario.images[name])) for name in names]
-    rounds = [[measure(host, scenario, model.name, load) for model in models] for _ in range(load.rounds)]
+    traffic = make_traffic(host, dict.fromkeys(names, 1), images)
+    models = [describe(host, name, next(traffic.images[name])) for name in names]
+    rounds = [[measure(host, traffic, model.name, load) for model in models] for _ in range(load.rounds)]
     return [Row(model=model, rounds=figures) for model, figures in zip(models, zip(*rounds, strict=True), strict=True)]
 
 
@@ -101,30 +103,28 @@ def describe(host: str, name: str, image: LabelledImage) -> Model:
     return Model(name=name, tag=tag, precision=precision, top1=top1, macs=cost["macs"], params=cost["params"])
 
 
-def measure(host: str, scenario: Scenario, name: str, load: Load) -> Figures:
+def measure(host: str, traffic: Traffic, name: str, load: Load) -> Figures:
     """One round of one model; ScenarioError if it gave fewer than two answers."""
-    Classifier.scenario = scenario.only(name)
+    Classifier.run_ = Run(SCENARIOS["offline"], traffic.only(name))
     runner = Environment(user_classes=[Classifier], host=host).create_local_runner()
     runner.start(load.users, spawn_rate=load.users)
     gevent.sleep(WARM_UP_S)
-    Classifier.scenario = measured = scenario.only(name)  # what the warm-up still has in flight counts to it
-    score = measured.scores[name]
-    started = time.perf_counter()
+    Classifier.run_ = run = Run(SCENARIOS["offline"], traffic.only(name))  # what is in flight counts to the warm-up
     gevent.sleep(load.seconds)
-    seconds = time.perf_counter() - started
-    right, failures, times = score.right, score.failures, sorted(score.times_ms)
+    run.end()
+    tally = run.tallies[name]
+    answers, failures, rate = tally.answers, tally.failures, tally.achieved
     errors = ", ".join(str(error.error) for error in runner.errors.values())
     runner.quit()
-    if len(times) < 2:
-        raise ScenarioError(f"{name} gave {len(times)} answers in {seconds:.0f} s; {failures} failures: {errors}")
-    percentiles = quantiles(times, n=100, method="inclusive")
+    if answers < 2:
+        raise ScenarioError(f"{name} gave {answers} answers in {tally.seconds:.0f} s; {failures} failures: {errors}")
     return Figures(
-        right=right,
-        answers=len(times),
+        right=tally.right,
+        answers=answers,
         failures=failures,
-        p50_ms=percentiles[49],
-        p99_ms=percentiles[98],
-        answers_per_s=len(times) / seconds,
+        p50_ms=tally.latency_ms(50),
+        p99_ms=tally.latency_ms(99),
+        answers_per_s=rate,
     )
 
 

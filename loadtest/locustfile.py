@@ -1,150 +1,157 @@
-"""Locust users that send real images and check the answers; each model is a row.
+"""Locust users that send real images and check the answers, when a scenario says; each model is a row.
 
-Stands alone: `locust -f loadtest/locustfile.py --host http://localhost:3000 --models lenet5,senet154`
+Stands alone: `locust -f loadtest/locustfile.py --host http://localhost:3000 --scenario server --rate 100`
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-import random
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any, ClassVar
 
-import requests
+import gevent
+from gevent.pool import Group
 from locust import FastHttpUser, constant, events, task
 from locust.argument_parser import LocustArgumentParser
-from locust.contrib.fasthttp import FastResponse
 from locust.env import Environment
 from locust.exception import StopUser
-from locust.runners import WorkerRunner
+from locust.rpc import Message
+from locust.runners import MasterRunner, WorkerRunner
 
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
+from loadtest.scenarios import SCENARIOS, Scenario, arrivals
+from loadtest.tally import Tally
+from loadtest.traffic import ScenarioError, Traffic, make_traffic, read_label, read_weights
+
+PATIENCE_S = 60.0  # for what is still asked at the end of an open loop
+FELL_BEHIND = 3  # exit code
+FINISH, TALLIES = "finish", "tallies"  # messages: a master's, and what a worker answers
 logger = logging.getLogger(__name__)
 
 
-class ScenarioError(Exception):
-    """A run that cannot start: a model that is not served, or no images."""
-
-
-@dataclass(frozen=True)
-class LabelledImage:
-    """A file's bytes; its label is the name of its folder."""
-
-    body: bytes
-    label: str
-
-
 @dataclass
-class Score:
-    """The well-formed answers: how many named the image's label, and how many ms each took; and the failures."""
+class Run:
+    """What is sent and when, and what came of it, in this process.
 
-    right: int = 0
-    failures: int = 0
-    times_ms: list[float] = field(default_factory=list)
+    `rate`, requests a second, is that of each user of an open loop; `seconds` is how long the run is meant to be.
+    """
 
+    scenario: Scenario
+    traffic: Traffic
+    rate: float = 0.0
+    seconds: float = 60.0
+    process: int = 0
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    added: int = 0
+    asked: Group = field(default_factory=Group)
+    started: float = field(default_factory=time.perf_counter)
+    streams: itertools.count[int] = field(default_factory=itertools.count)
 
-@dataclass
-class Scenario:
-    """What a run sends, model after model and image after image, and what came of it."""
+    def __post_init__(self) -> None:
+        self.tallies = {model: Tally() for model in self.traffic.weights}
 
-    models: Iterator[str]
-    images: dict[str, Iterator[LabelledImage]]
-    scores: dict[str, Score]
+    def stop(self) -> None:
+        """Nothing more is asked."""
+        for tally in self.tallies.values():
+            tally.seconds = tally.seconds or time.perf_counter() - self.started
 
-    def only(self, model: str) -> Scenario:
-        """One model of them, going on with its images, its score anew."""
-        return Scenario(itertools.repeat(model), {model: self.images[model]}, {model: Score()})
+    @property
+    def stopped(self) -> bool:
+        """Whether it was."""
+        return any(tally.seconds for tally in self.tallies.values())
 
+    def end(self) -> None:
+        """Stop, and wait until all that was asked is answered or given up."""
+        self.stop()
+        self.asked.join(timeout=PATIENCE_S)
 
-def read_images(folder: Path) -> list[LabelledImage]:
-    """Every image of a folder with a sub-folder a label, shuffled by a fixed seed; ScenarioError if there is none."""
-    paths = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise ScenarioError(f"no images in {folder}/<label>/; `python -m training images mnist5k` writes some")
-    random.Random(0).shuffle(paths)  # noqa: S311 (no secret)
-    return [LabelledImage(path.read_bytes(), path.parent.name) for path in paths]
+    def add(self, tallies: dict[str, Tally]) -> None:
+        """What another process has seen."""
+        for model, tally in tallies.items():
+            self.tallies[model].add(tally)
+        self.added += 1
 
-
-def make_scenario(host: str, models: list[str], folder: Path) -> Scenario:
-    """Read the images and ask the server for each model; ScenarioError names what is not there."""
-    images = read_images(folder)
-    for model in models:
-        try:
-            answer = requests.post(f"{host}/classify", params={"model": model}, data=images[0].body, timeout=60)
-        except requests.RequestException as error:
-            raise ScenarioError(f"no server at {host}: {error}") from error
-        if not answer.ok:
-            raise ScenarioError(f"{host} does not serve {model}: {answer.text}")
-    return Scenario(
-        itertools.cycle(models),
-        {model: itertools.cycle(images) for model in models},
-        {model: Score() for model in models},
-    )
+    def gather(self, processes: int) -> None:
+        """Wait until so many have told what they have seen."""
+        deadline = time.perf_counter() + 2 * PATIENCE_S
+        while self.added < processes and time.perf_counter() < deadline:
+            gevent.sleep(0.1)
 
 
 class Classifier(FastHttpUser):
-    """Asks without a pause, each time the next model with its next image."""
+    """In a closed loop asks without a pause; in an open one is a stream of requests, each asked when it is due."""
 
     wait_time = constant(0)
-    scenario: ClassVar[Scenario | None] = None
+    concurrency = 10_000  # connections; of an open loop none waits for another's
+    run_: ClassVar[Run | None] = None
 
     @task
-    def classify(self) -> None:
-        """One request; an answer that is not well formed is a failure, a wrong class is not."""
-        scenario = self.scenario
-        if scenario is None:
+    def go(self) -> None:
+        """One request of a closed loop, or all of an open one."""
+        run = self.run_
+        if run is None or run.stopped:
             raise StopUser
-        model = next(scenario.models)
-        image = next(scenario.images[model])
-        score = scenario.scores[model]
+        if run.scenario.in_flight:
+            self.ask(run, time.perf_counter())
+            return
+        random = Random(f"{run.process}/{next(run.streams)}")  # noqa: S311 (no secret)
+        for seconds in arrivals(run.scenario, run.rate, run.seconds, random):
+            due = run.started + seconds
+            gevent.sleep(max(0.0, due - time.perf_counter()))
+            if run.stopped:
+                return
+            run.asked.spawn(self.ask, run, due)
+
+    def ask(self, run: Run, due: float) -> None:
+        """One request; an answer that is not well formed is a failure, a wrong class is not."""
+        model, image = next(run.traffic)
+        tally = run.tallies[model]
+        tally.send(time.perf_counter() - due)
         path, body = f"/classify?model={model}&top_k=1", image.body
-        started = time.perf_counter()
         with self.client.post(path, data=body, name=model, catch_response=True) as response:  # type: ignore[arg-type]
+            since_due = time.perf_counter() - due
+            response.request_meta["response_time"] = since_due * 1000
             try:
                 label = read_label(response)
             except ValueError as error:
-                score.failures += 1
+                tally.failures += 1
                 response.failure(str(error))
                 return
-        score.times_ms.append((time.perf_counter() - started) * 1000)
-        score.right += label == image.label
-
-
-def read_label(response: FastResponse) -> str:
-    """The most probable label; ValueError if there is no well-formed answer."""
-    if response.status_code != requests.codes.ok:
-        raise ValueError(f"{response.status_code}: {response.text or getattr(response, 'error', None)}"[:200])
-    try:
-        (prediction,) = response.json()["predictions"]
-        label, probability = prediction["label"], prediction["probability"]
-        if 0 <= probability <= 1:
-            return str(label)
-    except (KeyError, TypeError, ValueError):
-        pass
-    raise ValueError(f"malformed answer: {response.text}"[:200])
+        tally.answer(since_due, label == image.label)
 
 
 def add_options(parser: LocustArgumentParser, **_: Any) -> None:
     """Our own options, on the command line and on Locust's page."""
-    parser.add_argument("--models", default="lenet5", help="names of models, separated by commas")
+    parser.add_argument("--models", default="lenet5", help="names, or names and weights: vgg19=1,lenet5=20")
     parser.add_argument("--images", default="images/mnist5k", help="folder of images, a sub-folder a label")
+    parser.add_argument(
+        "--scenario",
+        choices=list(SCENARIOS),
+        default="offline",
+        help="; ".join(f"{name}: {scenario.tells}" for name, scenario in SCENARIOS.items()),
+    )
+    parser.add_argument("--rate", type=float, default=10.0, help="requests a second, of all users, in an open loop")
+
+
+def users_of(environment: Environment, **_: Any) -> None:
+    """As many as the scenario has in flight, unless told otherwise, and at once."""
+    if options := environment.parsed_options:
+        options.num_users = options.num_users or SCENARIOS[options.scenario].in_flight or 1
+        options.spawn_rate = options.spawn_rate or options.num_users
 
 
 def prepare(environment: Environment, **_: Any) -> None:
-    """Make the run's scenario, or say why there is none and end."""
-    Classifier.scenario = None
+    """Make the run, or say why there is none and end."""
+    Classifier.run_ = None
     runner, options = environment.runner, environment.parsed_options
     if runner is None or options is None:
         return
     try:
-        if not environment.host:
-            raise ScenarioError("--host is missing")
-        Classifier.scenario = make_scenario(environment.host, options.models.split(","), Path(options.images))
+        Classifier.run_ = make_run(environment)
     except ScenarioError as error:
         logger.error("%s", error)
         environment.process_exit_code = 2
@@ -155,13 +162,69 @@ def prepare(environment: Environment, **_: Any) -> None:
         runner.quit()
 
 
-def report_accuracy(**_: Any) -> None:
-    """Log how often each model was right; of several processes each its own share."""
-    for model, score in Classifier.scenario.scores.items() if Classifier.scenario else ():
-        if answers := len(score.times_ms):
-            logger.info("%s: %.2f %% of %d answers right", model, 100 * score.right / answers, answers)
+def make_run(environment: Environment) -> Run:
+    """What the options ask for; ScenarioError if it cannot be had."""
+    options, runner = environment.parsed_options, environment.runner
+    assert options
+    if not environment.host:
+        raise ScenarioError("--host is missing")
+    if not options.rate > 0:
+        raise ScenarioError(f"--rate must be more than 0, not {options.rate:g}")
+    process = runner.worker_index if isinstance(runner, WorkerRunner) else 0
+    traffic = make_traffic(environment.host, read_weights(options.models), Path(options.images), seed=process)
+    run = Run(SCENARIOS[options.scenario], traffic, options.rate / options.num_users, process=process)
+    run.seconds = options.run_time or run.seconds
+    return run
+
+
+def stop(**_: Any) -> None:
+    """Nothing more is asked."""
+    if run := Classifier.run_:
+        run.stop()
+
+
+def finish(environment: Environment, **_: Any) -> None:
+    """Wait for what is still asked; log a line a model, of all processes, and whether the generator kept up."""
+    run, runner = Classifier.run_, environment.runner
+    if run is None or isinstance(runner, WorkerRunner):
+        return  # whose master asks for what it has seen
+    if isinstance(runner, MasterRunner):
+        runner.send_message(FINISH)
+        run.gather(runner.worker_count)
+    else:
+        run.end()
+    for model, tally in run.tallies.items():
+        if tally.sent:
+            logger.info("%s: %s", model, tally)
+            if problem := tally.fell_behind:
+                logger.error("%s: the generator fell behind: %s", model, problem)
+                environment.process_exit_code = FELL_BEHIND
+
+
+def tell(environment: Environment, **_: Any) -> None:
+    """Of a worker: what it has seen, once all that it asked is answered."""
+    if (run := Classifier.run_) and environment.runner:
+        run.end()
+        environment.runner.send_message(TALLIES, {model: tally.dump() for model, tally in run.tallies.items()})
+
+
+def hear(msg: Message, **_: Any) -> None:
+    """Of a master: what a worker has seen."""
+    if run := Classifier.run_:
+        run.add({model: Tally.load(dumped) for model, dumped in msg.data.items()})
+
+
+def listen(environment: Environment, **_: Any) -> None:
+    """To each other, where there are several processes."""
+    if isinstance(environment.runner, MasterRunner):
+        environment.runner.register_message(TALLIES, hear)
+    elif isinstance(environment.runner, WorkerRunner):
+        environment.runner.register_message(FINISH, tell, concurrent=True)
 
 
 events.init_command_line_parser.add_listener(add_options)
+events.init.add_listener(users_of)
+events.init.add_listener(listen)
 events.test_start.add_listener(prepare)
-events.test_stop.add_listener(report_accuracy)
+events.test_stopping.add_listener(stop)
+events.test_stop.add_listener(finish)

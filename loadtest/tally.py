@@ -1,0 +1,107 @@
+"""What came of a run: counts, and latencies in HdrHistograms, which can be added up over processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hdrh.histogram import HdrHistogram
+
+LONGEST_US = 3_600_000_000  # an hour
+DIGITS = 3  # percentiles are right to a thousandth of themselves
+LATE_MS = 10.0  # a generator that sends this late, and
+
+
+def histogram() -> HdrHistogram:
+    """Of microseconds, empty."""
+    return HdrHistogram(1, LONGEST_US, DIGITS)
+
+
+@dataclass
+class Tally:
+    """The requests for one model.
+
+    `latency` is the time of those that were well answered, since each was due; `late` is how much later than that each
+    request was sent. `seconds` are those of the run.
+    """
+
+    sent: int = 0
+    right: int = 0
+    failures: int = 0
+    seconds: float = 0.0
+    latency: HdrHistogram = field(default_factory=histogram)
+    late: HdrHistogram = field(default_factory=histogram)
+
+    @property
+    def answers(self) -> int:
+        """How many were well answered."""
+        return int(self.latency.get_total_count())
+
+    @property
+    def offered(self) -> float:
+        """Requests a second that were sent."""
+        return self.sent / self.seconds
+
+    @property
+    def achieved(self) -> float:
+        """Answers a second."""
+        return self.answers / self.seconds
+
+    def send(self, late_s: float) -> None:
+        """A request that was due so long ago is sent now."""
+        self.sent += 1
+        self.late.record_value(micro(late_s))
+
+    def answer(self, since_due_s: float, right: bool) -> None:
+        """It is well answered; `right` if by the image's label."""
+        self.right += right
+        self.latency.record_value(micro(since_due_s))
+
+    def latency_ms(self, percentile: float) -> float:
+        """A percentile of latency."""
+        return float(self.latency.get_value_at_percentile(percentile)) / 1000
+
+    def late_ms(self, percentile: float) -> float:
+        """A percentile of lateness."""
+        return float(self.late.get_value_at_percentile(percentile)) / 1000
+
+    @property
+    def fell_behind(self) -> str | None:
+        """Why these latencies are in part those of a generator that did not keep up."""
+        if self.late_ms(99) > max(LATE_MS, self.latency_ms(99) / 10):
+            return f"1 % of requests were sent {self.late_ms(99):.0f} ms late or more"
+        return None
+
+    def add(self, other: Tally) -> None:
+        """What another process has seen of the same run."""
+        self.sent += other.sent
+        self.right += other.right
+        self.failures += other.failures
+        self.seconds = max(self.seconds, other.seconds)
+        self.latency.add(other.latency)
+        self.late.add(other.late)
+
+    def dump(self) -> dict[str, Any]:
+        """For another process."""
+        counts = {"sent": self.sent, "right": self.right, "failures": self.failures, "seconds": self.seconds}
+        return counts | {name: getattr(self, name).encode().decode() for name in ("latency", "late")}
+
+    @classmethod
+    def load(cls, dumped: dict[str, Any]) -> Tally:
+        """What `dump` gave."""
+        histograms = {name: HdrHistogram.decode(dumped[name]) for name in ("latency", "late")}
+        return cls(**dumped | histograms)
+
+    def __str__(self) -> str:
+        """One line."""
+        times = ", ".join(f"p{percentile:g} {self.latency_ms(percentile):.1f}" for percentile in (50, 90, 99, 99.9))
+        right = f"{self.right / self.answers:.2%} of {self.answers} answers right" if self.answers else "no answers"
+        return (
+            f"offered {self.offered:.1f}/s, achieved {self.achieved:.1f}/s, {times}, max {self.latency_ms(100):.1f} ms "
+            f"since due, {self.failures} failed, {right}"
+        )
+
+
+def micro(seconds: float) -> int:
+    """Microseconds that a histogram takes."""
+    return min(max(round(seconds * 1e6), 1), LONGEST_US)

@@ -1,0 +1,97 @@
+"""What is sent: real images, to one model or several, and what counts as an answer."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import requests
+
+if TYPE_CHECKING:
+    from locust.contrib.fasthttp import FastResponse
+
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
+
+
+class ScenarioError(Exception):
+    """A run that cannot start, or cannot be measured: a model that is not served, no images, no answers."""
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """A file's bytes; its label is the name of its folder."""
+
+    body: bytes
+    label: str
+
+
+class Traffic:
+    """Image after image, each for a model that is drawn by its weight, the same ones for the same seed."""
+
+    def __init__(self, weights: Mapping[str, float], images: dict[str, Iterator[LabelledImage]], seed: int = 0) -> None:
+        self.weights, self.images = weights, images
+        self._models = list(weights)
+        self._cumulative = list(itertools.accumulate(weights.values()))
+        self._random = random.Random(seed)  # noqa: S311 (no secret)
+
+    def __next__(self) -> tuple[str, LabelledImage]:
+        (model,) = self._random.choices(self._models, cum_weights=self._cumulative)
+        return model, next(self.images[model])
+
+    def only(self, model: str) -> Traffic:
+        """One model of them, going on with its images."""
+        return Traffic({model: 1}, {model: self.images[model]})
+
+
+def read_weights(text: str) -> dict[str, float]:
+    """`vgg19=1,lenet5=20`, or names alone, of the same weight; ScenarioError if it is neither."""
+    weights = {}
+    for part in text.split(","):
+        name, equals, weight = part.partition("=")
+        try:
+            weights[name] = float(weight) if equals else 1.0
+        except ValueError:
+            raise ScenarioError(f"--models: {weight!r} is no weight of {name}") from None
+        if not name or not 0 < weights[name] < float("inf"):
+            raise ScenarioError(f"--models: {part!r} is not a name, or a name and its weight, such as lenet5=20")
+    return weights
+
+
+def read_images(folder: Path) -> list[LabelledImage]:
+    """Every image of a folder with a sub-folder a label, shuffled by a fixed seed; ScenarioError if there is none."""
+    paths = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise ScenarioError(f"no images in {folder}/<label>/; `python -m training images mnist5k` writes some")
+    random.Random(0).shuffle(paths)  # noqa: S311 (no secret)
+    return [LabelledImage(path.read_bytes(), path.parent.name) for path in paths]
+
+
+def make_traffic(host: str, weights: Mapping[str, float], folder: Path, seed: int = 0) -> Traffic:
+    """Read the images and ask the server for each model; ScenarioError names what is not there."""
+    images = read_images(folder)
+    for model in weights:
+        try:
+            answer = requests.post(f"{host}/classify", params={"model": model}, data=images[0].body, timeout=60)
+        except requests.RequestException as error:
+            raise ScenarioError(f"no server at {host}: {error}") from error
+        if not answer.ok:
+            raise ScenarioError(f"{host} does not serve {model}: {answer.text}")
+    return Traffic(weights, {model: itertools.cycle(images) for model in weights}, seed)
+
+
+def read_label(response: FastResponse) -> str:
+    """The most probable label; ValueError if there is no well-formed answer."""
+    if response.status_code != requests.codes.ok:
+        raise ValueError(f"{response.status_code}: {response.text or getattr(response, 'error', None)}"[:200])
+    try:
+        (prediction,) = response.json()["predictions"]
+        label, probability = prediction["label"], prediction["probability"]
+        if 0 <= probability <= 1:
+            return str(label)
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise ValueError(f"malformed answer: {response.text}"[:200])

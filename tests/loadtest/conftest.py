@@ -1,0 +1,45 @@
+"""Real digits as files, and Locust's own command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import Run
+from tests.serving import ROOT
+
+Locust = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def images(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A thousand digits, a folder a label."""
+    folder = tmp_path_factory.mktemp("images") / "mnist5k"
+    run("training", "images", "mnist5k", "--out", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def host(server: httpx.Client) -> str:
+    """Where the real server is."""
+    return str(server.base_url).rstrip("/")
+
+
+@pytest.fixture(scope="session")
+def locust(images: Path) -> Locust:
+    """Runs `locust -f loadtest/locustfile.py` without its page, by default on these images."""
+
+    def locust(host: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--headless", "--only-summary"]
+        options = ["--host", host, "--images", images, *arguments]
+        return subprocess.run(
+            [*command, *map(str, options)], cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False
+        )
+
+    return locust
