@@ -9,7 +9,7 @@ from hdrh.histogram import HdrHistogram
 
 LONGEST_US = 3_600_000_000  # an hour
 DIGITS = 3  # percentiles are right to a thousandth of themselves
-LATE_MS = 10.0  # a generator that sends this late, and
+LATE_MS = 10.0  # what is sent later than that, and by a tenth of the p99, makes latencies the generator's
 
 
 def histogram() -> HdrHistogram:

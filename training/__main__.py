@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,11 +84,16 @@ def train_command(arguments: list[str]) -> None:
                 results.write_table(options.results)
 
 
-def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
-    """The architectures that the words on the command line mean, in the lecture's order."""
-    for name in options.names:
+def check_names(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """End with an error if one is no architecture."""
+    for name in names:
         if name not in ZOO:
             parser.error(f"no architecture {name!r}; `python -m models` lists them")
+
+
+def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
+    """The architectures that the words on the command line mean, in the lecture's order."""
+    check_names(parser, options.names)
     families = {card.family for card in ZOO.values()}
     if options.family and options.family not in families:
         parser.error(f"no family {options.family!r}; there are {', '.join(sorted(families))}")
@@ -247,9 +253,7 @@ def bench_command(arguments: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=25, help="of each loop in a round (default: %(default)s)")
     options = parser.parse_args(arguments)
-    for name in options.names:
-        if name not in ZOO:
-            parser.error(f"no architecture {name!r}; `python -m models` lists them")
+    check_names(parser, options.names)
     if min(options.rounds, options.steps) < 1:
         parser.error("--rounds and --steps must be at least 1")
 
@@ -271,9 +275,7 @@ def plans_command(arguments: list[str]) -> None:
         "--results", type=Path, default=Path("docs/plans.jsonl"), metavar="FILE", help="default: %(default)s"
     )
     options = parser.parse_args(arguments)
-    for name in options.names:
-        if name not in ZOO:
-            parser.error(f"no architecture {name!r}; `python -m models` lists them")
+    check_names(parser, options.names)
 
     from engines.engine import BATCH
     from engines.plans import Target

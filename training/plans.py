@@ -10,13 +10,12 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from engines import plan
 from engines.engine import EngineError
 from engines.inspector import Node, computed_in, fallen_back, nodes_of
-from engines.manifest import GRAPHS, Calibration
+from engines.manifest import GRAPHS, Calibration, Record
 from engines.plan import PRECISIONS, library
 from engines.plans import Built, Figures, Target, build, head, line
 from engines.preprocess import Preprocess
@@ -32,10 +31,8 @@ from training.publish import sample_pixels
 CALIBRATION_IMAGES = 8
 
 
-class PlanResult(BaseModel):
+class PlanResult(Record):
     """One plan, and in how many layers of each type the network's convolutions and linear layers are computed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     architecture: str
     input_shape: tuple[int, int, int]
