@@ -6,7 +6,7 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
@@ -14,9 +14,11 @@ from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 from numpy.typing import NDArray
 
+from engines.engine import Engine
+from engines.manifest import Manifest
 from service import errors, schema
 from service.body import read_image
-from service.catalog import Catalog, Model
+from service.catalog import Catalog
 from service.errors import Problem
 from service.images import FORMATS, to_pixels
 from service.metrics import Metrics
@@ -96,6 +98,9 @@ async def classify(
     server: Shared,
     model: Annotated[str, Query(max_length=200, description="architecture, architecture@dataset or full tag")],
     top_k: Annotated[int, Query(ge=1, le=MAX_TOP_K, description="how many classes to answer, at most")] = 5,
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16", "int8"] | None, Query(description="an engine's; without, the server chooses")
+    ] = None,
 ) -> schema.Classification:
     """Classify one image: the body is the image itself, or a form with a part `image`."""
     found = server.catalog.find(model)
@@ -104,7 +109,7 @@ async def classify(
     try:
         async with asyncio.timeout(seconds):
             body = await read_image(request, server.settings.max_body_bytes)
-            answer = await predict(server, found, body, top_k)
+            answer = await predict(server, await server.catalog.engine(found, precision), found.manifest, body, top_k)
     except TimeoutError as error:
         raise Problem(504, "timeout", f"no answer within {seconds:g} s", headers={"Connection": "close"}) from error
     stages = answer.timing_ms.model_dump()
@@ -113,10 +118,8 @@ async def classify(
     return answer
 
 
-async def predict(server: Server, model: Model, body: bytes, top_k: int) -> schema.Classification:
+async def predict(server: Server, engine: Engine, manifest: Manifest, body: bytes, top_k: int) -> schema.Classification:
     """Decode off the event loop, wait for the device, name the classes."""
-    manifest = model.manifest
-    engine = await server.catalog.engine(model)
     loop, max_pixels = asyncio.get_running_loop(), server.settings.max_pixels
     started = perf_counter()
     pixels = await loop.run_in_executor(server.decoders, to_pixels, body, manifest.preprocess, max_pixels)

@@ -6,7 +6,7 @@ import asyncio
 import difflib
 import logging
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,7 @@ from engines.choose import choose
 from engines.engine import Engine, EngineError
 from engines.manifest import Manifest, ManifestError
 from engines.records import EngineRecord
-from engines.runtime import open_engine
+from engines.runtime import EngineSpec, open_engine
 from engines.store import PublishedModel
 from service.errors import Problem
 from service.schema import Architecture
@@ -29,7 +29,10 @@ logger = logging.getLogger("bentoml.convserve")
 
 @dataclass(eq=False)
 class Model:
-    """A published model, what was found of its engines on this machine and, once loaded, the one that serves."""
+    """A published model, what was found of its engines on this machine and, once loaded, the one that serves.
+
+    `asked` are the engines of other precisions that requests asked for, by precision.
+    """
 
     published: PublishedModel
     records: tuple[EngineRecord, ...]
@@ -37,6 +40,7 @@ class Model:
     engine: Engine | None = None
     error: str | None = None
     loading: asyncio.Task[Engine] | None = None
+    asked: dict[str, asyncio.Task[Engine]] = field(default_factory=dict)
 
     @property
     def manifest(self) -> Manifest:
@@ -87,13 +91,38 @@ class Catalog:
             raise Problem(404, "unknown_model", f"{name!r} is not published", near=tags)
         raise no_weights(card.name, dataset, tags)
 
-    async def engine(self, model: Model) -> Engine:
-        """The model's engine, loaded now if it is not yet; Problem 503 if it cannot be."""
-        if model.engine:
+    async def engine(self, model: Model, precision: str | None = None) -> Engine:
+        """The model's engine, or that of a precision, loaded now if it is not yet.
+
+        Problem 409 if the model was not published in that precision, 503 if the engine cannot be loaded.
+        """
+        if model.engine and precision in {None, model.engine.precision}:
             return model.engine
+        if precision:
+            return await self._asked(model, precision)
         if model.loading is None:
             model.loading = asyncio.create_task(self._load(model))
         return await asyncio.shield(model.loading)
+
+    async def _asked(self, model: Model, precision: str) -> Engine:
+        """The engine of a precision; one that could not be loaded is tried anew when it is asked for again."""
+        tag, precisions = model.manifest.tag, model.manifest.precisions
+        if precision not in precisions:
+            raise Problem(
+                409,
+                "no_precision",
+                f"{tag} is published in {', '.join(precisions)}, not in {precision}",
+                near=precisions,
+            )
+        if precision not in model.asked:
+            spec = choose(model.records, self._settings.runtime, precision)
+            model.asked[precision] = asyncio.create_task(asyncio.to_thread(self._open_spec, model, spec))
+        try:
+            return await asyncio.shield(model.asked[precision])
+        except Exception as error:  # whatever is wrong with one must not stop the others
+            model.asked.pop(precision, None)
+            logger.error("cannot load %s in %s: %s", tag, precision, error)
+            raise Problem(503, "not_loadable", f"{tag} cannot be loaded in {precision}: {error}") from error
 
     async def load_all(self) -> None:
         """Load every published model, one after another; one that fails does not stop the others."""
@@ -120,13 +149,15 @@ class Catalog:
         settings = self._settings
         spec = choose(model.records, settings.runtime, settings.precision)
         try:
-            return open_engine(model.published, spec, settings.warm_batches, settings.max_batch)
+            return self._open_spec(model, spec)
         except EngineError as error:
             if settings.runtime != "auto" or spec.runtime == "openvino":
                 raise
             logger.warning("%s is opened by openvino instead: %s", model.manifest.tag, error)
-        spec = choose(model.records, "openvino", settings.precision)
-        return open_engine(model.published, spec, settings.warm_batches, settings.max_batch)
+        return self._open_spec(model, choose(model.records, "openvino", settings.precision))
+
+    def _open_spec(self, model: Model, spec: EngineSpec) -> Engine:
+        return open_engine(model.published, spec, self._settings.warm_batches, self._settings.max_batch)
 
 
 def no_weights(architecture: str, dataset: str, others: list[str]) -> Problem:

@@ -52,8 +52,11 @@ def test_the_catalogue_lists_engines_and_the_fastest_faithful_one_serves(home: P
         assert INT8_OVERFLOWS or "int8" in faithful
         answer = client.post("/classify?model=lenet5", content=DIGIT.read_bytes()).json()
         assert (answer["runtime"], answer["precision"]) == ("openvino", max(faithful, key=lambda name: rates[name][8]))
+        for precision in PRECISIONS:
+            answer = client.post(f"/classify?model=lenet5&precision={precision}", content=DIGIT.read_bytes()).json()
+            assert (answer["runtime"], answer["precision"]) == ("openvino", precision)
         (latency,) = client.get("/models/lenet5/latency").json()["models"].values()
-        assert latency["requests"] == 1
+        assert latency["requests"] == 1 + len(PRECISIONS)
         rows = {(row["runtime"], row["precision"], row["batch"]) for row in latency["benchmark"]}
         assert rows == {("openvino", precision, batch) for precision in PRECISIONS for batch in (1, 8)}
 
@@ -64,6 +67,17 @@ def test_an_engine_that_is_asked_for_serves(home: Path, runtime: str, precision:
         answer = client.post("/classify?model=lenet5", content=DIGIT.read_bytes()).json()
         assert (answer["runtime"], answer["precision"]) == (runtime, precision)
         assert answer["predictions"][0]["label"] == "7" or (INT8_OVERFLOWS and precision == "int8")
+
+
+def test_a_request_may_name_a_precision_that_there_is(server: httpx.Client) -> None:
+    def ask(precision: str) -> httpx.Response:
+        return server.post(f"/classify?model=lenet5&precision={precision}", content=DIGIT.read_bytes())
+
+    assert ask("fp32").json()["precision"] == "fp32"
+    missing = ask("int8")
+    assert (missing.status_code, missing.json()["code"]) == (409, "no_precision")
+    assert missing.json()["detail"].endswith("is published in fp32, bf16, not in int8")
+    assert (ask("fp64").status_code, ask("fp64").json()["code"]) == (422, "invalid_parameter")
 
 
 def test_a_precision_that_was_not_published_is_reported_and_the_server_lives(
