@@ -4,7 +4,7 @@ export BENTOML_PORT ?= 3000
 MODELS ?= lenet5
 comma := ,
 
-.PHONY: serve test test-all test-gpu check compare bento architectures clean
+.PHONY: serve test test-all test-gpu check report bento architectures clean
 
 serve: $(VENV)/training.installed images/mnist5k ## install, train and publish lenet5 if none is, and serve on port $BENTOML_PORT
 	@if ! $(BIN)/python -m engines list | grep -q '^lenet5:mnist5k-'; then \
@@ -17,8 +17,9 @@ serve: $(VENV)/training.installed images/mnist5k ## install, train and publish l
 		"curl --data-binary @docs/digit.png 'http://localhost:$(BENTOML_PORT)/classify?model=lenet5&top_k=3'" &
 	@exec $(BIN)/bentoml serve
 
-compare: $(VENV)/training.installed images/mnist5k ## accuracy against compute of MODELS, of a server that runs
-	$(BIN)/python -m loadtest compare --host http://localhost:$(BENTOML_PORT) --models $(MODELS)
+report: $(VENV)/training.installed images/mnist5k ## accuracy against compute, measured, of MODELS and a server that runs
+	$(BIN)/python -m loadtest sweep --host http://localhost:$(BENTOML_PORT) --models $(MODELS)
+	$(BIN)/python -m loadtest report
 
 bento: $(VENV)/training.installed ## pack the service with the published MODELS
 	$(BIN)/python -m service.pack $(subst $(comma), ,$(MODELS))
@@ -53,6 +54,6 @@ $(VENV)/training.installed: pyproject.toml
 	@touch $@
 
 $(VENV)/dev.installed: $(VENV)/training.installed tests/stubs.py
-	$(BIN)/pip install --disable-pip-version-check '.[training,loadtest,tensorrt-rtx,dev]'
+	$(BIN)/pip install --disable-pip-version-check '.[training,loadtest,peers,tensorrt-rtx,dev]'
 	$(BIN)/python -m tests.stubs $(VENV)/stubs
 	@touch $@

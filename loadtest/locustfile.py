@@ -9,6 +9,7 @@ import itertools
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -25,27 +26,32 @@ from locust.runners import MasterRunner, WorkerRunner
 
 from loadtest.scenarios import SCENARIOS, Scenario, arrivals
 from loadtest.tally import Tally
-from loadtest.traffic import ScenarioError, Traffic, make_traffic, read_label, read_weights
+from loadtest.traffic import ScenarioError, Traffic, make_traffic, path_of, read_label, read_weights
 
 PATIENCE_S = 60.0  # for what is still asked at the end of an open loop
-FELL_BEHIND = 3  # exit code
+SILENCE_S = 5.0  # with failures alone: the server is gone
+GONE, FELL_BEHIND = 1, 3  # exit codes
 FINISH, TALLIES = "finish", "tallies"  # messages: a master's, and what a worker answers
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Run:
-    """What is sent and when, and what came of it, in this process.
+    """What is sent, where and when, and what came of it, in this process.
 
-    `rate`, requests a second, is that of each user of an open loop; `seconds` is how long the run is meant to be.
+    `path` is asked with the model's name in it. `rate`, requests a second, is that of each user of an open loop;
+    `seconds` is how long the run is meant to be.
     """
 
     scenario: Scenario
     traffic: Traffic
+    path: str = path_of("{model}")
+    headers: Mapping[str, str] = field(default_factory=dict)
     rate: float = 0.0
     seconds: float = 60.0
     process: int = 0
     tallies: dict[str, Tally] = field(default_factory=dict)
+    workers: int = 0
     added: int = 0
     asked: Group = field(default_factory=Group)
     started: float = field(default_factory=time.perf_counter)
@@ -111,8 +117,14 @@ class Classifier(FastHttpUser):
         model, image = next(run.traffic)
         tally = run.tallies[model]
         tally.send(time.perf_counter() - due)
-        path, body = f"/classify?model={model}&top_k=1", image.body
-        with self.client.post(path, data=body, name=model, catch_response=True) as response:  # type: ignore[arg-type]
+        path = run.path.format(model=model)
+        with self.client.post(
+            path,
+            data=image.body,  # type: ignore[arg-type]
+            headers=dict(run.headers),
+            name=model,
+            catch_response=True,
+        ) as response:
             since_due = time.perf_counter() - due
             response.request_meta["response_time"] = since_due * 1000
             try:
@@ -127,6 +139,7 @@ class Classifier(FastHttpUser):
 def add_options(parser: LocustArgumentParser, **_: Any) -> None:
     """Our own options, on the command line and on Locust's page."""
     parser.add_argument("--models", default="lenet5", help="names, or names and weights: vgg19=1,lenet5=20")
+    parser.add_argument("--precision", default="", help="of all models; without, the server chooses")
     parser.add_argument("--images", default="images/mnist5k", help="folder of images, a sub-folder a label")
     parser.add_argument(
         "--scenario",
@@ -152,6 +165,8 @@ def prepare(environment: Environment, **_: Any) -> None:
         return
     try:
         Classifier.run_ = make_run(environment)
+        if not isinstance(runner, WorkerRunner):
+            gevent.spawn(watch, environment, Classifier.run_)
     except ScenarioError as error:
         logger.error("%s", error)
         environment.process_exit_code = 2
@@ -171,10 +186,29 @@ def make_run(environment: Environment) -> Run:
     if not options.rate > 0:
         raise ScenarioError(f"--rate must be more than 0, not {options.rate:g}")
     process = runner.worker_index if isinstance(runner, WorkerRunner) else 0
-    traffic = make_traffic(environment.host, read_weights(options.models), Path(options.images), seed=process)
-    run = Run(SCENARIOS[options.scenario], traffic, options.rate / options.num_users, process=process)
+    weights, precision = read_weights(options.models), options.precision or None
+    traffic = make_traffic(environment.host, weights, Path(options.images), process, precision)
+    path, rate = path_of("{model}", precision), options.rate / options.num_users
+    run = Run(SCENARIOS[options.scenario], traffic, path, rate=rate, process=process)
     run.seconds = options.run_time or run.seconds
+    run.workers = runner.worker_count if isinstance(runner, MasterRunner) else 0
     return run
+
+
+def watch(environment: Environment, run: Run) -> None:
+    """End a run whose server is gone: for a while now every request has failed."""
+    runner, answered, since = environment.runner, 0, time.perf_counter()
+    while runner and Classifier.run_ is run and not run.stopped:
+        gevent.sleep(0.5)
+        total = runner.stats.total
+        if total.num_requests - total.num_failures > answered or not total.num_failures:
+            answered, since = total.num_requests - total.num_failures, time.perf_counter()
+        elif time.perf_counter() - since > SILENCE_S:
+            last = [error.error for error in runner.errors.values()][-1:]
+            logger.error("no answer for %g s, and failures: %s; the run ends", SILENCE_S, *last)
+            environment.process_exit_code = GONE
+            runner.quit()
+            return
 
 
 def stop(**_: Any) -> None:
@@ -191,6 +225,9 @@ def finish(environment: Environment, **_: Any) -> None:
     if isinstance(runner, MasterRunner):
         runner.send_message(FINISH)
         run.gather(runner.worker_count)
+        if run.added < run.workers:
+            logger.error("%d of %d processes did not tell what they had seen", run.workers - run.added, run.workers)
+            environment.process_exit_code = GONE
     else:
         run.end()
     for model, tally in run.tallies.items():

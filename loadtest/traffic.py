@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import requests
 
@@ -42,10 +42,6 @@ class Traffic:
         (model,) = self._random.choices(self._models, cum_weights=self._cumulative)
         return model, next(self.images[model])
 
-    def only(self, model: str) -> Traffic:
-        """One model of them, going on with its images."""
-        return Traffic({model: 1}, {model: self.images[model]})
-
 
 def read_weights(text: str) -> dict[str, float]:
     """`vgg19=1,lenet5=20`, or names alone, of the same weight; ScenarioError if it is neither."""
@@ -70,16 +66,29 @@ def read_images(folder: Path) -> list[LabelledImage]:
     return [LabelledImage(path.read_bytes(), path.parent.name) for path in paths]
 
 
-def make_traffic(host: str, weights: Mapping[str, float], folder: Path, seed: int = 0) -> Traffic:
+def path_of(model: str, precision: str | None = None) -> str:
+    """What is asked, of a model, and of an engine where it is named."""
+    return f"/classify?model={model}&top_k=1" + (f"&precision={precision}" if precision else "")
+
+
+def probe(host: str, path: str, body: bytes) -> Any:
+    """One answer; ScenarioError says what the server has against it."""
+    try:
+        answer = requests.post(f"{host}{path}", data=body, timeout=60)
+    except requests.RequestException as error:
+        raise ScenarioError(f"no server at {host}: {error}") from error
+    if not answer.ok:
+        raise ScenarioError(f"{host} does not serve {path}: {answer.text}")
+    return answer.json()
+
+
+def make_traffic(
+    host: str, weights: Mapping[str, float], folder: Path, seed: int = 0, precision: str | None = None
+) -> Traffic:
     """Read the images and ask the server for each model; ScenarioError names what is not there."""
     images = read_images(folder)
     for model in weights:
-        try:
-            answer = requests.post(f"{host}/classify", params={"model": model}, data=images[0].body, timeout=60)
-        except requests.RequestException as error:
-            raise ScenarioError(f"no server at {host}: {error}") from error
-        if not answer.ok:
-            raise ScenarioError(f"{host} does not serve {model}: {answer.text}")
+        probe(host, path_of(model, precision), images[0].body)
     return Traffic(weights, {model: itertools.cycle(images) for model in weights}, seed)
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from importlib.metadata import version
+from platform import python_version
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, Info, ProcessCollector, generate_latest
+
+from engines.machine import processor
 
 WINDOW = 1000
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+LIBRARIES = ("bentoml", "openvino")
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -18,6 +23,9 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)  # CPU seconds, resident memory
+        Info("convserve", "The machine and what runs on it", registry=self._registry).info(
+            {"processor": processor(), "python": python_version()} | {name: version(name) for name in LIBRARIES}
+        )
         self._requests = Counter(
             "convserve_requests", "Requests to /classify", ["model", "outcome"], registry=self._registry
         )

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.conftest import Run
 from tests.loadtest.conftest import Locust
 
 BAD_ANSWERS = (
@@ -47,6 +46,7 @@ def test_locust_headless_checks_answers_and_reports_accuracy(locust: Locust, hos
         (["--models", "lenet5,lenet6"], "does not serve lenet6"),
         (["--models", "senet154"], "python -m training senet154"),
         (["--images", "/nonexistent"], "no images in /nonexistent"),
+        (["--precision", "int8"], "is published in fp32, bf16, not in int8"),
         (["--models", "lenet5=many"], "'many' is no weight of lenet5"),
         (["--scenario", "server", "--rate", "0"], "--rate must be more than 0, not 0"),
     ],
@@ -55,33 +55,6 @@ def test_a_run_that_cannot_start_says_why(locust: Locust, host: str, arguments: 
     done = locust(host, *arguments, "-t", "20s")
     assert done.returncode == 2
     assert message in done.stderr
-
-
-def test_compare_prints_a_row_a_model_and_draws(run: Run, host: str, images: Path, tmp_path: Path) -> None:
-    picture = tmp_path / "compare.png"
-    options = ["--images", images, "--users", "2", "--rounds", "2", "--seconds", "1", "--picture", picture]
-    done = run("loadtest", "compare", "--host", host, "--models", "lenet5", *options)
-    (row,) = [line for line in done.stdout.splitlines() if line.startswith("| `lenet5:mnist5k-")]
-    cells = [cell.strip() for cell in row.split("|")[1:-1]]
-    assert cells[1] == "fp32"
-    assert float(cells[2].rstrip("%")) >= 97
-    assert (cells[4], cells[5], cells[9]) == ("325,680", "60,000", "0")
-    assert float(cells[8]) > 0
-    with Image.open(picture) as drawn:
-        assert drawn.size == (1500, 750)
-
-
-@pytest.mark.parametrize("models", ["lenet6", "senet154"])
-def test_compare_names_a_model_that_is_not_served(run: Run, host: str, images: Path, models: str) -> None:
-    done = run("loadtest", "compare", "--host", host, "--models", models, "--images", images, check=False)
-    assert done.returncode == 1
-    assert f"does not serve {models}" in done.stderr
-
-
-def test_compare_without_a_server_says_so(run: Run, images: Path) -> None:
-    done = run("loadtest", "compare", "--host", "http://127.0.0.1:9", "--images", images, check=False)
-    assert done.returncode == 1
-    assert "error: no server at http://127.0.0.1:9" in done.stderr
 
 
 class Broken(BaseHTTPRequestHandler):

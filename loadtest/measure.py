@@ -1,0 +1,29 @@
+"""One scenario in this process, without Locust's command: what sweeps and comparisons are made of."""
+
+from __future__ import annotations
+
+import gevent
+from locust.env import Environment
+
+from loadtest.locustfile import Classifier, Run
+from loadtest.tally import Tally
+from loadtest.traffic import ScenarioError
+
+
+def measure(host: str, run: Run, users: int = 1) -> Tally:
+    """What came of `run`, of one model, in its seconds; ScenarioError, with the last failure, if nothing was answered.
+
+    `users` are the requests in flight of a closed loop, or the streams of an open one.
+    """
+    (model,) = run.traffic.weights
+    Classifier.run_ = run
+    runner = Environment(user_classes=[Classifier], host=host).create_local_runner()
+    runner.start(users, spawn_rate=users)
+    gevent.sleep(run.seconds)
+    run.end()
+    errors = [str(error.error) for error in runner.errors.values()]
+    runner.quit()
+    tally = run.tallies[model]
+    if not tally.answers:
+        raise ScenarioError(f"{model} gave no answer in {run.seconds:g} s; {tally.failures} failed: {errors[-1:]}")
+    return tally

@@ -1,0 +1,137 @@
+"""The servers: how each is started, and what it takes of the machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import requests
+
+from loadtest.peers.photos import HEADERS
+from loadtest.traffic import LabelledImage, ScenarioError, path_of
+
+ROOT = Path(__file__).parents[2]
+READY_S, STOP_S = 180, 10
+TAIL = 20  # lines of a log
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A server: the arguments of Python that start it at a port, and the path that classifies a form's `image`.
+
+    Where it has no model its answers are not `checked`.
+    """
+
+    arguments: tuple[str, ...]
+    path: str = "/classify"
+    checked: bool = True
+
+
+BENTOML = ("-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", "{port}")
+PEERS = {
+    "convserve": Peer(BENTOML, path=path_of("{model}")),
+    "FastAPI with a lock": Peer(("-m", "uvicorn", "loadtest.peers.fastapi_lock:app", "--port", "{port}")),
+    "LitServe with batching": Peer(("-m", "loadtest.peers.litserve_batching", "{port}")),
+    "BentoML, batchable": Peer((*BENTOML, "loadtest.peers.bentoml_batchable:Batchable")),
+    "empty mounted route": Peer((*BENTOML, "loadtest.peers.empty_route:Empty"), checked=False),
+}
+
+
+def environment(tag: str, precision: str) -> dict[str, str]:
+    """For a process that is to run this model in this precision, and no other."""
+    ours = {"CONVSERVE_RUNTIME": "openvino", "CONVSERVE_PRECISION": precision, "CONVSERVE_LOAD": "first_use"}
+    return os.environ | ours | {"PEER_MODEL": tag, "PEER_PRECISION": precision}
+
+
+@dataclass(frozen=True)
+class Server:
+    """One that answers."""
+
+    host: str
+    process: psutil.Process
+
+    def tree(self) -> list[psutil.Process]:
+        """Its processes."""
+        return [self.process, *self.process.children(recursive=True)]
+
+    def cpu_s(self) -> float:
+        """Processor time that they have used, in seconds."""
+        return sum(times.user + times.system for times in (process.cpu_times() for process in self.tree()))
+
+    def pss_bytes(self) -> int:
+        """Memory that they have, what they share counted once."""
+        return sum(process.memory_full_info().pss for process in self.tree())
+
+
+@contextmanager
+def serving(name: str, tag: str, precision: str, image: LabelledImage) -> Iterator[Server]:
+    """Start it and wait until it classifies `image`; ScenarioError, with the end of its log, if it does not."""
+    peer = PEERS[name]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = [argument.format(port=port) for argument in peer.arguments]
+    with tempfile.TemporaryFile("w+") as log:
+        started = subprocess.Popen(  # noqa: S603 (our own arguments)
+            [sys.executable, *arguments], cwd=ROOT, env=environment(tag, precision), stdout=log, stderr=log
+        )
+        server = Server(f"http://127.0.0.1:{port}", psutil.Process(started.pid))
+        try:
+            if problem := why_not_ready(started, server.host + peer.path.format(model=tag), image):
+                log.seek(0)
+                tail = "\n".join(log.read().splitlines()[-TAIL:])
+                raise ScenarioError(f"{name} does not serve {tag}: {problem}; the end of its log:\n{tail}")
+            yield server
+        finally:
+            stop(server)
+            started.wait()
+
+
+def why_not_ready(process: subprocess.Popen[bytes], url: str, image: LabelledImage) -> str | None:
+    """Why it still does not answer well when the time is over, or nothing as soon as it does."""
+    deadline, problem = time.monotonic() + READY_S, "no answer"
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            return f"it ended with {process.returncode}"
+        try:
+            answer = requests.post(url, data=image.body, headers=HEADERS, timeout=READY_S)
+            if answer.ok:
+                return None
+            problem = f"{answer.status_code}: {answer.text[:200]}"
+            if answer.status_code < 500:
+                return problem
+        except requests.RequestException as error:
+            problem = str(error)
+        time.sleep(0.1)
+    return problem
+
+
+def stop(server: Server) -> None:
+    """End all its processes, also those that outlive their parent."""
+    with suppress(psutil.NoSuchProcess):
+        tree = server.tree()
+        for process in tree:
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+        for process in psutil.wait_procs(tree, timeout=STOP_S)[1]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def run_module(name: str, *arguments: str, env: Mapping[str, str] | None = None) -> str:
+    """What `python -m loadtest.peers.<name>` prints; ScenarioError with what it says if it fails."""
+    command = [sys.executable, "-m", f"loadtest.peers.{name}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        said = "\n".join(done.stderr.splitlines()[-TAIL:])
+        raise ScenarioError(said.removeprefix("error: "))
+    return done.stdout

@@ -1,0 +1,215 @@
+"""What the report draws, as flat records; the accuracies of the two kinds never in the same ones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from loadtest.rows import Architecture, Measured, Result
+
+Records = list[dict[str, Any]]
+
+# Top-5 error in percent on ILSVRC's test set, as the lecture's slides show; ensembles but where the paper says one.
+# The human's is Russakovsky et al. 2015's. 11.7 % is Clarifai's, which the slides call ZFNet.
+ILSVRC: Records = [
+    {"entry": "2010 NEC-UIUC", "error": 28.2, "layers": "shallow"},
+    {"entry": "2011 XRCE", "error": 25.8, "layers": "shallow"},
+    {"entry": "2012 AlexNet", "error": 16.4, "layers": "8"},
+    {"entry": "2013 Clarifai (ZFNet)", "error": 11.7, "layers": "8"},
+    {"entry": "2014 VGG", "error": 7.3, "layers": "19"},
+    {"entry": "2014 GoogLeNet", "error": 6.7, "layers": "22"},
+    {"entry": "human", "error": 5.1, "layers": "human"},
+    {"entry": "2015 ResNet", "error": 3.57, "layers": "152"},
+    {"entry": "2016 Trimps-Soushen", "error": 2.99, "layers": "152"},
+    {"entry": "2017 SENet", "error": 2.251, "layers": "152"},
+]
+ONE_CROP = re.compile(r"^validation, one (\d+) crop$")
+PRECISION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+
+
+class Fit(NamedTuple):
+    """Milliseconds as a + b times 10^9 multiply-accumulates, by least squares, and how much of the spread that is."""
+
+    fixed_ms: float
+    ms_per_gmac: float
+    r_squared: float
+
+
+def one_crop(architecture: Architecture) -> Result | None:
+    """The published top-1 on ImageNet's validation images of one crop of the input that the cost is counted at."""
+    for result in architecture.published:
+        crop = ONE_CROP.match(result.protocol)
+        if result.data == "ImageNet" and result.top1 and crop and int(crop[1]) == architecture.input_shape[-1]:
+            return result
+    return None
+
+
+def published(architectures: Iterable[Architecture]) -> Records:
+    """One record an architecture that has such a result."""
+    records = []
+    for card in architectures:
+        if (result := one_crop(card)) and result.top1:
+            records.append(
+                costs(card.params, card.macs, card.activations)
+                | {
+                    "model": card.name,
+                    "family": card.family,
+                    "year": card.year,
+                    "top1": result.top1,
+                    "top5": result.top5,
+                    "source": f"{result.source}, {result.protocol}",
+                    "top1_per_mparams": result.top1 / card.params * 1e6,
+                    "top1_per_gmac": result.top1 / card.macs * 1e9,
+                }
+            )
+    return records
+
+
+def measured(engines: Iterable[Measured]) -> Records:
+    """One record an engine: medians of its rounds; what could not be measured is None."""
+    records = []
+    for found in engines:
+        engine = found.engine
+        stages = {stage: found.median(f"single.stages_ms.{stage}") for stage in ("decode", "queue", "inference")}
+        memory = [speed.memory_mb for speed in engine.benchmark if speed.memory_mb is not None]
+        records.append(
+            costs(engine.params, engine.macs, engine.activations)
+            | {
+                "model": f"{engine.architecture} {engine.precision}",
+                "architecture": engine.architecture,
+                "family": engine.family,
+                "precision": engine.precision,
+                "runtime": engine.runtime,
+                "tag": engine.tag,
+                "dataset": engine.dataset,
+                "top1": None if engine.top1 is None else engine.top1 * 100,
+                "source": f"{engine.images} held-out images of {engine.dataset}, {engine.tag}",
+                "p50_ms": found.median("single.p50_ms"),
+                "p99_ms": found.median("single.p99_ms"),
+                "images_per_s": found.median("offline.achieved"),
+                "cpu_ms": found.median("offline.cpu_ms"),
+                "max_rate": found.median("max_rate"),
+                "p99_at_80_ms": found.median("at_percent.80.p99_ms"),
+                **{f"{stage}_ms": value for stage, value in stages.items()},
+                "param_mb": engine.params * PRECISION_BYTES[engine.precision] / 1e6,
+                "engine_mb": max(memory, default=None),
+                "rounds": len(found.rounds),
+                "problem": engine.problem,
+            }
+        )
+    return records
+
+
+def costs(params: int, macs: int, activations: int) -> dict[str, Any]:
+    """In millions, and 10^9 for multiply-accumulates."""
+    return {"mparams": params / 1e6, "gmacs": macs / 1e9, "mactivations": activations / 1e6}
+
+
+def batches(engines: Iterable[Measured]) -> Records:
+    """One record an engine, alone, without HTTP, and batch size; of one stream and all threads."""
+    return [
+        {
+            "model": f"{found.engine.architecture} {found.engine.precision}",
+            "architecture": found.engine.architecture,
+            "family": found.engine.family,
+            "precision": found.engine.precision,
+            "batch": speed.batch,
+            "images_per_s": speed.images_per_s,
+            "p50_ms": speed.p50_ms,
+            "gmacs_per_s": speed.gmacs_per_s,
+            "of_compute": speed.of_compute,
+            "intensity": speed.of_compute / speed.of_bandwidth if speed.of_compute and speed.of_bandwidth else None,
+        }
+        for found in engines
+        for speed in found.engine.benchmark
+        if speed.streams == 1 and speed.threads is None
+    ]
+
+
+def rates(engines: Iterable[Measured]) -> Records:
+    """One record an engine and share of the highest rate that it bears."""
+    return [
+        {
+            "model": f"{found.engine.architecture} {found.engine.precision}",
+            "family": found.engine.family,
+            "percent": percent,
+            "rate": point.rate,
+            **{f"p{p}_ms": found.median(f"at_percent.{percent}.p{p}_ms") for p in (50, 99)},
+        }
+        for found in engines
+        for percent, point in found.engine.at_percent.items()
+    ]
+
+
+def stages(records: Records) -> Records:
+    """One record an engine and stage of one request at a time; the rest is what the client sees besides, at p50."""
+    parts = []
+    for record in records:
+        known = {stage: record[f"{stage}_ms"] for stage in ("decode", "queue", "inference")}
+        if record["p50_ms"] is not None and None not in known.values():
+            rest = max(0.0, record["p50_ms"] - sum(known.values()))
+            parts += [
+                {"model": record["model"], "family": record["family"], "stage": stage, "order": order, "ms": value}
+                for order, (stage, value) in enumerate({**known, "HTTP and client": rest}.items())
+            ]
+    return parts
+
+
+def front(records: Records, cost: str, gain: str = "top1", *, more_is_better: bool = False) -> Records:
+    """The records that no other beats: none has as much gain for less cost, or more for as much; by cost."""
+    sign = -1 if more_is_better else 1
+    best: Records = []
+    have = [record for record in records if record[cost] is not None and record[gain] is not None]
+    for record in sorted(have, key=lambda record: (sign * record[cost], -record[gain])):
+        if not best or record[gain] > best[-1][gain]:
+            best.append(record)
+    return best
+
+
+def fit(records: Records, cost: str = "gmacs", time: str = "inference_ms") -> Fit | None:
+    """Of fewer than three records None."""
+    pairs = [(record[cost], record[time]) for record in records if record[time] is not None]
+    if len(pairs) < 3:
+        return None
+    x, y = np.array(pairs).T
+    slope, intercept = np.polyfit(x, y, 1)
+    rest = y - (intercept + slope * x)
+    spread = float(((y - y.mean()) ** 2).sum())
+    return Fit(float(intercept), float(slope), 1 - float((rest**2).sum()) / spread if spread else 1.0)
+
+
+class Cell(NamedTuple):
+    """The most accurate engine within both bounds, if there is one."""
+
+    latency_ms: float
+    memory_mb: float
+    best: dict[str, Any] | None
+
+
+def constraints(records: Records) -> list[list[Cell]]:
+    """By bounds of p99 (rows) and memory (columns) that split the engines in quarters: Bianco et al.'s Table 3."""
+    have = [record for record in records if None not in (record["p99_ms"], record["engine_mb"], record["top1"])]
+    if not have:
+        return []
+    latencies, memories = (bounds([record[name] for record in have]) for name in ("p99_ms", "engine_mb"))
+    return [[Cell(latency, memory, best_within(have, latency, memory)) for memory in memories] for latency in latencies]
+
+
+def bounds(values: Sequence[float]) -> list[float]:
+    """Round figures at or above the quartiles."""
+    return sorted({round_up(float(value)) for value in np.percentile(values, (25, 50, 75, 100))})
+
+
+def round_up(value: float) -> float:
+    """To two digits."""
+    step = 10.0 ** (np.floor(np.log10(value)) - 1)
+    return float(round(np.ceil(value / step) * step, 10))
+
+
+def best_within(records: Records, latency_ms: float, memory_mb: float) -> dict[str, Any] | None:
+    """The most accurate, of equals the fastest."""
+    fit = [record for record in records if record["p99_ms"] <= latency_ms and record["engine_mb"] <= memory_mb]
+    return max(fit, key=lambda record: (record["top1"], -record["p99_ms"]), default=None)

@@ -1,0 +1,80 @@
+"""What the server tells of itself and of its models, over HTTP."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+
+from loadtest.traffic import ScenarioError
+
+TIMEOUT_S = 60
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What the server has used since it started: processor seconds, resident bytes, and by stage seconds and times."""
+
+    cpu_s: float
+    resident_bytes: float
+    stages: dict[str, tuple[float, float]]
+
+    def stages_ms(self, before: Usage) -> dict[str, float]:
+        """Mean milliseconds by stage since then."""
+        means = {}
+        for stage, (seconds, times) in self.stages.items():
+            seconds_before, times_before = before.stages.get(stage, (0.0, 0.0))
+            if times > times_before:
+                means[stage] = (seconds - seconds_before) / (times - times_before) * 1000
+        return means
+
+
+def get(host: str, path: str) -> Any:
+    """JSON; ScenarioError if the server does not give it."""
+    try:
+        answer = requests.get(f"{host}{path}", timeout=TIMEOUT_S)
+        answer.raise_for_status()
+        return answer.json()
+    except requests.RequestException as error:
+        raise ScenarioError(f"{host} does not answer {path}: {error}") from error
+
+
+def samples(host: str) -> list[tuple[str, dict[str, str], float]]:
+    """Of /metrics: name, labels, value."""
+    try:
+        text = requests.get(f"{host}/metrics", timeout=TIMEOUT_S).text
+    except requests.RequestException as error:
+        raise ScenarioError(f"{host} does not answer /metrics: {error}") from error
+    families = text_string_to_metric_families(text)
+    return [(sample.name, sample.labels, sample.value) for family in families for sample in family.samples]
+
+
+def usage(host: str, tag: str) -> Usage:
+    """Now; stages are those of one model."""
+    found: dict[str, float] = {}
+    sums: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    for name, labels, value in samples(host):
+        if not labels:
+            found[name] = value
+        elif labels.get("model") == tag and name == "convserve_stage_seconds_sum":
+            sums[labels["stage"]] = value
+        elif labels.get("model") == tag and name == "convserve_stage_seconds_count":
+            counts[labels["stage"]] = value
+    stages = {stage: (seconds, counts[stage]) for stage, seconds in sums.items()}
+    return Usage(found["process_cpu_seconds_total"], found["process_resident_memory_bytes"], stages)
+
+
+def machine(host: str) -> dict[str, str]:
+    """The server's processor and versions."""
+    return next((labels for name, labels, _ in samples(host) if name == "convserve_info"), {})
+
+
+def client() -> dict[str, str]:
+    """The same of the load generator."""
+    return {"locust": version("locust"), "python": platform.python_version(), "cores": str(os.cpu_count())}

@@ -1,0 +1,259 @@
+"""`sweep`, `diff`, `report` and `smoke`, of a real server."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from PIL import Image
+
+from loadtest import rows
+from loadtest.diff import ratio_interval
+from loadtest.report import data
+from tests.conftest import Run
+from tests.loadtest.conftest import Locust
+from tests.serving import serving
+
+QUICK = ("--seconds", "1", "--steps", "2", "--in-flight", "4", "--p99-ms", "2000")
+
+
+@pytest.fixture(scope="module")
+def results(run: Run, host: str, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two rounds of lenet5."""
+    out = tmp_path_factory.mktemp("sweep") / "sweep.jsonl"
+    run("loadtest", "sweep", "--host", host, "--images", images, *QUICK, "--rounds", "2", "--out", out)
+    return out
+
+
+def test_a_sweep_measures_every_load(results: Path, server: httpx.Client) -> None:
+    architectures, engines = rows.read(results)
+    assert len(architectures) == len(server.get("/models").json())
+    assert [(row.architecture, row.precision, row.round) for row in engines] == [
+        ("lenet5", "fp32", 0),
+        ("lenet5", "fp32", 1),
+    ]
+    for row in engines:
+        assert (row.params, row.macs, row.images) == (60_000, 325_680, 1000)
+        assert row.top1 is not None
+        assert row.top1 >= 0.96
+        assert row.problem is None
+        assert row.single
+        assert row.offline
+        assert row.max_rate
+        assert len(row.search) == 2
+        assert row.at_percent.keys() == {"10", "50", "80"}
+        for point in (row.single, row.offline, *row.search, *row.at_percent.values()):
+            assert point.failures == 0
+            assert point.answers > 0
+            assert point.p50_ms <= point.p90_ms <= point.p99_ms <= point.max_ms
+            assert point.stages_ms.keys() == {"decode", "queue", "inference"}
+            assert point.cpu_ms > 0
+            assert point.memory_mb > 50
+        assert sum(row.single.stages_ms.values()) <= row.single.max_ms
+        assert row.max_rate < row.offline.achieved
+        assert row.server["openvino"]
+
+
+def test_a_sweep_goes_on_and_measures_only_what_is_missing(
+    run: Run, host: str, images: Path, results: Path, tmp_path: Path
+) -> None:
+    architectures, (first, second) = rows.read(results)
+    broken = second.model_copy(update={"problem": "the server went away"})
+    out = tmp_path / "sweep.jsonl"
+    rows.write(out, [*architectures, first, broken])
+    run("loadtest", "sweep", "--host", host, "--images", images, *QUICK, "--rounds", "2", "--out", out)
+    _, again = rows.read(out)
+    assert again[0] == first
+    assert again[1].problem is None
+    assert again[1].single != second.single
+    other = run("loadtest", "sweep", "--host", host, "--images", images, "--out", out, check=False)
+    assert other.returncode == 1
+    assert "give another --out" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--models", "lenet5,lenet6"], "there is no model 'lenet6'"),
+        (["--models", "senet154"], "python -m training senet154"),
+        (["--precisions", "fp32,int8"], "is published in fp32, bf16, not in int8"),
+        (["--precisions", "fp64"], "precision"),
+        (["--images", "/nonexistent"], "no images in /nonexistent"),
+        (["--host", "http://127.0.0.1:9"], "http://127.0.0.1:9 does not answer"),
+    ],
+)
+def test_a_sweep_names_what_is_missing_before_it_starts(
+    run: Run, host: str, images: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    out = tmp_path / "sweep.jsonl"
+    usual = ["--host", host, "--images", images, "--out", out]
+    done = run("loadtest", "sweep", *usual, *arguments, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert not out.exists()
+
+
+def test_what_was_measured_before_the_server_went_away_is_kept_and_marked(
+    run: Run, images: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "sweep.jsonl"
+    with serving(CONVSERVE_RUNTIME="openvino") as (client, pid):
+        timer = threading.Timer(7, kill, [pid])
+        timer.start()
+        host = str(client.base_url).rstrip("/")
+        done = run("loadtest", "sweep", "--host", host, "--images", images, "--seconds", "3", "--out", out, check=False)
+        timer.join()
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    _, (row,) = rows.read(out)
+    assert row.single
+    assert row.problem
+
+
+def kill(pid: int) -> None:
+    """A server and its workers."""
+    for process in [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]:
+        process.kill()
+
+
+def test_two_sweeps_are_compared_with_intervals(run: Run, results: Path, tmp_path: Path) -> None:
+    architectures, engines = rows.read(results)
+    slower = [row.model_copy(update={"max_rate": (row.max_rate or 0) / 8}) for row in engines]
+    rows.write(tmp_path / "b.jsonl", [*architectures, *slower])
+    table = run("loadtest", "diff", results, tmp_path / "b.jsonl").stdout.splitlines()
+    (line,) = [line for line in table if "highest rate" in line]
+    assert "| 0.125 |" in line
+    (same,) = [line for line in table if "offline, images/s" in line]
+    assert "| 1.000 |" in same
+    assert "yes" not in same
+
+
+def test_an_interval_holds_the_ratio_and_narrows_with_rounds() -> None:
+    few = ratio_interval([100, 110], [200, 220])
+    many = ratio_interval([100, 110] * 5, [200, 220] * 5)
+    assert few
+    assert many
+    assert few[0] < many[0] < 2 < many[1] < few[1]
+    assert ratio_interval([100], [200, 220]) is None
+    assert ratio_interval([100, 100], [200, 200]) == pytest.approx((2, 2))
+
+
+def test_the_report_is_whole(run: Run, results: Path, tmp_path: Path) -> None:
+    run("loadtest", "report", results, "--out", tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    specs = json.loads(page.partition("const specs = ")[2].partition(";\nconst views")[0])
+    pictures = {path.stem for path in tmp_path.glob("*.png")}
+    assert pictures == specs.keys()
+    assert {"ilsvrc", "published_macs", "mnist5k_p99", "stages", "rates"} <= pictures
+    assert "<script src" not in page
+    for name in pictures:
+        with Image.open(tmp_path / f"{name}.png") as drawn:
+            assert drawn.width > 600
+    assert (tmp_path / "measured.csv").read_text().count("lenet5 fp32") == 1
+    # the two kinds of accuracy, never in one drawing
+    for name, spec in specs.items():
+        sources = {
+            row["source"] for values in spec.get("datasets", {}).values() for row in values if "source" in row
+        } | {row["source"] for row in spec.get("data", {}).get("values", []) if "source" in row}
+        assert len({"held-out images of" in source for source in sources}) <= 1, name
+
+
+def test_a_report_of_nothing_says_so(run: Run, tmp_path: Path) -> None:
+    done = run("loadtest", "report", tmp_path / "none.jsonl", "--out", tmp_path, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert "python -m loadtest sweep" in done.stderr
+    (tmp_path / "none.jsonl").write_text('{"kind": "else"}\n')
+    done = run("loadtest", "report", tmp_path / "none.jsonl", "--out", tmp_path, check=False)
+    assert "is not what" in done.stderr
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    records = [{"cost": cost, "top1": top1} for cost, top1 in ((1, 50), (2, 49), (2, 60), (3, 60), (4, 70), (5, None))]
+    assert [record["cost"] for record in data.front(records, "cost")] == [1, 2, 4]
+    assert [record["cost"] for record in data.front(records, "cost", more_is_better=True)] == [4]
+
+
+def test_the_line_fitted_is_the_one_that_made_the_times() -> None:
+    records = [{"gmacs": x, "inference_ms": 2 + 10 * x} for x in (0.1, 0.5, 4.0)]
+    found = data.fit(records)
+    assert found
+    assert found == pytest.approx((2, 10, 1))
+    assert data.fit(records[:2]) is None
+
+
+def test_constraints_name_the_most_accurate_within_both() -> None:
+    records = [
+        {"p99_ms": p99, "engine_mb": memory, "top1": top1}
+        for p99, memory, top1 in itertools.product((10.0, 40.0), (5.0, 500.0), (60.0, 90.0))
+        if not (p99 < 20 and memory < 10 and top1 > 80)
+    ]
+    table = data.constraints(records)
+    assert table[0][0].best == {"p99_ms": 10.0, "engine_mb": 5.0, "top1": 60.0}
+    assert table[-1][-1].best
+    assert table[-1][-1].best["top1"] == 90
+    assert all(math.isfinite(cell.latency_ms) for row in table for cell in row)
+
+
+def test_smoke_runs_every_scenario_and_checks_every_answer(run: Run, host: str, images: Path) -> None:
+    done = run("loadtest", "smoke", "--host", host, "--images", images)
+    told = done.stdout.splitlines()
+    assert [line.partition(":")[0] for line in told] == ["single_stream", "offline", "server", "ramp", "spike"]
+    assert all(line.endswith("0 failed, 0 other than alone") for line in told)
+
+
+class Alternates(BaseHTTPRequestHandler):
+    """Answers, each time with another class: as a server that mixes up its batches would."""
+
+    labels = itertools.cycle("01234")
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        answer = json.dumps({"predictions": [{"label": next(self.labels), "probability": 1.0}]}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def alternates() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Alternates) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_smoke_sees_answers_that_are_another_images(run: Run, alternates: str, images: Path) -> None:
+    done = run("loadtest", "smoke", "--host", alternates, "--images", images, check=False)
+    assert done.returncode == 1
+    assert "other than alone" in done.stderr
+
+
+def test_a_run_whose_server_goes_away_ends(locust: Locust) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Alternates) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+        def go_away() -> None:
+            server.shutdown()
+            server.server_close()
+
+        timer = threading.Timer(5, go_away)
+        timer.start()
+        done = locust(f"http://127.0.0.1:{server.server_port}", "--scenario", "server", "-t", "120s")
+        timer.join()
+    assert done.returncode == 1
+    assert "no answer for 5 s" in done.stderr
+    assert "lenet5: offered" in done.stderr  # what was measured is told
