@@ -40,7 +40,7 @@ NOTE = (
     "One server at a time, started anew for each model and round; each photo is a form, the same bytes for all, encoded"
     " before. convserve / it: how many times the requests/s. CPU and memory (proportional set size, after the turn) are"
     " of all processes of the server, or of the one process without HTTP; the client shares the cores. wrong: another"
-    " label than the engine's, asked alone. LitServe brings uvloop and httptools, which uvicorn then uses for every"
+    " label than the engine's, asked alone; what was under way when a turn ended counts nowhere. LitServe brings uvloop and httptools, which uvicorn then uses for every"
     " server. The peers are in loadtest/peers/, their settings otherwise the libraries' own."
 )
 
@@ -74,7 +74,7 @@ def peers_command(arguments: list[str]) -> None:
     parser.add_argument("--models", default="lenet5,resnet50", help="by commas (default: %(default)s)")
     parser.add_argument("--connections", type=numbers, default="1,4,16,32", help="by commas (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="of all in turn (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=5, help="each turn (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=10, help="each turn (default: %(default)s)")
     parser.add_argument("--precision", default="fp32", help="default: %(default)s")
     parser.add_argument("--images", type=Path, default=FOLDER, help="folder of JPEGs (default: scikit-image's photos)")
     parser.add_argument("--out", type=Path, default=Path("peers.jsonl"), help="what is there already is kept")
@@ -129,7 +129,7 @@ def compare(plan: Plan) -> str:
     keys = itertools.product([setting], [model.tag for model in models], plan.connections, SERVERS, range(plan.rounds))
     rows = [results.rows[key] for key in keys]
     dates = " to ".join(sorted({min(row.date for row in rows), max(row.date for row in rows)}))
-    return f"{table(rows)}\n\n{dates}; medians of {plan.rounds} rounds; {setting}. {NOTE}"
+    return f"{table(rows)}\n\n{dates}; medians, rounds: {plan.rounds}; {setting}. {NOTE}"
 
 
 def load(name: str, precision: str, photos: list[Path]) -> Model:
@@ -172,6 +172,7 @@ def over_http(peer: Peer, server: Server, model: Model, connections: int, second
     """A turn, after one that only warms up."""
     with suppress(ScenarioError):  # which comes again
         measure(server.host, make_run(peer, model, WARM_UP_S), connections)
+    server.settle()
     run = make_run(peer, model, seconds)
     before = server.cpu_s(), client_cpu_s()
     # asked at the end of the run, not when all its users have gone

@@ -13,7 +13,7 @@ from loadtest.traffic import ScenarioError
 OURS = "convserve"
 HEADINGS = (
     *("model", "connections", "server", "requests/s", "convserve / it", "p50 ms", "p99 ms", "CPU ms a request"),
-    *("memory MB", "wrong", "failed", "client: CPU ms a request", "client: of a core"),
+    *("memory MB", "answers", "wrong", "failed", "client: CPU ms a request", "client: of a core"),
 )
 NUMBERS = len(HEADINGS) - 3
 
@@ -109,16 +109,17 @@ def table(rows: Iterable[Row]) -> str:
 
 def figures(rounds: list[Row], ours: float | None) -> list[str]:
     """The numbers of one line; `ours` is convserve's rate beside it."""
-    rate = middle(rounds, lambda row: row.rate)
+    rate = median(row.rate for row in rounds)
     wrong = [row.wrong for row in rounds if row.wrong is not None]
     over_http = [row for row in rounds if row.client_cpu_s is not None]
     return [
         number(rate, ".1f"),
-        number(ours / rate, ".2f") if ours and rate else "",
+        number(ours / rate if ours and rate else None, ".2f"),
         number(middle(rounds, lambda row: row.p50_ms), ".1f"),
         number(middle(rounds, lambda row: row.p99_ms), ".1f"),
         number(middle(rounds, lambda row: row.cpu_ms), ".2f"),
         number(middle(rounds, lambda row: row.pss_bytes / 1e6), ".0f"),
+        str(sum(row.answers for row in rounds)),
         str(sum(wrong)) if wrong else "",
         str(sum(row.failed for row in rounds)),
         number(middle(over_http, lambda row: row.client_cpu_ms), ".2f"),

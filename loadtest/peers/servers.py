@@ -21,6 +21,7 @@ from loadtest.traffic import LabelledImage, ScenarioError, path_of
 
 ROOT = Path(__file__).parents[2]
 READY_S, STOP_S = 180, 10
+WATCHED_S, RESTING = 0.5, 0.3  # of a core; LitServe polls its queues also when nothing is asked
 TAIL = 20  # lines of a log
 
 
@@ -66,6 +67,15 @@ class Server:
     def cpu_s(self) -> float:
         """Processor time that they have used, in seconds."""
         return sum(times.user + times.system for times in (process.cpu_times() for process in self.tree()))
+
+    def settle(self) -> None:
+        """Wait until it rests: most servers go on with what was asked by clients that are gone."""
+        deadline = time.monotonic() + READY_S
+        while time.monotonic() < deadline:
+            before = self.cpu_s()
+            time.sleep(WATCHED_S)
+            if self.cpu_s() - before < RESTING * WATCHED_S:
+                return
 
     def pss_bytes(self) -> int:
         """Memory that they have, what they share counted once."""
