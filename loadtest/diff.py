@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from statistics import median
 
 from scipy import stats
 
 from loadtest.rows import Engine, Measured, by_engine, figure_of
+from loadtest.traffic import ScenarioError
 
 FIGURES = {
     "single.p50_ms": "one connection, p50 ms",
@@ -16,13 +18,18 @@ FIGURES = {
     "offline.cpu_ms": "offline, CPU ms an image",
     "max_rate": "highest rate, requests/s",
     "at_percent.80.p99_ms": "p99 ms at 80 % of it",
-    "offline.memory_mb": "memory, MB",
+    "offline.memory_mb": "memory of the whole server, MB",
 }
 CONFIDENCE = 0.95
 
 
 def table(before: Sequence[Engine], after: Sequence[Engine]) -> str:
-    """As Markdown: each figure of each architecture and precision that both have."""
+    """As Markdown: each figure of each architecture and precision that both have.
+
+    ScenarioError if they were not measured alike.
+    """
+    if len(loads := {row.load for row in (*before, *after)}) > 1:
+        raise ScenarioError(f"not measured alike: {' and '.join(map(repr, loads))}")
     lines = [
         f"| model | precision | figure | A | B | B over A | {CONFIDENCE:.0%} interval | changed |",
         "| --- | --- | --- | ---: | ---: | ---: | --- | --- |",
@@ -31,7 +38,8 @@ def table(before: Sequence[Engine], after: Sequence[Engine]) -> str:
         model, precision = first.engine.architecture, first.engine.precision
         for figure, name in FIGURES.items():
             values = [
-                [value for row in measured.rounds if (value := figure_of(row, figure))] for measured in (first, second)
+                [value for row in measured.rounds if (value := figure_of(row, figure)) is not None]
+                for measured in (first, second)
             ]
             if all(values):
                 lines.append(f"| `{model}` | {precision} | {name} | {' | '.join(cells(*values))} |")
@@ -51,7 +59,10 @@ def pairs(before: Sequence[Engine], after: Sequence[Engine]) -> Iterator[tuple[M
 
 
 def cells(before: Sequence[float], after: Sequence[float]) -> list[str]:
-    """Geometric means, their ratio, its interval, and whether that leaves out 1."""
+    """Geometric means, their ratio, its interval, and whether that leaves out 1; where some are 0, medians."""
+    if not all((*before, *after)):
+        shown = [f"{median(values):.4g}" for values in (before, after)]
+        return [*shown, "", "none: in some rounds it is 0", ""]
     means = [stats.gmean(values) for values in (before, after)]
     shown = [f"{means[0]:.4g}", f"{means[1]:.4g}", f"{means[1] / means[0]:.3f}"]
     interval = ratio_interval(before, after)

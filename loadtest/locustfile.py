@@ -133,7 +133,7 @@ class Classifier(FastHttpUser):
                 tally.failures += 1
                 response.failure(str(error))
                 return
-        tally.answer(since_due, label == image.label)
+        tally.answer(since_due, label == image.label, time.perf_counter() - run.started)
 
 
 def add_options(parser: LocustArgumentParser, **_: Any) -> None:

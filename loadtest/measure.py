@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import gevent
 from locust.env import Environment
 
-from loadtest.locustfile import Classifier, Run
+from loadtest.locustfile import PATIENCE_S, Classifier, Run
 from loadtest.tally import Tally
 from loadtest.traffic import ScenarioError
 
@@ -20,6 +22,10 @@ def measure(host: str, run: Run, users: int = 1) -> Tally:
     runner = Environment(user_classes=[Classifier], host=host).create_local_runner()
     runner.start(users, spawn_rate=users)
     gevent.sleep(run.seconds)
+    run.stop()
+    deadline = time.perf_counter() + PATIENCE_S
+    while run.scenario.in_flight and runner.user_count and time.perf_counter() < deadline:
+        gevent.sleep(0.01)  # what is in flight is answered: cut off it would be the next run's
     run.end()
     errors = [str(error.error) for error in runner.errors.values()]
     runner.quit()

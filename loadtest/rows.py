@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Literal
@@ -158,9 +159,10 @@ def write(path: Path, rows: list[Architecture | Engine]) -> None:
 
 
 class Measured:
-    """The rounds of one engine, and their medians."""
+    """The rounds of one engine, and their medians; `name` is short, and no other engine's."""
 
-    def __init__(self, rounds: list[Engine]) -> None:
+    def __init__(self, name: str, rounds: list[Engine]) -> None:
+        self.name = name
         self.rounds = rounds
         self.engine = rounds[-1]
 
@@ -183,4 +185,7 @@ def by_engine(engines: list[Engine]) -> list[Measured]:
     rounds: dict[tuple[str, str], list[Engine]] = {}
     for row in engines:
         rounds.setdefault((row.tag, row.precision), []).append(row)
-    return [Measured(rows) for rows in rounds.values()]
+    tags = {(row.architecture, row.tag) for row in engines}
+    weights = Counter(architecture for architecture, _ in tags)
+    names = {tag: tag if weights[architecture] > 1 else architecture for architecture, tag in tags}
+    return [Measured(f"{names[tag]} {precision}", rows) for (tag, precision), rows in rounds.items()]

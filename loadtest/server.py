@@ -67,7 +67,10 @@ def usage(host: str, tag: str) -> Usage:
         elif labels.get("model") == tag and name == "convserve_stage_seconds_count":
             counts[labels["stage"]] = value
     stages = {stage: (seconds, counts[stage]) for stage, seconds in sums.items()}
-    return Usage(found["process_cpu_seconds_total"], found["process_resident_memory_bytes"], stages)
+    try:
+        return Usage(found["process_cpu_seconds_total"], found["process_resident_memory_bytes"], stages)
+    except KeyError as error:
+        raise ScenarioError(f"{host}/metrics does not tell {error}") from error
 
 
 def machine(host: str) -> dict[str, str]:

@@ -17,6 +17,7 @@ from loadtest.traffic import LabelledImage, ScenarioError, Traffic, path_of, pro
 
 PUBLISHED = "published"
 WARM_UP_S = 2
+ENOUGH, LONGEST, LEAST = 100, 3, 10  # requests that an open loop is drawn out for, at most so many times; or it is none
 PERCENT = (10, 50, 80)  # of the highest rate
 
 
@@ -38,6 +39,8 @@ def sweep(
     if list(models) == [PUBLISHED]:
         models = [entry["tag"] for card in cards for entry in card["models"]]
     engines = [describe(host, *asked, pictures[0], load) for asked in itertools.product(models, precisions)]
+    if any(row.server != engines[0].server for row in known):
+        raise ScenarioError(f"{out} was measured on another server, {known[0].server}: give another --out")
     done = {row.key: row for row in known}
     for number, engine in itertools.product(range(rounds), engines):
         row = engine.model_copy(update={"round": number})
@@ -90,30 +93,33 @@ def describe(host: str, model: str, precision: str | None, image: LabelledImage,
 def measure_engine(host: str, row: Engine, images: list[LabelledImage]) -> Engine:
     """The row with what was measured; with a problem, and what came before it, where the server gave no answers."""
     load = row.load
-    capacity = 0.0
+    seeds = itertools.count(1000 * row.round)  # other arrivals in each run, the same in each sweep
 
-    def run(scenario: str, rate: float | None = None, users: int = 1, seconds: float = load.seconds) -> Point:
-        return measure_point(host, row, images, scenario, rate, users, seconds)
+    def closed(scenario: str, users: int = 1, seconds: float = load.seconds) -> Point:
+        return measure_point(host, row, images, scenario, None, users, seconds)
 
-    def bears(point: Point) -> bool:
-        return point.p99_ms <= load.p99_ms and not point.failures
+    def opened(rate: float) -> Point | None:
+        seconds = min(max(load.seconds, ENOUGH / rate), LONGEST * load.seconds) if rate else 0
+        if rate * seconds < LEAST:
+            return None
+        return measure_point(host, row, images, "server", rate, 1, seconds, next(seeds))
 
     found: dict[str, Any] = {"search": [], "at_percent": {}}
     try:
-        run("offline", users=load.in_flight, seconds=WARM_UP_S)
-        found["single"] = single = run("single_stream")
-        found["offline"] = run("offline", users=load.in_flight)
+        closed("offline", load.in_flight, WARM_UP_S)
+        found["single"] = single = closed("single_stream")
+        found["offline"] = closed("offline", load.in_flight)
         low, high = 0.0, found["offline"].achieved
         for _ in range(load.steps if single.p50_ms <= load.p99_ms else 0):
-            point = run("server", (low + high) / 2)
+            middle = (low + high) / 2
+            if (point := opened(middle)) is None:
+                break
             found["search"].append(point)
-            if bears(point):
-                low = (low + high) / 2
-            else:
-                high = (low + high) / 2
-        found["max_rate"] = capacity = low
-        for percent in PERCENT if capacity else ():
-            found["at_percent"][str(percent)] = run("server", capacity * percent / 100)
+            low, high = (middle, high) if point.p99_ms <= load.p99_ms and not point.failures else (low, middle)
+        found["max_rate"] = low
+        for percent in PERCENT:
+            if point := opened(low * percent / 100):
+                found["at_percent"][str(percent)] = point
     except ScenarioError as error:
         found["problem"] = str(error)
     return row.model_copy(update=found)
@@ -127,12 +133,15 @@ def measure_point(
     rate: float | None,
     users: int,
     seconds: float,
+    seed: int = 0,
 ) -> Point:
     """One run; ScenarioError if the server gave no answer."""
     traffic = Traffic({row.tag: 1}, {row.tag: itertools.cycle(images)})
     path = path_of("{model}", row.precision)
     before = server.usage(host, row.tag)
-    tally = measure(host, Run(SCENARIOS[scenario], traffic, path, rate=rate or 0.0, seconds=seconds), users)
+    tally = measure(
+        host, Run(SCENARIOS[scenario], traffic, path, rate=rate or 0.0, seconds=seconds, process=seed), users
+    )
     after = server.usage(host, row.tag)
     return Point(
         scenario=scenario,

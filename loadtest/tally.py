@@ -22,13 +22,14 @@ class Tally:
     """The requests for one model.
 
     `latency` is the time of those that were well answered, since each was due; `late` is how much later than that each
-    request was sent. `seconds` are those of the run.
+    request was sent. `seconds` are those in which requests were sent, `last` when the last answer came.
     """
 
     sent: int = 0
     right: int = 0
     failures: int = 0
     seconds: float = 0.0
+    last: float = 0.0
     latency: HdrHistogram = field(default_factory=histogram)
     late: HdrHistogram = field(default_factory=histogram)
 
@@ -43,17 +44,23 @@ class Tally:
         return self.sent / self.seconds
 
     @property
+    def lasted(self) -> float:
+        """Seconds until all was sent and answered."""
+        return max(self.seconds, self.last)
+
+    @property
     def achieved(self) -> float:
         """Answers a second."""
-        return self.answers / self.seconds
+        return self.answers / self.lasted
 
     def send(self, late_s: float) -> None:
         """A request that was due so long ago is sent now."""
         self.sent += 1
         self.late.record_value(micro(late_s))
 
-    def answer(self, since_due_s: float, right: bool) -> None:
-        """It is well answered; `right` if by the image's label."""
+    def answer(self, since_due_s: float, right: bool, at_s: float = 0.0) -> None:
+        """It is well answered, so long after the start; `right` if by the image's label."""
+        self.last = max(self.last, at_s)
         self.right += right
         self.latency.record_value(micro(since_due_s))
 
@@ -78,12 +85,13 @@ class Tally:
         self.right += other.right
         self.failures += other.failures
         self.seconds = max(self.seconds, other.seconds)
+        self.last = max(self.last, other.last)
         self.latency.add(other.latency)
         self.late.add(other.late)
 
     def dump(self) -> dict[str, Any]:
         """For another process."""
-        counts = {"sent": self.sent, "right": self.right, "failures": self.failures, "seconds": self.seconds}
+        counts = {name: getattr(self, name) for name in ("sent", "right", "failures", "seconds", "last")}
         return counts | {name: getattr(self, name).encode().decode() for name in ("latency", "late")}
 
     @classmethod

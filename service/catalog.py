@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from engines.choose import choose
 from engines.engine import Engine, EngineError
 from engines.manifest import Manifest, ManifestError
 from engines.records import EngineRecord
-from engines.runtime import EngineSpec, open_engine
+from engines.runtime import Runtime, open_engine
 from engines.store import PublishedModel
 from service.errors import Problem
 from service.schema import Architecture
@@ -115,8 +116,7 @@ class Catalog:
                 near=precisions,
             )
         if precision not in model.asked:
-            spec = choose(model.records, self._settings.runtime, precision)
-            model.asked[precision] = asyncio.create_task(asyncio.to_thread(self._open_spec, model, spec))
+            model.asked[precision] = asyncio.create_task(asyncio.to_thread(self._open, model, precision, [1]))
         try:
             return await asyncio.shield(model.asked[precision])
         except Exception as error:  # whatever is wrong with one must not stop the others
@@ -134,7 +134,9 @@ class Catalog:
         tag = model.manifest.tag
         model.status = "loading"
         try:
-            model.engine = await asyncio.to_thread(self._open, model)
+            model.engine = await asyncio.to_thread(
+                self._open, model, self._settings.precision, self._settings.warm_batches
+            )
         except Exception as error:  # whatever is wrong with one model must not stop the others
             model.status, model.error = "failed", str(error)
             expected = isinstance(error, EngineError | ManifestError)
@@ -144,20 +146,21 @@ class Catalog:
         logger.info("%s is ready on %s, %s", tag, model.engine.runtime, model.engine.precision)
         return model.engine
 
-    def _open(self, model: Model) -> Engine:
+    def _open(self, model: Model, precision: str, batches: Sequence[int]) -> Engine:
         """The engine that was chosen; where it was chosen by us and cannot be opened, OpenVINO's."""
         settings = self._settings
-        spec = choose(model.records, settings.runtime, settings.precision)
+
+        def opened(runtime: Runtime | Literal["auto"]) -> Engine:
+            spec = choose(model.records, runtime, precision)
+            return open_engine(model.published, spec, batches, settings.max_batch)
+
         try:
-            return self._open_spec(model, spec)
+            return opened(settings.runtime)
         except EngineError as error:
-            if settings.runtime != "auto" or spec.runtime == "openvino":
+            if settings.runtime != "auto" or choose(model.records, "auto", precision).runtime == "openvino":
                 raise
             logger.warning("%s is opened by openvino instead: %s", model.manifest.tag, error)
-        return self._open_spec(model, choose(model.records, "openvino", settings.precision))
-
-    def _open_spec(self, model: Model, spec: EngineSpec) -> Engine:
-        return open_engine(model.published, spec, self._settings.warm_batches, self._settings.max_batch)
+        return opened("openvino")
 
 
 def no_weights(architecture: str, dataset: str, others: list[str]) -> Problem:

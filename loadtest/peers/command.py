@@ -23,14 +23,12 @@ from loadtest.locustfile import Run
 from loadtest.measure import measure
 from loadtest.peers.photos import FOLDER, HEADERS, find_photos, form
 from loadtest.peers.results import Results, Row, table
-from loadtest.peers.servers import PEERS, Peer, Server, environment, run_module, serving
+from loadtest.peers.servers import FRAMES, PEERS, SERVERS, Peer, Server, environment, run_module, serving
 from loadtest.scenarios import SCENARIOS
 from loadtest.tally import Tally
 from loadtest.traffic import LabelledImage, ScenarioError, Traffic
 
 WARM_UP_S = 2.0
-FRAMES = {"decoding + engine, no HTTP": "decode_engine", "engine alone, no HTTP": "engine"}
-SERVERS = (*PEERS, *FRAMES)
 LIBRARIES = ("hdrh", "litserve", "locust", "skimage")
 PACKAGES = (
     *("bentoml", "litserve", "fastapi", "starlette", "uvicorn", "uvloop", "httptools", "pydantic"),
@@ -40,8 +38,10 @@ NOTE = (
     "One server at a time, started anew for each model and round; each photo is a form, the same bytes for all, encoded"
     " before. convserve / it: how many times the requests/s. CPU and memory (proportional set size, after the turn) are"
     " of all processes of the server, or of the one process without HTTP; the client shares the cores. wrong: another"
-    " label than the engine's, asked alone; what was under way when a turn ended counts nowhere. LitServe brings uvloop and httptools, which uvicorn then uses for every"
-    " server. The peers are in loadtest/peers/, their settings otherwise the libraries' own."
+    " label than the engine's, asked alone. failed: BentoML answers 503 to what waits longer than max_latency_ms, 1,000"
+    " in its documentation. What was under way when a turn ended does not count. LitServe brings uvloop and httptools,"
+    " which uvicorn then uses for every server. The peers are in loadtest/peers/, their settings otherwise the"
+    " libraries' own."
 )
 
 
@@ -202,7 +202,7 @@ def client_cpu_s() -> float:
 def figures(tally: Tally) -> dict[str, Any]:
     """Of a Row."""
     return {
-        "seconds": tally.seconds,
+        "seconds": tally.lasted,
         "answers": tally.answers,
         "failed": tally.failures,
         "wrong": tally.answers - tally.right,

@@ -45,6 +45,8 @@ PEERS = {
     "BentoML, batchable": Peer((*BENTOML, "loadtest.peers.bentoml_batchable:Batchable")),
     "empty mounted route": Peer((*BENTOML, "loadtest.peers.empty_route:Empty"), checked=False),
 }
+FRAMES = {"decoding + engine, no HTTP": "decode_engine", "engine alone, no HTTP": "engine"}  # those of frames.py
+SERVERS = (*PEERS, *FRAMES)
 
 
 def environment(tag: str, precision: str) -> dict[str, str]:

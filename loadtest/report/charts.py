@@ -42,7 +42,7 @@ def balls(
     records: Records, x: str, area: str, *, y: str = "top1", more_is_better: bool = False, drawn_front: bool = True
 ) -> Any:
     """`y` against `x`, areas in proportion to `area`; the front that nothing else beats is drawn and named."""
-    records = [record for record in records if None not in (record[x], record[y], record[area])]
+    records = [record for record in records if record[x] and None not in (record[y], record[area])]
     base = chart_of(records).transform_filter(FAMILY)
     places = {"x": axis(x, log=True), "y": axis(y)}
     ball = base.mark_point(filled=True, fillOpacity=0.45, strokeWidth=1).encode(
@@ -207,8 +207,9 @@ def axis(name: str, *, log: bool = False) -> Any:
 
 def family(records: Records) -> dict[str, Any]:
     """Colour and shape, by family, the same in every drawing."""
-    names = sorted({record["family"] for record in records}, key=FAMILIES.index)
-    places = [FAMILIES.index(name) for name in names]
+    place = {name: number for number, name in enumerate(FAMILIES)}
+    names = sorted({record["family"] for record in records}, key=lambda name: place.get(name, len(FAMILIES)))
+    places = [place.get(name, len(FAMILIES)) for name in names]
     colours = [COLOURS[place % len(COLOURS)] for place in places]
     shapes = [SHAPES[place // len(COLOURS)] for place in places]
     return {

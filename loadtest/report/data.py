@@ -78,7 +78,7 @@ def measured(engines: Iterable[Measured]) -> Records:
         records.append(
             costs(engine.params, engine.macs, engine.activations)
             | {
-                "model": f"{engine.architecture} {engine.precision}",
+                "model": found.name,
                 "architecture": engine.architecture,
                 "family": engine.family,
                 "precision": engine.precision,
@@ -94,10 +94,11 @@ def measured(engines: Iterable[Measured]) -> Records:
                 "max_rate": found.median("max_rate"),
                 "p99_at_80_ms": found.median("at_percent.80.p99_ms"),
                 **{f"{stage}_ms": value for stage, value in stages.items()},
-                "param_mb": engine.params * PRECISION_BYTES[engine.precision] / 1e6,
+                "param_mb": engine.params * PRECISION_BYTES.get(engine.precision, 4) / 1e6,
                 "engine_mb": max(memory, default=None),
                 "rounds": len(found.rounds),
-                "problem": engine.problem,
+                "failures": found.median("offline.failures"),
+                "problem": "; ".join(row.problem for row in found.rounds if row.problem),
             }
         )
     return records
@@ -112,7 +113,7 @@ def batches(engines: Iterable[Measured]) -> Records:
     """One record an engine, alone, without HTTP, and batch size; of one stream and all threads."""
     return [
         {
-            "model": f"{found.engine.architecture} {found.engine.precision}",
+            "model": found.name,
             "architecture": found.engine.architecture,
             "family": found.engine.family,
             "precision": found.engine.precision,
@@ -133,14 +134,14 @@ def rates(engines: Iterable[Measured]) -> Records:
     """One record an engine and share of the highest rate that it bears."""
     return [
         {
-            "model": f"{found.engine.architecture} {found.engine.precision}",
+            "model": found.name,
             "family": found.engine.family,
             "percent": percent,
-            "rate": point.rate,
+            "rate": found.median(f"at_percent.{percent}.rate"),
             **{f"p{p}_ms": found.median(f"at_percent.{percent}.p{p}_ms") for p in (50, 99)},
         }
         for found in engines
-        for percent, point in found.engine.at_percent.items()
+        for percent in sorted({percent for row in found.rounds for percent in row.at_percent}, key=int)
     ]
 
 
@@ -162,7 +163,7 @@ def front(records: Records, cost: str, gain: str = "top1", *, more_is_better: bo
     """The records that no other beats: none has as much gain for less cost, or more for as much; by cost."""
     sign = -1 if more_is_better else 1
     best: Records = []
-    have = [record for record in records if record[cost] is not None and record[gain] is not None]
+    have = [record for record in records if record[cost] and record[gain] is not None]
     for record in sorted(have, key=lambda record: (sign * record[cost], -record[gain])):
         if not best or record[gain] > best[-1][gain]:
             best.append(record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -32,6 +33,7 @@ COLUMNS = {
     "p99_at_80_ms": "p99 ms at 80 %",
     "cpu_ms": "CPU ms",
     "engine_mb": "engine MB",
+    "failures": "failed offline",
 }
 
 
@@ -97,7 +99,7 @@ def write_report(results: Path, folder: Path) -> None:
 def html(sections: Sequence[Section], engines: Sequence[Engine]) -> str:
     """The page, with its drawings and what draws them."""
     figures = [figure for section in sections for figure in section.figures]
-    specs = json.dumps({figure.name: figure.chart.to_dict() for figure in figures}).replace("</", "<\\/")
+    specs = json.dumps({figure.name: figure.chart.to_dict() for figure in figures}).replace("<", "\\u003c")
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     return environment.get_template("page.html").render(
         about=about(engines),
@@ -173,7 +175,7 @@ def measured_section(dataset: str, found: Sequence[Measured]) -> Section:
     )
     if not records:
         return Section(f"Accuracy measured on {dataset}", note + " None of these weights has a measured accuracy.")
-    prefix = f"{dataset}_"
+    prefix = re.sub(r"\W+", "_", dataset) + "_"
     figures = [
         ball(f"{prefix}macs", records, "gmacs", "mparams", ""),
         ball(f"{prefix}params", records, "mparams", "gmacs", ""),

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from engines.store import PublishedModel
-from loadtest.peers import command
-from loadtest.peers.command import SERVERS, peers_command
 from loadtest.peers.results import Results, table
+from loadtest.peers.servers import SERVERS
 from loadtest.traffic import ScenarioError
 from tests.conftest import Run
 
@@ -88,10 +87,11 @@ def test_a_peer_that_does_not_start_shows_the_end_of_its_log(run: Run, lenet5: P
     assert "CONVSERVE_MAX_BATCH: Input should be greater than or equal to 1" in done.stderr
 
 
-def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "LIBRARIES", ("locust", "no_such_library"))
-    with pytest.raises(ScenarioError, match=r"no_such_library is not .* pip install '\.\[loadtest,peers\]'"):
-        peers_command([])
+def test_a_library_that_is_missing_is_named(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['litserve'] = None\n")
+    done = run("loadtest", "peers", check=False, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr == "error: litserve is not installed here: pip install '.[loadtest,peers]'\n"
 
 
 def test_results_of_something_else_are_not_overwritten(tmp_path: Path) -> None:
