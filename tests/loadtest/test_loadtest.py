@@ -43,7 +43,7 @@ def test_locust_headless_checks_answers_and_reports_accuracy(locust: Locust, hos
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--models", "lenet5,lenet6"], "does not serve lenet6"),
+        (["--models", "lenet5,lenet6"], "there is no model 'lenet6'"),
         (["--models", "senet154"], "python -m training senet154"),
         (["--images", "/nonexistent"], "no images in /nonexistent"),
         (["--precision", "int8"], "is published in fp32, bf16, not in int8"),
