@@ -39,7 +39,7 @@ NOTE = (
     " before. convserve / it: how many times the requests/s. CPU and memory (proportional set size, after the turn) are"
     " of all processes of the server, or of the one process without HTTP; the client shares the cores. wrong: another"
     " label than the engine's, asked alone. failed: BentoML answers 503 to what waits longer than max_latency_ms, 1,000"
-    " in its documentation. What was under way when a turn ended does not count. LitServe brings uvloop and httptools,"
+    " in its documentation. LitServe brings uvloop and httptools,"
     " which uvicorn then uses for every server. The peers are in loadtest/peers/, their settings otherwise the"
     " libraries' own."
 )
