@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Literal
@@ -86,8 +86,6 @@ class Architecture(Cost):
 class Speed(Row):
     """The engine without HTTP, as `python -m engines bench` found it."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
     streams: int
     threads: int | None
     batch: int
@@ -151,11 +149,16 @@ def read(path: Path) -> tuple[list[Architecture], list[Engine]]:
 
 
 def write(path: Path, rows: list[Architecture | Engine]) -> None:
-    """Whole or not at all."""
+    """In place of what is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_lines(path, (row.model_dump_json() for row in rows))
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Whole or not at all."""
     new = path.with_name(f".{path.name}.new")
-    new.write_text("".join(f"{row.model_dump_json()}\n" for row in rows))
-    os.replace(new, path)
+    new.write_text("".join(f"{line}\n" for line in lines))
+    new.replace(path)
 
 
 class Measured:

@@ -17,8 +17,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import gevent
-
 from loadtest.locustfile import Run
 from loadtest.measure import measure
 from loadtest.peers.photos import FOLDER, HEADERS, find_photos, form
@@ -174,17 +172,18 @@ def over_http(peer: Peer, server: Server, model: Model, connections: int, second
         measure(server.host, make_run(peer, model, WARM_UP_S), connections)
     server.settle()
     run = make_run(peer, model, seconds)
-    before = server.cpu_s(), client_cpu_s()
-    # asked at the end of the run, not when all its users have gone
-    after = gevent.spawn_later(seconds, lambda: (server.cpu_s(), client_cpu_s()))
+    before_s, client_before_s = server.cpu_s(), client_cpu_s()
     error = None
     try:
         measure(server.host, run, connections)
     except ScenarioError as problem:
         error = str(problem)
-    (cpu_s, client_s), tally = after.get(), run.tallies[model.tag]
-    used = {"cpu_s": cpu_s - before[0], "client_cpu_s": client_s - before[1], "pss_bytes": server.pss_bytes()}
-    return figures(tally) | used | {"error": error} | ({} if peer.checked else {"wrong": None})
+    used = {
+        "cpu_s": server.cpu_s() - before_s,
+        "client_cpu_s": client_cpu_s() - client_before_s,
+        "pss_bytes": server.pss_bytes(),
+    }
+    return figures(run.tallies[model.tag]) | used | {"error": error} | ({} if peer.checked else {"wrong": None})
 
 
 def make_run(peer: Peer, model: Model, seconds: float) -> Run:

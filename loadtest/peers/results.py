@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
+from loadtest.rows import write_lines
 from loadtest.traffic import ScenarioError
 
 OURS = "convserve"
@@ -89,9 +90,7 @@ class Results:
     def add(self, row: Row) -> None:
         """Keep it, also if this process is killed at once."""
         self.rows[row.key] = row
-        work = self._path.with_name(f"{self._path.name}.part")
-        work.write_text("".join(f"{json.dumps(asdict(row))}\n" for row in self.rows.values()))
-        work.replace(self._path)
+        write_lines(self._path, (json.dumps(asdict(row)) for row in self.rows.values()))
 
 
 def table(rows: Iterable[Row]) -> str:
