@@ -39,6 +39,11 @@ def folder_of(tag: str) -> Path:
     return root() / name / version
 
 
+def manifests() -> dict[Path, int]:
+    """When each entry's manifest was written, in ns: what is the same as before need not be read again."""
+    return {path: path.stat().st_mtime_ns for path in root().glob(f"*/*/{manifest.FILE}")}
+
+
 def published() -> list[PublishedModel]:
     """Our entries with a valid manifest, by tag. Others' are passed over, broken ones of ours logged.
 

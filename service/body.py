@@ -2,59 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from math import inf
+from typing import cast
 
 from fastapi import Request
-from python_multipart.multipart import parse_options_header
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from python_multipart import FormParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import File, parse_options_header
 
 from service.errors import Problem
 
-MAX_FIELDS = 20
+MAX_PARTS = 20  # of a form
+CLOSE = {"Connection": "close"}  # or the server would go on to read what it has refused
 
 
-async def read_image(request: Request, max_bytes: int) -> bytes:
-    """The image's bytes, held in memory: the body itself, or the file in the multipart part `image`.
+class Bodies:
+    """The bytes that all requests together hold, while they are received and decoded."""
 
-    Problem 413 if the body is larger than `max_bytes`: at once if its length is declared, else when it has come
-    to be; 400 if a form is broken or has no such part.
+    def __init__(self, max_bytes: int, max_held_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._max_held_bytes = max_held_bytes
+        self._held = 0
+
+    @contextmanager
+    def hold(self) -> Iterator[Body]:
+        """A body to be read; its bytes count until the end."""
+        body = Body(self)
+        try:
+            yield body
+        finally:
+            self._held -= body.received
+
+    def check(self, count: int) -> None:
+        """Problem 413 if a body of so many bytes is too large."""
+        if count > self._max_bytes:
+            detail = f"the body may have at most {self._max_bytes:,} bytes"
+            raise Problem(413, "body_too_large", detail, headers=CLOSE)
+
+    def take(self, count: int) -> None:
+        """So many more; Problem 503 if that is too much."""
+        self._held += count
+        if self._held > self._max_held_bytes:
+            detail = "the bodies of other requests take all the memory there is for them"
+            raise Problem(503, "overloaded", detail, headers=CLOSE | {"Retry-After": "1"})
+
+
+class Body:
+    """One request's."""
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies = bodies
+        self.received = 0
+
+    async def read(self, request: Request) -> bytes:
+        """All of it; Problem 413 if it is too large: at once if its length is declared, else when it has come to be."""
+        self._bodies.check(int(request.headers.get("content-length", 0)))
+        chunks = []
+        async for chunk in request.stream():
+            self.received += len(chunk)
+            self._bodies.take(len(chunk))
+            self._bodies.check(self.received)
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+
+def image_of(body: bytes, content_type: str) -> bytes:
+    """The body itself, or the file in the part `image` of a form; all of it in memory.
+
+    Problem 400 if a form is broken or has no such part.
     """
-    if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        return await read_part(request, max_bytes)
-    return b"".join([chunk async for chunk in limited(request, max_bytes)])
+    kind, options = parse_options_header(content_type)
+    if kind != b"multipart/form-data":
+        return body
+    images: list[bytes] = []
+    parts = 0
 
+    def count(_: object) -> None:
+        nonlocal parts
+        parts += 1
+        if parts > MAX_PARTS:
+            raise FormParserError(f"it has more than {MAX_PARTS} parts")
 
-async def limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    """The body as it comes in."""
-    too_large = Problem(
-        413,
-        "body_too_large",
-        f"the body may have at most {max_bytes:,} bytes",
-        headers={"Connection": "close"},  # or the server would go on to read what it has refused
-    )
-    if int(request.headers.get("content-length", 0)) > max_bytes:
-        raise too_large
-    received = 0
-    async for chunk in request.stream():
-        received += len(chunk)
-        if received > max_bytes:
-            raise too_large
-        yield chunk
+    def keep(file: File) -> None:
+        count(file)
+        if file.field_name == b"image":
+            images.append(cast(BytesIO, file.file_object).getvalue())
 
-
-async def read_part(request: Request, max_bytes: int) -> bytes:
-    """The file in the part `image`."""
-    _, options = parse_options_header(request.headers["content-type"])
-    if options.get(b"charset", b"utf-8").lower() != b"utf-8":  # Python has codecs that take minutes for a megabyte
-        raise Problem(400, "broken_multipart", "the form's charset must be utf-8")
-    parser = MultiPartParser(request.headers, limited(request, max_bytes), max_files=1, max_fields=MAX_FIELDS)
-    parser.spool_max_size = 0  # no limit of its own: nothing goes to disk
     try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        raise Problem(400, "broken_multipart", error.message) from error
-    part = form.get("image")
-    if not isinstance(part, UploadFile):
+        limits = {"MAX_MEMORY_FILE_SIZE": inf}  # nothing goes to disk
+        form = FormParser(kind.decode(), count, keep, boundary=options.get(b"boundary"), config=limits)
+        form.write(body)
+        form.finalize()
+    except FormParserError as error:
+        raise Problem(400, "broken_multipart", f"the form cannot be read: {error}") from error
+    if not images:
         raise Problem(400, "empty_image", "the form has no whole file in a part named `image`")
-    return await part.read()
+    return images[0]

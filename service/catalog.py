@@ -1,62 +1,112 @@
-"""Which models there are: known, published, loaded."""
+"""Which models there are: known, published, loaded; and their coming and going."""
 
 from __future__ import annotations
 
 import asyncio
 import difflib
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 from typing import Literal
 
 from pydantic import TypeAdapter
 
-from engines import records, store
+from engines import manifest, records, store
 from engines.choose import choose
-from engines.engine import Engine, EngineError
+from engines.engine import EngineError
 from engines.manifest import Manifest, ManifestError
+from engines.memory import resident_mb
 from engines.records import EngineRecord
 from engines.runtime import Runtime, open_engine
 from engines.store import PublishedModel
+from service.cost import known_cost
 from service.errors import Problem
-from service.schema import Architecture
+from service.scheduler import Lane
+from service.schema import Architecture, Status
 from service.settings import EMBEDDED_DATASET, Settings
 
 ARCHITECTURES = Path(__file__).with_name("architectures.json")
+FILE_TIMES = 2.5  # a loaded network takes about so many times its file
+RETRY_S = 60.0  # the longest wait before a failed load is tried again
 logger = logging.getLogger("bentoml.convserve")
 
 
 @dataclass(eq=False)
-class Model:
-    """A published model, what was found of its engines on this machine and, once loaded, the one that serves.
+class Slot:
+    """A place for one engine of a model; `lane` is its queue while it is loaded, `memory_mb` what it then takes."""
 
-    `asked` are the engines of other precisions that requests asked for, by precision.
+    status: Status = "published"
+    lane: Lane | None = None
+    error: str | None = None
+    loading: asyncio.Task[Lane] | None = None
+    failures: int = 0
+    retry_at: float = 0.0  # on time.monotonic's clock, as is the next
+    used_at: float = 0.0
+    memory_mb: float = 0.0
+
+
+@dataclass(eq=False)
+class Model:
+    """A published model, what was found of its engines on this machine, and the engines themselves.
+
+    `slots` are by precision; None is the one that is chosen where none was asked for. `proven` is a model that could
+    be loaded once.
     """
 
     published: PublishedModel
     records: tuple[EngineRecord, ...]
-    status: Literal["published", "loading", "ready", "failed"] = "published"
-    engine: Engine | None = None
-    error: str | None = None
-    loading: asyncio.Task[Engine] | None = None
-    asked: dict[str, asyncio.Task[Engine]] = field(default_factory=dict)
+    slots: dict[str | None, Slot] = field(default_factory=lambda: {None: Slot()})
+    proven: bool = False
 
     @property
     def manifest(self) -> Manifest:
         """What was published."""
         return self.published.manifest
 
+    @property
+    def chosen(self) -> Slot:
+        """The engine that serves where none is asked for."""
+        return self.slots[None]
+
 
 class Catalog:
-    """The architectures we know and the models published of them, as found when the service starts."""
+    """The architectures we know, the models published of them, and their engines, which come and go."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         cards = TypeAdapter(list[Architecture]).validate_json(ARCHITECTURES.read_bytes())
         self.architectures = {card.name: card for card in cards}
-        self.models = {model.manifest.tag: Model(model, records.find_all(model)) for model in store.published()}
+        self.models: dict[str, Model] = {}
+        self._seen: dict[Path, int] | None = None
+        self._one_at_a_time = asyncio.Lock()  # so that the memory that one takes can be told from another's
+        self.scan()
+
+    def scan(self) -> None:
+        """See what is in the store: new models are added, those that are gone leave once nobody asks them."""
+        seen = store.manifests()
+        if seen == self._seen:
+            return
+        models = {}
+        for entry in store.published():
+            tag = entry.manifest.tag
+            model = models[tag] = self.models.get(tag) or Model(entry, ())
+            model.published, model.records = entry, records.find_all(entry)  # the same weights, published again
+        self.models, self._seen = models, seen
+
+    async def follow(self) -> None:
+        """From now on: take up what is published, and try again what could not be loaded."""
+        while True:
+            await asyncio.sleep(self._settings.scan_s)
+            try:
+                await asyncio.to_thread(self.scan)
+            except OSError as error:
+                logger.error("cannot read the model store: %s", error)
+            if self._settings.load == "start":
+                await self.load_all()
 
     def architecture(self, name: str) -> Architecture:
         """Problem 404, with near names, if there is none."""
@@ -74,7 +124,8 @@ class Catalog:
     def find(self, name: str) -> Model:
         """The model meant by a full tag, `architecture@dataset`, or an architecture, of the default data set.
 
-        Of several the newest. Problem 404 if it is not known, 409 if it is a known architecture without weights.
+        Of several the newest that could be loaded. Problem 404 if it is not known, 409 if it is a known architecture
+        without weights.
         """
         name = self._settings.pins.get(name, name)
         if name in self.models:
@@ -83,76 +134,121 @@ class Catalog:
         dataset = dataset or self._settings.dataset
         card = self.architecture(architecture.partition(":")[0])
         published = self.published(card.name)
-        for model in published:
-            if architecture == card.name and dataset == model.manifest.dataset:
-                return model
+        meant = [model for model in published if architecture == card.name and dataset == model.manifest.dataset]
+        if meant:
+            return next(filter(self._may_serve, meant), meant[0])
         tags = [model.manifest.tag for model in published]
         known = {self._settings.dataset} | {model.manifest.dataset for model in self.models.values()}
         if ":" in name or dataset not in known:
             raise Problem(404, "unknown_model", f"{name!r} is not published", near=tags)
         raise no_weights(card.name, dataset, tags)
 
-    async def engine(self, model: Model, precision: str | None = None) -> Engine:
-        """The model's engine, or that of a precision, loaded now if it is not yet.
+    def _may_serve(self, model: Model) -> bool:
+        return model.proven or (self._settings.load == "first_use" and model.chosen.status != "failed")
+
+    def ready(self, dataset: str) -> list[Model]:
+        """Those of a data set that are loaded."""
+        return [model for model in self.models.values() if model.manifest.dataset == dataset and model.chosen.lane]
+
+    @property
+    def slots(self) -> Iterator[tuple[str, Slot]]:
+        """Every engine that was loaded or asked for, with its model's tag."""
+        return ((tag, slot) for tag, model in self.models.items() for slot in model.slots.values())
+
+    async def lane(self, model: Model, precision: str | None = None) -> Lane:
+        """The queue of the model's engine, or of that of a precision, loaded now if it is not yet.
 
         Problem 409 if the model was not published in that precision, 503 if the engine cannot be loaded.
         """
-        if model.engine and precision in {None, model.engine.precision}:
-            return model.engine
-        if precision:
-            return await self._asked(model, precision)
-        if model.loading is None:
-            model.loading = asyncio.create_task(self._load(model))
-        return await asyncio.shield(model.loading)
-
-    async def _asked(self, model: Model, precision: str) -> Engine:
-        """The engine of a precision; one that could not be loaded is tried anew when it is asked for again."""
-        tag, precisions = model.manifest.tag, model.manifest.precisions
-        if precision not in precisions:
-            raise Problem(
-                409,
-                "no_precision",
-                f"{tag} is published in {', '.join(precisions)}, not in {precision}",
-                near=precisions,
-            )
-        if precision not in model.asked:
-            model.asked[precision] = asyncio.create_task(asyncio.to_thread(self._open, model, precision, [1]))
-        try:
-            return await asyncio.shield(model.asked[precision])
-        except Exception as error:  # whatever is wrong with one must not stop the others
-            model.asked.pop(precision, None)
-            logger.error("cannot load %s in %s: %s", tag, precision, error)
-            raise Problem(503, "not_loadable", f"{tag} cannot be loaded in {precision}: {error}") from error
+        if model.chosen.lane and precision == model.chosen.lane.engine.precision:
+            precision = None
+        if precision and precision not in model.manifest.precisions:
+            tag, precisions = model.manifest.tag, model.manifest.precisions
+            detail = f"{tag} is published in {', '.join(precisions)}, not in {precision}"
+            raise Problem(409, "no_precision", detail, near=precisions)
+        slot = model.slots.setdefault(precision, Slot())
+        slot.used_at = time.monotonic()
+        if slot.lane:
+            return slot.lane
+        if slot.loading is None:
+            if slot.retry_at > time.monotonic():
+                raise not_loadable(model, slot)
+            slot.loading = asyncio.create_task(self._load(model, slot, precision))
+        return await asyncio.shield(slot.loading)
 
     async def load_all(self) -> None:
-        """Load every published model, one after another; one that fails does not stop the others."""
-        for model in self.models.values():
-            with suppress(Problem):  # logged, and in the model's status
-                await self.engine(model)
+        """Load what never was and fits, one after another; one that fails does not stop the others."""
+        for model in list(self.models.values()):
+            due = model.chosen.retry_at <= time.monotonic()
+            if not model.proven and due and self._fits(self._need_mb(model, None)):
+                with suppress(Problem):  # logged, and in the model's status
+                    await self.lane(model)
 
-    async def _load(self, model: Model) -> Engine:
-        tag = model.manifest.tag
-        model.status = "loading"
+    def unload(self, model: Model) -> None:
+        """Let its engines go; who waits for them is still answered."""
+        for slot in model.slots.values():
+            slot.lane, slot.memory_mb = None, 0.0
+            if slot.status == "ready":
+                slot.status = "published"
+
+    async def _load(self, model: Model, slot: Slot, precision: str | None) -> Lane:
+        tag, settings = model.manifest.tag, self._settings
+        named, batches = precision or settings.precision, [1] if precision else settings.warm_batches
+        slot.status = "loading"
         try:
-            model.engine = await asyncio.to_thread(
-                self._open, model, self._settings.precision, self._settings.warm_batches
-            )
+            async with self._one_at_a_time:
+                need_mb = self._need_mb(model, precision)
+                self._make_room(need_mb)
+                before_mb = resident_mb()
+                lane = await asyncio.to_thread(self._open, model, named, batches)
+                slot.memory_mb = max(resident_mb() - before_mb, self._measured_mb(model, lane.engine.precision))
         except Exception as error:  # whatever is wrong with one model must not stop the others
-            model.status, model.error = "failed", str(error)
+            slot.failures += 1
+            slot.retry_at = time.monotonic() + min(2.0**slot.failures, RETRY_S)
+            slot.status, slot.error = "failed", str(error)
             expected = isinstance(error, EngineError | ManifestError)
             logger.error("cannot load %s: %s", tag, error, exc_info=not expected)
-            raise Problem(503, "not_loadable", f"{tag} cannot be loaded: {error}") from error
-        model.status = "ready"
-        logger.info("%s is ready on %s, %s", tag, model.engine.runtime, model.engine.precision)
-        return model.engine
+            raise not_loadable(model, slot) from error
+        finally:
+            slot.loading = None
+        slot.lane, slot.status, slot.error, slot.failures, model.proven = lane, "ready", None, 0, True
+        logger.info("%s is ready on %s, %s", tag, lane.engine.runtime, lane.engine.precision)
+        return lane
 
-    def _open(self, model: Model, precision: str, batches: Sequence[int]) -> Engine:
-        """The engine that was chosen; where it was chosen by us and cannot be opened, OpenVINO's."""
-        settings = self._settings
+    def _make_room(self, need_mb: float) -> None:
+        """Let go what was used least recently, until so much more fits; EngineError if it never will."""
+        idle = [slot for _, slot in self.slots if slot.lane and not slot.lane.depth]
+        for slot in sorted(idle, key=lambda slot: slot.used_at):
+            if self._fits(need_mb):
+                return
+            slot.lane, slot.status, slot.memory_mb = None, "published", 0.0
+        if not self._fits(need_mb):
+            raise EngineError(f"it needs {need_mb:.0f} MB, more than there are of CONVSERVE_MEMORY_MB")
 
-        def opened(runtime: Runtime | Literal["auto"]) -> Engine:
+    def _fits(self, need_mb: float) -> bool:
+        budget_mb = self._settings.memory_mb
+        return budget_mb is None or sum(slot.memory_mb for _, slot in self.slots) + need_mb <= budget_mb
+
+    def _need_mb(self, model: Model, precision: str | None) -> float:
+        """What an engine takes: as measured, else by its file."""
+        named = precision or choose(model.records, self._settings.runtime, self._settings.precision).precision
+        graph = model.manifest.files.get(manifest.GRAPHS.get(named, manifest.ONNX))
+        return self._measured_mb(model, named) or (graph.bytes / 1e6 * FILE_TIMES if graph else 0.0)
+
+    @staticmethod
+    def _measured_mb(model: Model, precision: str) -> float:
+        speeds = [speed for record in model.records if record.precision == precision for speed in record.speeds]
+        return max((speed.memory_mb or 0.0 for speed in speeds), default=0.0)
+
+    def _open(self, model: Model, precision: str, batches: Sequence[int]) -> Lane:
+        """Of the engine that was chosen; where it was chosen by us and cannot be opened, of OpenVINO's."""
+        settings, model.records = self._settings, records.find_all(model.published)
+
+        def opened(runtime: Runtime | Literal["auto"]) -> Lane:
             spec = choose(model.records, runtime, precision)
-            return open_engine(model.published, spec, batches, settings.max_batch)
+            engine = open_engine(model.published, spec, batches, settings.max_batch)
+            shape = model.manifest.preprocess.shape
+            return Lane(engine, known_cost(engine, model.records, shape, settings.max_batch))
 
         try:
             return opened(settings.runtime)
@@ -161,6 +257,13 @@ class Catalog:
                 raise
             logger.warning("%s is opened by openvino instead: %s", model.manifest.tag, error)
         return opened("openvino")
+
+
+def not_loadable(model: Model, slot: Slot) -> Problem:
+    """503, and when it is tried again."""
+    detail = f"{model.manifest.tag} cannot be loaded: {slot.error}"
+    seconds = max(1, ceil(slot.retry_at - time.monotonic()))
+    return Problem(503, "not_loadable", detail, headers={"Retry-After": str(seconds)})
 
 
 def no_weights(architecture: str, dataset: str, others: list[str]) -> Problem:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from http import HTTPStatus
+from math import ceil
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -11,6 +12,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+
+from service.scheduler import Late, Overloaded
+from service.schema import ProblemDetails
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -28,29 +32,64 @@ class Problem(Exception):
         self.headers = headers
         self.more = more
 
+    def details(self) -> ProblemDetails:
+        """Without the members of its own."""
+        title = HTTPStatus(self.status).phrase
+        return ProblemDetails(title=title, status=self.status, code=self.code, detail=self.detail)
+
     def response(self) -> JSONResponse:
         """As HTTP."""
-        title = HTTPStatus(self.status).phrase
-        content = {"title": title, "status": self.status, "code": self.code, "detail": self.detail, **self.more}
-        return JSONResponse(content, self.status, self.headers, MEDIA_TYPE)
+        return JSONResponse(self.details().model_dump() | self.more, self.status, self.headers, MEDIA_TYPE)
 
 
 def install(api: FastAPI, count: Callable[[Request, Problem], None]) -> None:
     """Have every error of `api` counted, and answered as a problem."""
 
-    def handle(kind: type[Exception], convert: Callable[[Any], Problem]) -> None:
-        async def handler(request: Request, error: Exception) -> JSONResponse:
-            problem = convert(error)
-            count(request, problem)
-            return problem.response()
+    async def handler(request: Request, error: Exception) -> JSONResponse:
+        problem = as_problem(error)
+        count(request, problem)
+        return problem.response()
 
+    for kind in (Problem, RequestValidationError, HTTPException, ClientDisconnect, Overloaded, Late, TimeoutError):
         api.add_exception_handler(kind, handler)
+    api.add_exception_handler(Exception, handler)
 
-    handle(Problem, lambda problem: problem)
-    handle(RequestValidationError, invalid)
-    handle(HTTPException, of_http)
-    handle(ClientDisconnect, lambda _: Problem(400, "disconnected", "the client went away"))
-    handle(Exception, lambda _: Problem(500, "internal_error", "an error of the server's own; its log has it"))
+
+def as_problem(error: Exception) -> Problem:
+    """What is answered for an error."""
+    match error:
+        case Problem():
+            problem = error
+        case RequestValidationError():
+            problem = invalid(error)
+        case HTTPException():
+            problem = of_http(error)
+        case Overloaded():
+            problem = overloaded(error)
+        case Late() | TimeoutError():
+            problem = Problem(504, "timeout", str(error) or "no answer in time", headers={"Connection": "close"})
+        case ClientDisconnect():
+            problem = Problem(400, "disconnected", "the client went away")
+        case _:
+            problem = Problem(500, "internal_error", "an error of the server's own; its log has it")
+    return problem
+
+
+def overloaded(error: Overloaded) -> Problem:
+    """503: why, how many wait, and when to come again, to the millisecond and, as HTTP has it, in whole seconds.
+
+    422 where the deadline is shorter than one inference, so that coming again cannot help.
+    """
+    if not error.retry_after_s:
+        return Problem(422, "impossible_deadline", str(error))
+    return Problem(
+        503,
+        "overloaded",
+        str(error),
+        headers={"Retry-After": str(ceil(error.retry_after_s))},
+        queue_depth=error.depth,
+        retry_after_ms=ceil(1000 * error.retry_after_s),
+    )
 
 
 def invalid(error: RequestValidationError) -> Problem:

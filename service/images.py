@@ -2,38 +2,91 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from engines.preprocess import Preprocess
+from service.body import image_of
 from service.errors import Problem
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 SIGNATURES = (b"BM", b"GIF8", b"\xff\xd8\xff", b"\x89PNG")
+LEARNING = 0.1  # how far one image moves what is expected of the next
+Pixels = NDArray[np.uint8]
+
+# what Pillow warns of is decided here: pictures of too many pixels are refused, odd EXIF data is passed over.
+# Set once, since warnings.catch_warnings is not safe in threads.
+warnings.filterwarnings("ignore", module="PIL")
 
 
-def to_pixels(body: bytes, preprocess: Preprocess, max_pixels: int) -> NDArray[np.uint8]:
+def to_pixels(body: bytes, preprocess: Preprocess, max_pixels: int) -> Pixels:
     """What `preprocess` makes of the picture, upright, of a GIF the first frame; by content, whatever it was called.
 
     Problem 400 if it is empty or broken, 413 if it has too many pixels, 415 if it is of no format we take.
     """
+    return to_all_pixels(body, [preprocess], max_pixels)[0]
+
+
+def to_all_pixels(body: bytes, preprocesses: Sequence[Preprocess], max_pixels: int) -> list[Pixels]:
+    """The same of several, from one decoding."""
     if not body:
         raise Problem(400, "empty_image", "the body is empty; send the bytes of an image")
     if not body.startswith(SIGNATURES) and not (body[:4] == b"RIFF" and body[8:12] == b"WEBP"):
         raise Problem(415, "unsupported_format", f"not an image of a format we take: {', '.join(FORMATS)}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            picture = Image.open(io.BytesIO(body), formats=FORMATS)
-            if picture.width * picture.height <= max_pixels:
-                picture.load()
-                return preprocess(ImageOps.exif_transpose(picture))
+        picture = Image.open(io.BytesIO(body), formats=FORMATS)
+        if picture.width * picture.height <= max_pixels:
+            picture.load()
+            upright = ImageOps.exif_transpose(picture)
+            return [preprocess(upright) for preprocess in preprocesses]
     except Image.DecompressionBombError:
         pass
     except Exception as error:  # Pillow raises nearly anything on bytes made to break it
         raise Problem(400, "broken_image", f"the image cannot be decoded: {error}") from error
     raise Problem(413, "too_many_pixels", f"the image has more than {max_pixels:,} pixels")
+
+
+class Decoders:
+    """A pool of threads that decode; how many wait is bounded by those who admit requests."""
+
+    def __init__(self, threads: int, max_pixels: int) -> None:
+        self._threads = threads
+        self._max_pixels = max_pixels
+        self._pool = ThreadPoolExecutor(threads, "decode")
+        self._under_way = 0
+        self._mean_s = 0.0
+
+    def expected_s(self) -> float:
+        """In how many seconds one more image would be decoded, if it is like those before."""
+        return self._mean_s * (1 + self._under_way / self._threads)
+
+    async def __call__(
+        self, body: bytes, content_type: str, preprocesses: Sequence[Preprocess]
+    ) -> tuple[list[Pixels], float]:
+        """What each makes of the image in a request's body, off the event loop, and how many ms that took.
+
+        A Problem as of `image_of` and `to_all_pixels`.
+        """
+        started = perf_counter()
+        self._under_way += 1
+        try:
+            pixels, seconds = await asyncio.get_running_loop().run_in_executor(
+                self._pool, self._decode, body, content_type, preprocesses
+            )
+        finally:
+            self._under_way -= 1
+        self._mean_s += LEARNING * (seconds - self._mean_s)
+        return pixels, (perf_counter() - started) * 1000
+
+    def _decode(self, body: bytes, content_type: str, preprocesses: Sequence[Preprocess]) -> tuple[list[Pixels], float]:
+        started = perf_counter()
+        pixels = to_all_pixels(image_of(body, content_type), preprocesses, self._max_pixels)
+        return pixels, perf_counter() - started

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from collections.abc import Iterable
 from importlib.metadata import version
 from platform import python_version
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Histogram, Info, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
 
 from engines.machine import processor
+from service.catalog import Slot
 
 WINDOW = 1000
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -39,6 +41,25 @@ class Metrics:
             buckets=SIZES,
             registry=self._registry,
         )
+        self._http = Histogram(
+            "convserve_http_request_seconds",
+            "Time of a request, from its headers to the end of the answer",
+            ["route", "method", "status"],
+            buckets=SECONDS,
+            registry=self._registry,
+        )
+        self._depth = Gauge(
+            "convserve_queue_depth",
+            "Images admitted that do not run yet",
+            ["model", "precision"],
+            registry=self._registry,
+        )
+        self._memory = Gauge(
+            "convserve_loaded_bytes",
+            "Memory that a loaded engine takes",
+            ["model", "precision"],
+            registry=self._registry,
+        )
         self._recent: dict[str, deque[dict[str, float]]] = defaultdict(lambda: deque(maxlen=WINDOW))
 
     def failed(self, model: str, code: str) -> None:
@@ -53,6 +74,10 @@ class Metrics:
             self._stages.labels(model, stage).observe(milliseconds / 1000)
         self._recent[model].append(stages_ms)
 
+    def served(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count a request to any route, given as its template."""
+        self._http.labels(route, method, status).observe(seconds)
+
     def percentiles(self, model: str) -> tuple[int, dict[str, dict[str, float]]]:
         """How many recent requests (at most 1,000) there are, and p50, p90 and p99 in ms of each stage."""
         recent = self._recent.get(model)
@@ -64,6 +89,13 @@ class Metrics:
             result[stage] = {"p50": float(p50), "p90": float(p90), "p99": float(p99)}
         return len(recent), result
 
-    def text(self) -> bytes:
-        """In Prometheus' text format."""
+    def text(self, slots: Iterable[tuple[str, Slot]]) -> bytes:
+        """In Prometheus' text format; `slots` are the engines as they are at this moment, with their models' tags."""
+        self._depth.clear()
+        self._memory.clear()
+        for tag, slot in slots:
+            if slot.lane:
+                labels = (tag, slot.lane.engine.precision)
+                self._depth.labels(*labels).set(slot.lane.depth)
+                self._memory.labels(*labels).set(slot.memory_mb * 1e6)
         return generate_latest(self._registry)

@@ -9,6 +9,8 @@ from pydantic import BaseModel
 from engines.manifest import Accuracy, Complexity, Totals
 from engines.records import Fidelity, Speed
 
+Status = Literal["published", "loading", "ready", "failed"]
+
 
 class Paper(BaseModel):
     """Where an architecture was published."""
@@ -59,6 +61,23 @@ class Timing(BaseModel):
     inference: float
 
 
+class Candidate(BaseModel):
+    """A model that `auto` may choose: held-out accuracy, predicted time to an answer at this moment's load."""
+
+    model: str
+    precision: str
+    top1: float
+    macs: int
+    expected_ms: float
+
+
+class Choice(BaseModel):
+    """Why `auto` chose as it did, and the front: the models of which none is both more accurate and faster."""
+
+    reason: str
+    front: list[Candidate]
+
+
 class Classification(BaseModel):
     """The answer to /classify; `model` is the full tag, `predictions` start with the most probable."""
 
@@ -68,6 +87,34 @@ class Classification(BaseModel):
     predictions: list[Prediction]
     batch_size: int
     timing_ms: Timing
+    choice: Choice | None = None
+
+
+class ProblemDetails(BaseModel):
+    """Every error, as application/problem+json (RFC 9457); `code` is stable."""
+
+    title: str
+    status: int
+    code: str
+    detail: str
+
+
+class Compared(BaseModel):
+    """What one model makes of the image, or the `problem` that kept it from it; held-out accuracy, cost of an image."""
+
+    model: str
+    macs: int
+    params: int
+    top1: float | None = None
+    answer: Classification | None = None
+    problem: ProblemDetails | None = None
+
+
+class Comparison(BaseModel):
+    """The answer to /compare: whether all that answered name the same class, and each of them."""
+
+    agree: bool
+    models: list[Compared]
 
 
 class EngineSummary(BaseModel):
@@ -86,9 +133,10 @@ class PublishedModel(BaseModel):
     tag: str
     dataset: str
     accuracy: dict[str, Accuracy]
-    status: Literal["published", "loading", "ready", "failed"]
+    status: Status
     runtime: str | None
     precision: str | None
+    memory_mb: float | None
     error: str | None
     engines: list[EngineSummary]
 
@@ -128,10 +176,27 @@ class ModelLatency(BaseModel):
     models: dict[str, Latency]
 
 
-class ProblemDetails(BaseModel):
-    """Every error, as application/problem+json (RFC 9457); `code` is stable."""
+class ParetoPoint(BaseModel):
+    """One published model; times are None until it is loaded.
 
-    title: str
-    status: int
-    code: str
-    detail: str
+    `alone_ms` is the predicted inference of one image, `expected_ms` the predicted time to an answer at this moment's
+    load, `live_ms` what recent requests took; `front` names the costs at which no other is both better and cheaper.
+    """
+
+    model: str
+    precision: str
+    top1: float
+    images: int
+    macs: int
+    params: int
+    alone_ms: float | None
+    expected_ms: float | None
+    live_ms: Percentiles | None
+    front: list[Literal["macs", "params", "latency"]]
+
+
+class Pareto(BaseModel):
+    """Accuracy against cost, of models whose accuracies may be compared: held out of one data set, the same labels."""
+
+    dataset: str
+    models: list[ParetoPoint]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from engines.runtime import Runtime
@@ -20,13 +20,22 @@ class Settings(BaseSettings):
     runtime: Runtime | Literal["auto"] = "auto"
     precision: str = "auto"
     load: Literal["start", "first_use"] = "start"
+    memory_mb: Annotated[float, Field(gt=0)] | None = None
+    scan_s: Annotated[float, Field(gt=0)] = 10.0
     dataset: str = EMBEDDED_DATASET
     pins: dict[str, str] = {}
     max_batch: Annotated[int, Field(ge=1)] = 32
     max_waiting: Annotated[int, Field(ge=1)] = 256
     max_body_bytes: Annotated[int, Field(ge=1)] = 10 * 1024 * 1024
+    max_bodies_bytes: Annotated[int, Field(ge=1)] = 256 * 1024 * 1024
     max_pixels: Annotated[int, Field(ge=1)] = 50_000_000
+    decoders: Annotated[int, Field(ge=1)] = 2
     timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    drain_s: Annotated[float, Field(ge=0)] = 1.0
+    access_log: bool = True
+    tracing: bool = False
+    api_keys: frozenset[SecretStr] = frozenset()
+    admin_token: SecretStr | None = None
 
     @property
     def warm_batches(self) -> list[int]:

@@ -1,18 +1,32 @@
-"""What the routes make of an engine that is full or fails."""
+"""What the routes make of engines that are slow, full or fail; choosing, comparing, and who may ask."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from bentoml._internal.configuration.containers import BentoMLContainer
+from bentoml._internal.models import ModelStore
 from numpy.typing import NDArray
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from engines import manifest, store
 from engines.store import PublishedModel
-from service.api import Server, create_api
-from service.catalog import Catalog
-from service.scheduler import Overloaded, Scheduler
+from service.api import create_api
+from service.catalog import Slot
+from service.cost import Cost
+from service.scheduler import Lane
+from service.server import Server, make_server
 from service.settings import Settings
 from tests.serving import ROOT
 
@@ -20,49 +34,243 @@ pytestmark = pytest.mark.anyio
 DIGIT = (ROOT / "docs" / "digit.png").read_bytes()
 
 
-class Failing:
-    """Raises what it is given."""
+class Sleepy:
+    """Answers class 0 after a while, or raises what it is given."""
 
-    runtime = "failing"
-    precision = "none"
+    runtime = "sleepy"
+    precision = "fp32"
 
-    def __init__(self, error: Exception) -> None:
-        self._error = error
+    def __init__(self, answers: int = 0, error: Exception | None = None) -> None:
+        self._answers, self._error = answers, error
 
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        raise self._error
+        if self._error:
+            raise self._error
+        logits = np.zeros((len(pixels), 10), np.float32)
+        logits[:, self._answers] = 1
+        return logits
+
+
+def put(server: Server, tag: str, engine: Sleepy, seconds: float = 0.001) -> Lane:
+    """Have a model served by this engine, predicted to take so long."""
+    lane = Lane(engine, Cost({1: seconds}, 32))
+    server.catalog.models[tag].slots[None] = Slot(status="ready", lane=lane)
+    return lane
+
+
+@asynccontextmanager
+async def client_of(server: Server) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(create_api(server), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
 
 
 @pytest.fixture
-async def api(lenet5: PublishedModel) -> AsyncIterator[tuple[Server, httpx.AsyncClient]]:
-    settings = Settings()
-    server = Server(settings, Catalog(settings), Scheduler(settings.max_batch, settings.max_waiting))
-    transport = httpx.ASGITransport(create_api(server), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        yield server, client
+def three(lenet5: PublishedModel, tmp_path: Path) -> Iterator[list[str]]:
+    """Tags of three models of one data set: the more accurate, the newer; and one of another data set."""
+    tags = []
+    rows = [("a", "mnist5k", 0.8), ("b", "mnist5k", 0.9), ("c", "mnist5k", 0.95), ("d", "kuzushiji", 0.99)]
+    for number, (digest, dataset, top1) in enumerate(rows):
+        entry = lenet5.manifest
+        files = entry.files | {
+            manifest.WEIGHTS: entry.files[manifest.WEIGHTS].model_copy(update={"sha256": digest * 64})
+        }
+        accuracy = {"fp32": manifest.Accuracy(top1=top1, images=1000)}
+        changed = entry.model_copy(
+            update={
+                "files": files,
+                "dataset": dataset,
+                "accuracy": accuracy,
+                "created": entry.created.replace(year=2030 + number),
+            }
+        )
+        folder = tmp_path / "lenet5" / f"{dataset}-{digest * 8}"
+        shutil.copytree(lenet5.folder, folder)
+        (folder / manifest.FILE).write_text(changed.model_dump_json())
+        tags.append(changed.tag)
+    BentoMLContainer.model_store.set(ModelStore(tmp_path))
+    yield tags
+    BentoMLContainer.model_store.reset()
 
 
-@pytest.mark.parametrize(
-    ("error", "status", "code"),
-    [(Overloaded("2 images wait already"), 503, "overloaded"), (RuntimeError("device lost"), 500, "internal_error")],
-)
-async def test_a_failing_engine_is_a_problem_and_counted(
-    api: tuple[Server, httpx.AsyncClient], error: Exception, status: int, code: str
+@pytest.fixture
+def server(three: list[str]) -> Server:
+    """The three answer 0, 1 and 1, in 1, 10 and 100 predicted ms; the fourth 2."""
+    server = make_server(Settings())
+    for tag, answer, seconds in zip(three, (0, 1, 1, 2), (0.001, 0.01, 0.1, 0.1), strict=True):
+        put(server, tag, Sleepy(answer), seconds)
+    return server
+
+
+async def test_an_engine_that_fails_is_a_problem_and_counted(server: Server, three: list[str]) -> None:
+    put(server, three[0], Sleepy(error=RuntimeError("device lost")))
+    async with client_of(server) as client:
+        response = await client.post(f"/classify?model={three[0]}", content=DIGIT)
+        assert response.headers["content-type"] == "application/problem+json"
+        assert (response.status_code, response.json()["code"]) == (500, "internal_error")
+        assert "device lost" not in response.text
+        assert 'outcome="internal_error"} 1.0' in (await client.get("/metrics")).text
+
+
+async def test_a_deadline_that_cannot_be_met_is_refused_before_the_body_is_read(
+    server: Server, three: list[str]
 ) -> None:
-    server, client = api
-    server.catalog.find("lenet5").engine = Failing(error)
-    response = await client.post("/classify?model=lenet5", content=DIGIT)
-    assert response.headers["content-type"] == "application/problem+json"
-    assert (response.status_code, response.json()["code"]) == (status, code)
-    assert "device lost" not in response.text
-    assert ("retry-after" in response.headers) == (status == 503)
-    assert f'outcome="{code}"}} 1.0' in (await client.get("/metrics")).text
+    lane = put(server, three[0], Sleepy(), 0.1)
+    lane.coming = 20
+    read = []
+
+    async def body() -> AsyncIterator[bytes]:
+        read.append(DIGIT)
+        yield DIGIT
+
+    async with client_of(server) as client:
+        response = await client.post(f"/classify?model={three[0]}&deadline_ms=500", content=body())
+        problem = response.json()
+        assert (response.status_code, problem["code"]) == (503, "overloaded")
+        assert problem["queue_depth"] == 20
+        assert problem["retry_after_ms"] == pytest.approx(1600, abs=50)
+        assert response.headers["retry-after"] == "2"
+        assert not read
+        hopeless = await client.post(f"/classify?model={three[0]}&deadline_ms=50", content=DIGIT)
+        assert (hopeless.status_code, hopeless.json()["code"]) == (422, "impossible_deadline")
 
 
-async def test_wrong_parameters_are_counted_without_their_text(api: tuple[Server, httpx.AsyncClient]) -> None:
-    _, client = api
-    await client.post("/classify?model=lenet5&top_k=x", content=DIGIT)
-    await client.post("/classify?model=nosuch", content=DIGIT)
-    metrics = (await client.get("/metrics")).text
-    assert 'convserve_requests_total{model="",outcome="invalid_parameter"} 1.0' in metrics
-    assert 'convserve_requests_total{model="",outcome="unknown_model"} 1.0' in metrics
+async def test_auto_takes_the_most_accurate_in_the_budget_at_this_moments_load(
+    server: Server, three: list[str]
+) -> None:
+    async with client_of(server) as client:
+
+        async def ask(**parameters: Any) -> httpx.Response:
+            return await client.post("/classify", params={"model": "auto", **parameters}, content=DIGIT)
+
+        assert (await ask(max_latency_ms=200)).json()["model"] == three[2]
+        assert (await ask(max_latency_ms=50)).json()["model"] == three[1]
+        assert (await ask(min_accuracy=0.85)).json()["model"] == three[1]
+        chosen = (await ask(max_latency_ms=50, min_accuracy=0.85)).json()["choice"]
+        assert [row["model"] for row in chosen["front"]] == three[:3]
+        assert chosen["reason"].startswith("the most accurate, 90.0%, of those expected within 50 ms")
+        lane = server.catalog.models[three[1]].chosen.lane
+        assert lane
+        with server.scheduler.admit(lane, asyncio.get_running_loop().time() + 100):
+            lane.coming += 10  # the second has a queue now
+            assert (await ask(max_latency_ms=50)).json()["model"] == three[0]
+            full = await ask(max_latency_ms=50, min_accuracy=0.85)
+            assert (full.status_code, full.json()["code"]) == (503, "overloaded")
+            lane.coming -= 10
+        assert (await ask(model="auto@kuzushiji", max_latency_ms=5000)).json()["model"] == three[3]
+        for impossible in (
+            {},
+            {"max_latency_ms": 0.0001},
+            {"min_accuracy": 0.97},
+            {"model": "lenet5", "min_accuracy": 0},
+        ):
+            assert (await ask(**impossible)).status_code == 422
+        assert (await ask(model="auto@nosuch", min_accuracy=0)).status_code == 503
+
+
+async def test_the_front_has_what_nothing_beats(server: Server, three: list[str]) -> None:
+    put(server, three[1], Sleepy(), 0.5)  # slower than the third, and less accurate
+    async with client_of(server) as client:
+        found = (await client.get("/pareto")).json()
+        rows = {row["model"]: row for row in found["models"]}
+        assert found["dataset"] == "mnist5k"
+        assert rows.keys() == set(three[:3])
+        assert {tag for tag in three[:3] if "latency" in rows[tag]["front"]} == {three[0], three[2]}
+        assert {tag for tag in three[:3] if "macs" in rows[tag]["front"]} == {three[2]}  # all cost the same
+        assert rows[three[1]]["alone_ms"] == 500
+        assert (await client.get("/pareto?dataset=nosuch")).json()["models"] == []
+
+
+async def test_compare_decodes_once_and_one_that_fails_fails_alone(server: Server, three: list[str]) -> None:
+    put(server, three[1], Sleepy(error=RuntimeError("device lost")))
+    async with client_of(server) as client:
+        compared = (await client.post("/compare", params={"models": ",".join(three[:3])}, content=DIGIT)).json()
+        assert not compared["agree"]
+        rows = {row["model"]: row for row in compared["models"]}
+        labels = {tag: row["answer"]["predictions"][0]["label"] for tag, row in rows.items() if "answer" in row}
+        assert labels == {three[0]: "0", three[2]: "1"}
+        assert rows[three[1]]["problem"]["code"] == "internal_error"
+        assert (rows[three[2]]["top1"], rows[three[2]]["macs"]) == (0.95, 325_680)
+        put(server, three[1], Sleepy(1))
+        both = (await client.post("/compare", params={"models": ",".join(three[1:3])}, content=DIGIT)).json()
+        assert both["agree"]
+        names = ",".join(f"m{number}" for number in range(300))
+        assert (await client.post("/compare", params={"models": names}, content=DIGIT)).status_code == 422
+        assert (await client.post("/compare", params={"models": "nosuch"}, content=DIGIT)).status_code == 404
+        assert (await client.post("/compare", params={"models": "lenet5"}, content=b"no")).status_code == 415
+
+
+async def test_keys_and_the_admins_token(three: list[str]) -> None:
+    settings = Settings.model_validate({"api_keys": ["one", "two"], "admin_token": "root"})
+    server = make_server(settings)
+    put(server, three[2], Sleepy())
+    async with client_of(server) as client:
+        for headers in ({}, {"X-API-Key": "three"}):
+            response = await client.post("/classify?model=lenet5", content=DIGIT, headers=headers)
+            assert (response.status_code, response.json()["code"]) == (401, "unauthorized")
+        client.headers["X-API-Key"] = "two"
+        assert (await client.post("/classify?model=lenet5", content=DIGIT)).status_code == 200
+        assert (await client.post("/models/lenet5/unload")).status_code == 401
+        assert (await client.post("/models/lenet5/unload", headers={"Authorization": "Bearer x"})).status_code == 401
+        client.headers["Authorization"] = "Bearer root"
+        assert (await client.post("/models/lenet5/unload")).json()["status"] == "published"
+        assert (await client.get("/docs")).status_code == 200
+    async with client_of(make_server(Settings())) as client:
+        response = await client.post("/models/lenet5/load", headers={"Authorization": "Bearer "})
+        assert (response.status_code, response.json()["code"]) == (403, "admin_off")
+
+
+async def test_requests_have_ids_and_routes_are_counted_as_templates(server: Server) -> None:
+    async with client_of(server) as client:
+        assert (await client.get("/models/lenet5", headers={"X-Request-ID": "abc-1"})).headers[
+            "x-request-id"
+        ] == "abc-1"
+        strange = await client.get("/models/lenet5", headers={"X-Request-ID": 'no"such id'})
+        assert len(strange.headers["x-request-id"]) == 32
+        await client.request("STRANGE", "/models/lenet5")
+        text = (await client.get("/metrics")).text
+        assert 'convserve_http_request_seconds_count{method="GET",route="/models/{name}",status="200"} 2.0' in text
+        assert "STRANGE" not in text
+
+
+async def test_stages_are_spans_of_the_request(server: Server, three: list[str]) -> None:
+    spans = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    tracer = provider.get_tracer("test")
+    async with client_of(replace(server, tracer=tracer)) as client:
+        with tracer.start_as_current_span("request") as request:
+            await client.post(f"/classify?model={three[0]}", content=DIGIT)
+    found = spans.get_finished_spans()
+    assert [span.name for span in found] == ["decode", "queue", "inference", "request"]
+    assert {span.parent.span_id for span in found[:3] if span.parent} == {request.get_span_context().span_id}
+
+
+async def test_wrong_parameters_are_counted_without_their_text(server: Server) -> None:
+    async with client_of(server) as client:
+        await client.post("/classify?model=lenet5&top_k=x", content=DIGIT)
+        await client.post("/classify?model=nosuch", content=DIGIT)
+        metrics = (await client.get("/metrics")).text
+        assert 'convserve_requests_total{model="",outcome="invalid_parameter"} 1.0' in metrics
+        assert 'convserve_requests_total{model="",outcome="unknown_model"} 1.0' in metrics
+
+
+async def test_new_versions_are_taken_up_once_they_are_loaded(
+    server: Server, three: list[str], lenet5: PublishedModel
+) -> None:
+    for tag in three:
+        server.catalog.models[tag].proven = True
+    newest = store.folder_of(three[2])
+    hidden = newest.with_name("hidden")
+    newest.rename(hidden)
+    server.catalog.scan()
+    assert server.catalog.find("lenet5").manifest.tag == three[1]
+    hidden.rename(newest)
+    server.catalog.scan()
+    assert server.catalog.find("lenet5").manifest.tag == three[1]  # the newest is not loaded yet
+    (newest / manifest.WEIGHTS).write_bytes(b"broken")
+    await server.catalog.load_all()
+    assert server.catalog.models[three[2]].chosen.status == "failed"
+    assert server.catalog.find("lenet5").manifest.tag == three[1]
+    server.catalog.models[three[2]].proven = True
+    assert server.catalog.find("lenet5").manifest.tag == three[2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,21 +22,38 @@ from service.settings import EMBEDDED_DATASET, Settings
 from training.data import DataSet
 from training.recipe import quick
 
+Rows = list[tuple[str, str | None]]
+
+
+@contextmanager
+def store_of(lenet5: PublishedModel, root: Path, rows: Rows) -> Iterator[None]:
+    """lenet5 under other names, each newer than the one before: by data set, and a false digest of its weights."""
+    for number, (dataset, digest) in enumerate(rows):
+        entry = json.loads((lenet5.folder / manifest.FILE).read_text())
+        entry["dataset"] = dataset
+        weights = entry["files"][manifest.WEIGHTS]
+        weights["sha256"] = digest * 64 if digest else weights["sha256"]
+        entry["created"] = f"2026-01-0{number + 1}T00:00:00Z"
+        folder = root / "lenet5" / f"{dataset}-{weights['sha256'][:8]}"
+        shutil.copytree(lenet5.folder, folder)
+        (folder / manifest.FILE).write_text(json.dumps(entry))
+    BentoMLContainer.model_store.set(ModelStore(root))
+    yield
+    BentoMLContainer.model_store.reset()
+
 
 @pytest.fixture
 def store(lenet5: PublishedModel, tmp_path: Path) -> Iterator[None]:
     """Older and newer lenet5 weights for mnist5k, and the newest of all for another data set."""
-    for number, (dataset, digest) in enumerate([("mnist5k", "a"), ("mnist5k", "b"), ("kuzushiji", "c")]):
-        entry = json.loads((lenet5.folder / manifest.FILE).read_text())
-        entry["dataset"] = dataset
-        entry["files"][manifest.WEIGHTS]["sha256"] = digest * 64
-        entry["created"] = f"2026-01-0{number + 1}T00:00:00Z"
-        folder = tmp_path / "lenet5" / f"{dataset}-{digest * 8}"
-        shutil.copytree(lenet5.folder, folder)
-        (folder / manifest.FILE).write_text(json.dumps(entry))
-    BentoMLContainer.model_store.set(ModelStore(tmp_path))
-    yield
-    BentoMLContainer.model_store.reset()
+    with store_of(lenet5, tmp_path, [("mnist5k", "a"), ("mnist5k", "b"), ("kuzushiji", "c")]):
+        yield
+
+
+@pytest.fixture
+def loadable(lenet5: PublishedModel, tmp_path: Path) -> Iterator[None]:
+    """Three that can be loaded."""
+    with store_of(lenet5, tmp_path, [("first", None), ("second", None), ("third", None)]):
+        yield
 
 
 @pytest.mark.usefixtures("store")
@@ -98,7 +116,7 @@ async def test_what_was_chosen_for_it_and_fails_is_opened_by_openvino(
 
     monkeypatch.setattr("service.catalog.choose", on_a_gpu)
     catalog = Catalog(Settings(load="first_use"))
-    assert (await catalog.engine(catalog.find("lenet5"))).runtime == "openvino"
+    assert (await catalog.lane(catalog.find("lenet5"))).engine.runtime == "openvino"
     assert "is opened by openvino instead: there is no NVIDIA GPU" in caplog.text
 
 
@@ -107,4 +125,65 @@ async def test_what_was_chosen_for_it_and_fails_is_opened_by_openvino(
 async def test_what_is_asked_for_and_fails_is_an_error() -> None:
     catalog = Catalog(Settings(load="first_use", runtime="tensorrt_rtx"))
     with pytest.raises(Problem, match="cannot be loaded: there is no NVIDIA GPU"):
-        await catalog.engine(catalog.find("lenet5"))
+        await catalog.lane(catalog.find("lenet5"))
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("loadable")
+async def test_what_was_used_least_recently_leaves_for_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.catalog.resident_mb", lambda: 0.0)
+    monkeypatch.setattr(Catalog, "_measured_mb", staticmethod(lambda model, precision: 100.0))
+    catalog = Catalog(Settings(runtime="null", memory_mb=250))
+    await catalog.load_all()
+    tags = list(catalog.models)
+
+    def loaded() -> list[str]:
+        return [tag for tag, slot in catalog.slots if slot.lane]
+
+    assert loaded() == tags[:2]  # the third does not fit
+    first = await catalog.lane(catalog.models[tags[0]])
+    await catalog.lane(catalog.models[tags[2]])
+    assert loaded() == [tags[0], tags[2]]
+    first.coming = 1  # somebody waits for it
+    await catalog.lane(catalog.models[tags[1]])
+    assert loaded() == tags[:2]
+    with pytest.raises(Problem, match="needs 100 MB, more than there are") as raised:
+        await Catalog(Settings(runtime="null", memory_mb=50)).lane(catalog.models[tags[2]])
+    assert (raised.value.status, raised.value.code) == (503, "not_loadable")
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("loadable")
+async def test_a_failed_load_is_tried_again_later_and_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = Catalog(Settings(runtime="null"))
+    model = next(iter(catalog.models.values()))
+    weights = model.published.folder / manifest.WEIGHTS
+    good = weights.read_bytes()
+    weights.write_bytes(b"broken")
+    clock = 1000.0
+    monkeypatch.setattr("service.catalog.time.monotonic", lambda: clock)
+    for wait in (2, 4, 8):
+        for _ in range(2):  # the second is refused without a try
+            with pytest.raises(Problem, match="is not the file that was published") as raised:
+                await catalog.lane(model)
+            assert raised.value.headers == {"Retry-After": str(wait)}
+        assert model.chosen.retry_at == clock + wait
+        clock += wait
+    weights.write_bytes(good)
+    await catalog.load_all()
+    assert (model.chosen.status, model.chosen.failures, model.chosen.error) == ("ready", 0, None)
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("loadable")
+async def test_what_was_withdrawn_is_gone_and_what_is_published_again_stays_loaded() -> None:
+    catalog = Catalog(Settings(runtime="null"))
+    await catalog.load_all()
+    stays, goes, _ = catalog.models.values()
+    shutil.rmtree(goes.published.folder)
+    path = stays.published.folder / manifest.FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"created": "2026-02-01T00:00:00Z"}))
+    catalog.scan()
+    assert goes not in catalog.models.values()
+    assert catalog.models[stays.manifest.tag] is stays
+    assert (stays.manifest.created.month, stays.chosen.status) == (2, "ready")

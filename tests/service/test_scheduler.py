@@ -1,111 +1,310 @@
-"""Batches of what waits, turns between engines, and nobody pays for another's fault."""
+"""Batches of what waits, fair shares, deadlines, and nobody pays for another's fault: in simulated time."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
+import selectors
+from collections.abc import Coroutine
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from service.scheduler import Answer, Overloaded, Scheduler
+from service.cost import Cost
+from service.scheduler import Answer, Lane, Late, Overloaded, Scheduler
 
-pytestmark = pytest.mark.anyio
+
+class Clock(selectors.SelectSelector):
+    """Time passes only when there is nothing else to do, and then at once."""
+
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        assert timeout is not None, "all wait for each other"
+        self.now += timeout
+        return super().select(0)
 
 
-class Gated:
-    """Answers the mean pixel, once the test opens the gate."""
+def simulated(main: Coroutine[Any, Any, None]) -> None:
+    """Run it in simulated time."""
 
-    runtime = "gated"
+    def make() -> asyncio.AbstractEventLoop:
+        clock = Clock()
+        loop = asyncio.SelectorEventLoop(clock)
+        loop.time = lambda: clock.now  # type: ignore[method-assign]
+        return loop
+
+    with asyncio.Runner(loop_factory=make) as runner:
+        runner.run(main)
+
+
+class Engine:
+    """Answers the first pixel; a batch with a 255 in it fails."""
+
+    runtime = "simulated"
     precision = "none"
 
-    def __init__(self, ran: list[tuple[Gated, int]]) -> None:
-        self.gate = threading.Event()
-        self._ran = ran
-
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        assert self.gate.wait(10)
-        self._ran.append((self, len(pixels)))
         if pixels.max() == 255:
             raise RuntimeError("a batch that fails")
-        means: NDArray[np.float32] = pixels.reshape(len(pixels), -1).mean(1, keepdims=True, dtype=np.float32)
-        return means
+        return pixels.reshape(len(pixels), -1)[:, :1].astype(np.float32)
+
+
+class Device:
+    """Takes exactly what is predicted; remembers when which lane ran how many."""
+
+    def __init__(self) -> None:
+        self.lanes: dict[object, Lane] = {}
+        self.ran: list[tuple[float, Lane, int]] = []
+
+    def lane(self, seconds: float, gain: float = 1.0, best: int = 4) -> Lane:
+        """An image takes `seconds`, in a batch of `best` only `gain` of it."""
+        cost = Cost({1: seconds, best: best * gain * seconds}, best)
+        lane = Lane(Engine(), cost)
+        self.lanes[lane.engine] = lane
+        return lane
+
+    async def __call__(self, engine: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        lane = self.lanes[engine]
+        self.ran.append((now(), lane, len(pixels)))
+        await asyncio.sleep(lane.cost(len(pixels)))
+        logits: NDArray[np.float32] = engine.infer(pixels)
+        return logits
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def image(value: int) -> NDArray[np.uint8]:
     return np.full((2, 2, 1), value, np.uint8)
 
 
-async def started(scheduler: Scheduler, engine: Gated, *values: int) -> list[asyncio.Task[Answer]]:
-    tasks = [asyncio.create_task(scheduler.infer(engine, image(value))) for value in values]
-    await asyncio.sleep(0.02)
+async def ask(scheduler: Scheduler, lane: Lane, value: int = 1, within_s: float = 1000.0) -> tuple[Answer, float]:
+    """The answer, and when it came."""
+    deadline = now() + within_s
+    with scheduler.admit(lane, deadline) as place:
+        return await place.infer(image(value)), now()
+
+
+async def asked(scheduler: Scheduler, lane: Lane, *values: int, within_s: float = 1000.0) -> list[asyncio.Task[Any]]:
+    tasks = [asyncio.create_task(ask(scheduler, lane, value, within_s)) for value in values]
+    await asyncio.sleep(0)
     return tasks
 
 
-async def test_what_waits_rides_together_and_each_gets_its_own() -> None:
-    ran: list[tuple[Gated, int]] = []
-    engine, scheduler = Gated(ran), Scheduler(max_batch=4, max_waiting=100)
-    first = await started(scheduler, engine, 1)
-    rest = await started(scheduler, engine, 2, 3, 4, 5, 6, 7)
-    engine.gate.set()
-    answers = await asyncio.gather(*first, *rest)
-    assert [size for _, size in ran] == [1, 4, 2]
-    assert [answer.logits.tolist() for answer in answers] == [[value] for value in range(1, 8)]
-    assert [answer.batch_size for answer in answers] == [1, 4, 4, 4, 4, 2, 2]
-    assert all(answer.queue_ms >= 0 and answer.inference_ms > 0 for answer in answers)
+@pytest.fixture
+def device() -> Device:
+    return Device()
 
 
-async def test_engines_take_turns() -> None:
-    ran: list[tuple[Gated, int]] = []
-    busy, other, scheduler = Gated(ran), Gated(ran), Scheduler(max_batch=2, max_waiting=100)
-    tasks = await started(scheduler, busy, *range(1, 8))
-    tasks += await started(scheduler, other, 1)
-    other.gate.set()
-    busy.gate.set()
-    await asyncio.gather(*tasks)
-    assert [engine is other for engine, _ in ran] == [False, True, False, False, False]
+def test_what_waits_rides_together_and_each_gets_its_own(device: Device) -> None:
+    async def main() -> None:
+        lane, scheduler = device.lane(1.0, gain=0.5), Scheduler(100, device)
+        first = await asked(scheduler, lane, 1)
+        await asyncio.sleep(0.25)
+        rest = await asked(scheduler, lane, 2, 3, 4, 5, 6, 7)
+        answers = [answer for answer, _ in await asyncio.gather(*first, *rest)]
+        assert [(at, size) for at, _, size in device.ran] == [(0, 1), (1, 4), (3, 2)]
+        assert [answer.logits.tolist() for answer in answers] == [[value] for value in range(1, 8)]
+        assert [answer.batch_size for answer in answers] == [1, 4, 4, 4, 4, 2, 2]
+        assert [round(answer.queue_ms) for answer in answers] == [0, 750, 750, 750, 750, 2750, 2750]
+
+    simulated(main())
 
 
-async def test_a_cancelled_request_leaves_the_queue() -> None:
-    ran: list[tuple[Gated, int]] = []
-    engine, scheduler = Gated(ran), Scheduler(max_batch=8, max_waiting=2)
-    running = await started(scheduler, engine, 1)
-    stays, goes = await started(scheduler, engine, 2, 3)
-    with pytest.raises(Overloaded, match="2 images wait already"):
-        await scheduler.infer(engine, image(4))
-    goes.cancel()
-    await asyncio.sleep(0.02)
-    comes = await started(scheduler, engine, 4)  # into the place that came free
-    engine.gate.set()
-    answers = await asyncio.gather(*running, stays, *comes)
-    assert [answer.logits.tolist() for answer in answers] == [[1], [2], [4]]
-    assert [size for _, size in ran] == [1, 2]
+def test_a_batch_is_no_larger_than_gains() -> None:
+    assert Cost({1: 1.0, 8: 8.0, 32: 32.0}, 32).best_batch == 1
+    assert Cost({1: 1.0, 8: 2.0, 32: 7.8}, 32).best_batch == 8
+    assert Cost({1: 1.0, 32: 2.0}, 24).best_batch == 24
 
 
-async def test_a_request_cancelled_while_it_runs_harms_nobody() -> None:
-    engine, scheduler = Gated([]), Scheduler(max_batch=8, max_waiting=100)
-    goes, stays = await started(scheduler, engine, 1, 2)
-    goes.cancel()
-    engine.gate.set()
-    assert (await stays).logits.tolist() == [2]
-    assert (await scheduler.infer(engine, image(3))).logits.tolist() == [3]
+def test_a_cost_is_interpolated_and_learns() -> None:
+    cost = Cost({2: 2.0, 4: 3.0}, 8)
+    assert [cost(batch) for batch in (1, 2, 3, 4, 8)] == [1, 2, 2.5, 3, 6]
+    for _ in range(100):
+        cost.observe(2, 4.0)
+    assert [cost(2), cost(4)] == pytest.approx([4.0, 6.0], rel=1e-3)
+    cost.observe(2, 4000.0)  # a pause
+    assert cost(2) < 6.0
 
 
-async def test_when_all_who_wait_have_gone_the_next_is_served() -> None:
-    engine, scheduler = Gated([]), Scheduler(max_batch=8, max_waiting=100)
-    running = await started(scheduler, engine, 1)
-    for waiting in await started(scheduler, engine, 2, 3):
-        waiting.cancel()
-    engine.gate.set()
-    await asyncio.gather(*running)
-    assert (await scheduler.infer(engine, image(4))).logits.tolist() == [4]
+def test_a_flood_of_one_model_costs_another_one_batch_of_it(device: Device) -> None:
+    async def main() -> None:
+        vgg, lenet, scheduler = device.lane(1.0), device.lane(0.01), Scheduler(1000, device)
+        flood = await asked(scheduler, vgg, *[1] * 200)
+        waits = []
+        for _ in range(50):
+            await asyncio.sleep(0.37)
+            waits.append((await ask(scheduler, lenet))[0].queue_ms)
+        assert max(waits) <= 1000 * vgg.cost(vgg.cost.best_batch)
+        await asyncio.gather(*flood)
+        assert now() == pytest.approx(200 * 1.0 + 50 * 0.01)  # the device never waited
+
+    simulated(main())
 
 
-async def test_a_batch_that_fails_fails_its_own_and_the_next_runs() -> None:
-    engine, scheduler = Gated([]), Scheduler(max_batch=1, max_waiting=100)
-    bad, good = await started(scheduler, engine, 255, 3)
-    engine.gate.set()
-    with pytest.raises(RuntimeError, match="a batch that fails"):
-        await bad
-    assert (await good).logits.tolist() == [3]
+def test_two_floods_get_the_same_device_time(device: Device) -> None:
+    async def main() -> None:
+        slow, fast, scheduler = device.lane(1.0), device.lane(0.1), Scheduler(2000, device)
+        tasks = await asked(scheduler, slow, *[1] * 50) + await asked(scheduler, fast, *[1] * 500)
+        await asyncio.sleep(40)
+        spent = {lane: sum(lane.cost(size) for _, ran, size in device.ran if ran is lane) for lane in (slow, fast)}
+        assert spent[slow] == pytest.approx(spent[fast], abs=1.0)
+        await asyncio.gather(*tasks)
+
+    simulated(main())
+
+
+def test_who_was_idle_has_saved_nothing_up(device: Device) -> None:
+    async def main() -> None:
+        busy, idle, scheduler = device.lane(1.0, best=1), device.lane(1.0, best=1), Scheduler(2000, device)
+        flood = await asked(scheduler, busy, *[1] * 200)
+        await asyncio.sleep(100.5)
+        flood += await asked(scheduler, idle, *[1] * 50)
+        await asyncio.sleep(20)
+        ran = [lane for at, lane, _ in device.ran if at > 100.5]
+        assert ran.count(busy) == pytest.approx(ran.count(idle), abs=1)
+        await asyncio.gather(*flood)
+
+    simulated(main())
+
+
+def test_a_batch_is_small_enough_for_its_first_deadline(device: Device) -> None:
+    async def main() -> None:
+        lane, scheduler = device.lane(1.0, gain=0.5, best=8), Scheduler(100, device)
+        first = await asked(scheduler, lane, 1)
+        rest = await asked(scheduler, lane, 2, within_s=2.8)
+        rest += await asked(scheduler, lane, *range(3, 9))
+        await asyncio.gather(*first, *rest)
+        assert device.ran[1][2] < 7
+        assert rest[0].result()[1] <= 2.8
+
+    simulated(main())
+
+
+def test_what_cannot_be_in_time_is_refused_and_told_when_it_could(device: Device) -> None:
+    async def main() -> None:
+        lane, scheduler = device.lane(1.0), Scheduler(100, device)
+        tasks = await asked(scheduler, lane, *[1] * 10)
+        await asyncio.sleep(0.5)
+        depth = lane.depth
+        with pytest.raises(Overloaded, match="would take 10500 ms, of which 5000 ms are left") as raised:
+            scheduler.check(lane, now() + 5.0)
+        assert depth == raised.value.depth == 9
+        assert raised.value.retry_after_s == pytest.approx(5.5)
+        await asyncio.sleep(raised.value.retry_after_s)
+        assert (await ask(scheduler, lane, within_s=5.001))[1] == pytest.approx(11.0)
+        with pytest.raises(Overloaded, match="inference alone takes 1000 ms") as raised:
+            scheduler.check(lane, now() + 0.5)
+        assert raised.value.retry_after_s == 0
+        await asyncio.gather(*tasks)
+
+    simulated(main())
+
+
+def test_the_queue_is_bounded_and_counts_what_is_still_decoded(device: Device) -> None:
+    async def main() -> None:
+        lane, scheduler = device.lane(1.0), Scheduler(3, device)
+        places = [scheduler.admit(lane, now() + 1000) for _ in range(3)]
+        for place in places:
+            place.__enter__()
+        with pytest.raises(Overloaded, match="3 images wait already"):
+            scheduler.admit(lane, now() + 1000)
+        places[0].__exit__()
+        await ask(scheduler, lane)
+        for place in places[1:]:
+            place.__exit__()
+        assert lane.depth == 0
+
+    simulated(main())
+
+
+def test_what_has_become_late_costs_no_device_time(device: Device) -> None:
+    async def main() -> None:
+        lane, scheduler = device.lane(1.0, best=1), Scheduler(100, device)
+        tasks = await asked(scheduler, lane, 1, 2, within_s=2.5)
+        lane.cost.observe(1, 4.0)  # it becomes slower than it was when they were let in
+        tasks += await asked(scheduler, lane, 3)
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(done[1], Late)
+        assert len(device.ran) == 2
+
+    simulated(main())
+
+
+def test_a_cancelled_request_leaves_the_queue(device: Device) -> None:
+    async def main() -> None:
+        lane, scheduler = device.lane(1.0, best=8), Scheduler(100, device)
+        running, stays, goes = await asked(scheduler, lane, 1, 2, 3)
+        await asyncio.sleep(0.5)
+        goes.cancel()
+        await asyncio.gather(running, stays)
+        assert [size for _, _, size in device.ran] == [1, 1]
+        runs = (await asked(scheduler, lane, 4))[0]
+        await asyncio.sleep(0.5)
+        runs.cancel()  # while it runs
+        assert (await ask(scheduler, lane, 5))[0].logits.tolist() == [5]
+
+    simulated(main())
+
+
+def test_a_batch_that_fails_fails_its_own_and_the_next_runs(device: Device) -> None:
+    async def main() -> None:
+        lane, scheduler = device.lane(1.0, best=1), Scheduler(100, device)
+        bad, good = await asked(scheduler, lane, 255, 3)
+        with pytest.raises(RuntimeError, match="a batch that fails"):
+            await bad
+        assert (await good)[0].logits.tolist() == [3]
+
+    simulated(main())
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(0, 5),  # when it comes
+            st.integers(0, 2),  # whom it asks
+            st.floats(0.05, 10),  # how long it may take
+            st.sampled_from([None, None, None, 0.3, 2.0]),  # when it goes away again
+            st.integers(0, 255),
+        ),
+        max_size=60,
+    )
+)
+def test_whatever_comes_each_has_one_outcome_and_answers_are_in_time(
+    arrivals: list[tuple[float, int, float, float | None, int]],
+) -> None:
+    device = Device()
+
+    async def main() -> None:
+        lanes = [device.lane(0.5, gain=0.4), device.lane(0.05), device.lane(0.01, gain=0.2, best=8)]
+        scheduler = Scheduler(20, device)
+        outcomes: list[str] = []
+
+        async def one(at: float, which: int, within_s: float, gone_after: float | None, value: int) -> None:
+            await asyncio.sleep(at)
+            due = now() + within_s
+            try:
+                async with asyncio.timeout(gone_after):
+                    answer, when = await ask(scheduler, lanes[which], value, within_s)
+            except (Overloaded, Late, TimeoutError, RuntimeError) as error:
+                outcomes.append(type(error).__name__)
+                return
+            assert answer.logits.tolist() == [value]
+            assert when <= due + 1e-9
+            outcomes.append("answered")
+
+        await asyncio.gather(*(one(*arrival) for arrival in arrivals))
+        assert len(outcomes) == len(arrivals)
+        assert all(lane.depth == 0 for lane in lanes)
+
+    simulated(main())
+    busy_until = 0.0
+    for at, lane, size in device.ran:
+        assert at >= busy_until - 1e-9  # one at a time
+        busy_until = at + lane.cost(size)

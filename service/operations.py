@@ -1,0 +1,90 @@
+"""What is told of every request: an id, a count and a duration by route, a line in the log, spans."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+import uuid
+
+from opentelemetry.trace import Tracer, get_current_span
+from pythonjsonlogger.json import JsonFormatter
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.metrics import Metrics
+
+ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
+HEADER = "X-Request-ID"
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+logger = logging.getLogger("convserve.access")
+
+
+def log_as_json() -> None:
+    """A line of JSON for each request, to the standard output."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(JsonFormatter("%(message)s", timestamp=True))
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
+
+
+class Operations:
+    """An ASGI application around ours. Routes are told as templates, so that no path makes a new label."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, log: bool) -> None:
+        self._app, self._metrics, self._log = app, metrics, log
+        if log:
+            log_as_json()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        given = Headers(scope=scope).get(HEADER, "")
+        request_id = given if ID.fullmatch(given) else uuid.uuid4().hex
+        status = 500
+
+        async def send_on(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[HEADER] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_on)
+        finally:
+            seconds = time.perf_counter() - started
+            route = getattr(scope.get("route"), "path", "")
+            method = scope["method"] if scope["method"] in METHODS else ""
+            self._metrics.served(route, method, status, seconds)
+            if self._log:
+                self._write(scope, route, method, status, seconds, request_id)
+
+    @staticmethod
+    def _write(scope: Scope, route: str, method: str, status: int, seconds: float, request_id: str) -> None:
+        state = scope.get("state", {})
+        fields = {
+            "request_id": request_id,
+            "method": method,
+            "route": route,
+            "status": status,
+            "code": state.get("problem"),
+            "model": state.get("tag"),
+            "ms": round(1000 * seconds, 3),
+        }
+        logger.info("request", extra=fields)
+
+
+def trace(tracer: Tracer, stages_ms: dict[str, float]) -> None:
+    """A span for each stage, one after another up to now, in the request's span if that is kept."""
+    if not get_current_span().is_recording():
+        return
+    at = time.time_ns() - int(1e6 * sum(stages_ms.values()))
+    for stage, milliseconds in stages_ms.items():
+        span = tracer.start_span(stage, start_time=at)
+        at += int(1e6 * milliseconds)
+        span.end(end_time=at)

@@ -1,0 +1,230 @@
+"""Images in, classes out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import ExitStack
+from math import inf
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+from fastapi import APIRouter, Query, Request, Response
+from numpy.typing import NDArray
+from starlette.requests import ClientDisconnect
+
+from service import schema
+from service.catalog import Model
+from service.choice import AUTO, accuracy_of, choose_model
+from service.errors import Problem, as_problem
+from service.images import FORMATS, Pixels
+from service.operations import trace
+from service.scheduler import Lane, Place
+from service.server import Server, Shared, problems
+
+MAX_TOP_K = 1000
+MAX_COMPARED = 16
+PATIENCE_S = 0.05  # before we look whether a client is still there
+T = TypeVar("T")
+
+IMAGE_BODY = {
+    "required": True,
+    "content": {
+        **{f"image/{name.lower()}": {"schema": {"type": "string", "format": "binary"}} for name in sorted(FORMATS)},
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["image"],
+                "properties": {"image": {"type": "string", "format": "binary"}},
+            }
+        },
+    },
+}
+TopK = Annotated[int, Query(ge=1, le=MAX_TOP_K, description="how many classes to answer, at most")]
+DeadlineMs = Annotated[
+    float | None, Query(gt=0, description="refused, or given up, if it cannot be answered in so many milliseconds")
+]
+Name = Annotated[str, Query(max_length=200, description="architecture, architecture@dataset, full tag, or auto")]
+
+router = APIRouter()
+
+
+@router.post(
+    "/classify",
+    response_model=schema.Classification,
+    responses=problems(400, 401, 404, 409, 413, 415, 422, 500, 503, 504),
+    openapi_extra={"requestBody": IMAGE_BODY},
+)
+async def classify(
+    request: Request,
+    server: Shared,
+    model: Name,
+    top_k: TopK = 5,
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16", "int8"] | None, Query(description="an engine's; without, the server chooses")
+    ] = None,
+    deadline_ms: DeadlineMs = None,
+    max_latency_ms: Annotated[float | None, Query(gt=0, description="with auto: the most accurate within it")] = None,
+    min_accuracy: Annotated[
+        float | None, Query(ge=0, le=1, description="with auto: the fastest of such a held-out top-1")
+    ] = None,
+) -> Response:
+    """Classify one image: the body is the image itself, or a form with a part `image`."""
+    deadline = deadline_of(server, deadline_ms)
+    async with asyncio.timeout_at(deadline):
+        choice = None
+        name, _, dataset = model.partition("@")
+        if name == AUTO:
+            if precision:
+                raise Problem(422, "invalid_parameter", "with model=auto the server chooses the precision too")
+            dataset = dataset or server.settings.dataset
+            found, lane, choice = choose_model(server, dataset, max_latency_ms, min_accuracy)
+        elif max_latency_ms is not None or min_accuracy is not None:
+            raise Problem(422, "invalid_parameter", "max_latency_ms and min_accuracy are for model=auto")
+        else:
+            found = server.catalog.find(model)
+            request.state.tag = found.manifest.tag
+            lane = await server.catalog.lane(found, precision)
+        request.state.tag = found.manifest.tag
+        (answer,) = await answers(server, request, [(found, lane)], top_k, deadline)
+    if isinstance(answer, Exception):
+        raise answer
+    answer.choice = choice
+    stages = answer.timing_ms.model_dump()
+    timing = ", ".join(f"{stage};dur={ms:.3f}" for stage, ms in stages.items())
+    content = answer.model_dump_json(exclude_none=True)
+    return Response(content, media_type="application/json", headers={"Server-Timing": timing})
+
+
+@router.post(
+    "/compare",
+    response_model_exclude_none=True,
+    responses=problems(400, 401, 404, 409, 413, 415, 422, 500, 503, 504),
+    openapi_extra={"requestBody": IMAGE_BODY},
+)
+async def compare(
+    request: Request,
+    server: Shared,
+    models: Annotated[str, Query(max_length=2000, description=f"names by commas, {MAX_COMPARED} at most")],
+    top_k: TopK = 5,
+    deadline_ms: DeadlineMs = None,
+) -> schema.Comparison:
+    """One image, decoded once: what each model makes of it, at what cost. One that fails does not fail the others."""
+    names = list(dict.fromkeys(models.split(",")))
+    if len(names) > MAX_COMPARED:
+        raise Problem(422, "invalid_parameter", f"models: {len(names)} are too many; at most {MAX_COMPARED}")
+    deadline = deadline_of(server, deadline_ms)
+    async with asyncio.timeout_at(deadline):
+        found = {model.manifest.tag: model for model in map(server.catalog.find, names)}
+        asked = [(model, await server.catalog.lane(model)) for model in found.values()]
+        given = await answers(server, request, asked, top_k, deadline)
+    rows = [compared(model, answer) for model, answer in zip(found.values(), given, strict=True)]
+    labels = {row.answer.predictions[0].label for row in rows if row.answer}
+    return schema.Comparison(agree=len(labels) == 1, models=rows)
+
+
+def deadline_of(server: Server, deadline_ms: float | None) -> float:
+    """On the event loop's clock; never later than the server's own."""
+    return asyncio.get_running_loop().time() + min(server.settings.timeout_s, (deadline_ms or inf) / 1000)
+
+
+async def answers(
+    server: Server, request: Request, asked: list[tuple[Model, Lane]], top_k: int, deadline: float
+) -> list[schema.Classification | Exception]:
+    """What each model makes of the request's image, or what kept it from that.
+
+    Overloaded, before the body is read or before it is decoded, if one of them could not answer in time.
+    """
+    for _, lane in asked:
+        server.scheduler.check(lane, deadline)
+    with server.bodies.hold() as body, ExitStack() as places:
+        image = await body.read(request)
+        held = [(model, places.enter_context(server.scheduler.admit(lane, deadline))) for model, lane in asked]
+        content_type = request.headers.get("content-type", "")
+        return await unless_gone(request, infer_all(server, held, image, content_type, top_k))
+
+
+async def infer_all(
+    server: Server, held: list[tuple[Model, Place]], body: bytes, content_type: str, top_k: int
+) -> list[schema.Classification | Exception]:
+    """Decode once, then each model in its turn."""
+    preprocesses = [model.manifest.preprocess for model, _ in held]
+    pixels, decode_ms = await server.decoders(body, content_type, preprocesses)
+
+    async def one(model: Model, place: Place, own: Pixels) -> schema.Classification | Exception:
+        try:
+            return await infer(server, model, place, own, decode_ms, top_k)
+        except Exception as error:
+            return error
+
+    if len(held) == 1:
+        return [await one(*held[0], pixels[0])]
+    return await asyncio.gather(*(one(model, place, own) for (model, place), own in zip(held, pixels, strict=True)))
+
+
+async def infer(
+    server: Server, model: Model, place: Place, pixels: Pixels, decode_ms: float, top_k: int
+) -> schema.Classification:
+    """Wait for the device, name the classes, count it."""
+    entry, engine = model.manifest, place.lane.engine
+    answer = await place.infer(pixels)
+    timing = schema.Timing(
+        decode=round(decode_ms, 3), queue=round(answer.queue_ms, 3), inference=round(answer.inference_ms, 3)
+    )
+    stages = timing.model_dump()
+    server.metrics.answered(entry.tag, answer.batch_size, stages)
+    trace(server.tracer, stages)
+    return schema.Classification(
+        model=entry.tag,
+        runtime=engine.runtime,
+        precision=engine.precision,
+        predictions=top(answer.logits, entry.labels, top_k),
+        batch_size=answer.batch_size,
+        timing_ms=timing,
+    )
+
+
+async def unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:
+    """The answer, given up if the client goes away meanwhile; ClientDisconnect then."""
+    task = asyncio.create_task(answer)
+    gone = None
+    try:
+        done, _ = await asyncio.wait({task}, timeout=PATIENCE_S)
+        if not done:
+            gone = asyncio.create_task(disconnected(request))
+            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        if gone:
+            gone.cancel()
+
+
+async def disconnected(request: Request) -> None:
+    """Wait until the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def compared(model: Model, answer: schema.Classification | Exception) -> schema.Compared:
+    """One row of a comparison."""
+    entry = model.manifest
+    row = schema.Compared(model=entry.tag, macs=entry.complexity.macs, params=entry.complexity.params)
+    if isinstance(answer, Exception):
+        row.problem = as_problem(answer).details()
+    else:
+        accuracy = accuracy_of(model, answer.precision)
+        row.answer, row.top1 = answer, accuracy.top1 if accuracy else None
+    return row
+
+
+def top(logits: NDArray[np.float32], labels: tuple[str, ...], k: int) -> list[schema.Prediction]:
+    """The `k` most probable classes, or all if there are fewer."""
+    exponentials = np.exp(logits - logits.max())
+    probabilities = exponentials / exponentials.sum()
+    best = np.argsort(-logits, kind="stable")[:k].tolist()
+    return [
+        schema.Prediction(index=index, label=labels[index], probability=float(probabilities[index])) for index in best
+    ]

@@ -1,0 +1,66 @@
+"""What the routes share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from secrets import compare_digest
+from typing import Annotated
+
+from bentoml._internal.configuration.containers import BentoMLContainer
+from fastapi import Depends, Request
+from opentelemetry.trace import Tracer
+from pydantic import SecretStr
+
+from service import errors, schema
+from service.body import Bodies
+from service.catalog import Catalog
+from service.images import Decoders
+from service.metrics import Metrics
+from service.scheduler import Scheduler
+from service.settings import Settings
+
+
+@dataclass(frozen=True)
+class Server:
+    """One for each process."""
+
+    settings: Settings
+    catalog: Catalog
+    scheduler: Scheduler
+    decoders: Decoders
+    bodies: Bodies
+    metrics: Metrics
+    tracer: Tracer
+
+
+def make_server(settings: Settings) -> Server:
+    """All of it."""
+    return Server(
+        settings=settings,
+        catalog=Catalog(settings),
+        scheduler=Scheduler(settings.max_waiting),
+        decoders=Decoders(settings.decoders, settings.max_pixels),
+        bodies=Bodies(settings.max_body_bytes, settings.max_bodies_bytes),
+        metrics=Metrics(),
+        tracer=BentoMLContainer.tracer_provider.get().get_tracer("convserve"),
+    )
+
+
+async def shared(request: Request) -> Server:
+    """The process's Server."""
+    server: Server = request.app.state.server
+    return server
+
+
+Shared = Annotated[Server, Depends(shared)]
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, object]]:
+    """For OpenAPI: the errors a route may answer."""
+    content = {errors.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}
+    return {status: {"model": schema.ProblemDetails, "content": content} for status in statuses}
+
+
+def same(given: str, secret: SecretStr) -> bool:
+    """Whether it is the secret, in a time that does not tell how much of it is right."""
+    return compare_digest(given.encode(), secret.get_secret_value().encode())
