@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 from types import FrameType
@@ -71,6 +72,9 @@ class ConvServe:
     async def _load(self) -> None:
         if SETTINGS.load == "start":
             await self.catalog.load_all()
+        # full collections, which would walk all that was loaded and free none of it, stopped the world for 150 ms
+        gc.collect()
+        gc.freeze()
         self._ready = True
         await self.catalog.follow()
 

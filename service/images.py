@@ -12,6 +12,7 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from PIL.ImageFile import ImageFile
 
 from engines.preprocess import Preprocess
 from service.body import image_of
@@ -19,6 +20,7 @@ from service.errors import Problem
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 SIGNATURES = (b"BM", b"GIF8", b"\xff\xd8\xff", b"\x89PNG")
+SMALL_BYTES, SMALL_PIXELS = 8192, 64 * 64
 LEARNING = 0.1  # how far one image moves what is expected of the next
 Pixels = NDArray[np.uint8]
 
@@ -32,11 +34,11 @@ def to_pixels(body: bytes, preprocess: Preprocess, max_pixels: int) -> Pixels:
 
     Problem 400 if it is empty or broken, 413 if it has too many pixels, 415 if it is of no format we take.
     """
-    return to_all_pixels(body, [preprocess], max_pixels)[0]
+    return decode(opened(body, max_pixels), [preprocess])[0]
 
 
-def to_all_pixels(body: bytes, preprocesses: Sequence[Preprocess], max_pixels: int) -> list[Pixels]:
-    """The same of several, from one decoding."""
+def opened(body: bytes, max_pixels: int) -> ImageFile:
+    """A picture of which only the header has been read; a Problem as of `to_pixels`."""
     if not body:
         raise Problem(400, "empty_image", "the body is empty; send the bytes of an image")
     if not body.startswith(SIGNATURES) and not (body[:4] == b"RIFF" and body[8:12] == b"WEBP"):
@@ -44,14 +46,27 @@ def to_all_pixels(body: bytes, preprocesses: Sequence[Preprocess], max_pixels: i
     try:
         picture = Image.open(io.BytesIO(body), formats=FORMATS)
         if picture.width * picture.height <= max_pixels:
-            picture.load()
-            upright = ImageOps.exif_transpose(picture)
-            return [preprocess(upright) for preprocess in preprocesses]
+            return picture
     except Image.DecompressionBombError:
         pass
     except Exception as error:  # Pillow raises nearly anything on bytes made to break it
-        raise Problem(400, "broken_image", f"the image cannot be decoded: {error}") from error
+        raise broken(error) from error
     raise Problem(413, "too_many_pixels", f"the image has more than {max_pixels:,} pixels")
+
+
+def decode(picture: ImageFile, preprocesses: Sequence[Preprocess]) -> list[Pixels]:
+    """What each makes of the picture, upright; a Problem as of `to_pixels`."""
+    try:
+        picture.load()
+        ImageOps.exif_transpose(picture, in_place=True)  # or it would be copied, turned or not
+        return [preprocess(picture) for preprocess in preprocesses]
+    except Exception as error:  # Pillow raises nearly anything on bytes made to break it
+        raise broken(error) from error
+
+
+def broken(error: Exception) -> Problem:
+    """400."""
+    return Problem(400, "broken_image", f"the image cannot be decoded: {error}")
 
 
 class Decoders:
@@ -71,11 +86,16 @@ class Decoders:
     async def __call__(
         self, body: bytes, content_type: str, preprocesses: Sequence[Preprocess]
     ) -> tuple[list[Pixels], float]:
-        """What each makes of the image in a request's body, off the event loop, and how many ms that took.
+        """What each makes of the image in a request's body, and how many ms that took.
 
-        A Problem as of `image_of` and `to_all_pixels`.
+        A small picture is decoded at once, since to go to a thread and back takes longer; all others off the event
+        loop. A Problem as of `image_of` and `to_pixels`.
         """
         started = perf_counter()
+        if len(body) <= SMALL_BYTES:
+            picture = opened(image_of(body, content_type), self._max_pixels)
+            if picture.width * picture.height <= SMALL_PIXELS:
+                return decode(picture, preprocesses), (perf_counter() - started) * 1000
         self._under_way += 1
         try:
             pixels, seconds = await asyncio.get_running_loop().run_in_executor(
@@ -86,7 +106,9 @@ class Decoders:
         self._mean_s += LEARNING * (seconds - self._mean_s)
         return pixels, (perf_counter() - started) * 1000
 
-    def _decode(self, body: bytes, content_type: str, preprocesses: Sequence[Preprocess]) -> tuple[list[Pixels], float]:
+    def _decode(
+        self, body: bytes, content_type: str, preprocesses: Sequence[Preprocess]
+    ) -> tuple[list[Pixels], float]:
         started = perf_counter()
-        pixels = to_all_pixels(image_of(body, content_type), preprocesses, self._max_pixels)
+        pixels = decode(opened(image_of(body, content_type), self._max_pixels), preprocesses)
         return pixels, perf_counter() - started
