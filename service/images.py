@@ -106,9 +106,7 @@ class Decoders:
         self._mean_s += LEARNING * (seconds - self._mean_s)
         return pixels, (perf_counter() - started) * 1000
 
-    def _decode(
-        self, body: bytes, content_type: str, preprocesses: Sequence[Preprocess]
-    ) -> tuple[list[Pixels], float]:
+    def _decode(self, body: bytes, content_type: str, preprocesses: Sequence[Preprocess]) -> tuple[list[Pixels], float]:
         started = perf_counter()
         pixels = decode(opened(image_of(body, content_type), self._max_pixels), preprocesses)
         return pixels, perf_counter() - started

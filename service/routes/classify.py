@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from contextlib import ExitStack
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from math import inf
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
@@ -25,7 +25,6 @@ from service.server import Server, Shared, problems
 MAX_TOP_K = 1000
 MAX_COMPARED = 16
 PATIENCE_S = 0.05  # before we look whether a client is still there
-T = TypeVar("T")
 
 IMAGE_BODY = {
     "required": True,
@@ -141,7 +140,8 @@ async def answers(
         image = await body.read(request)
         held = [(model, places.enter_context(server.scheduler.admit(lane, deadline))) for model, lane in asked]
         content_type = request.headers.get("content-type", "")
-        return await unless_gone(request, infer_all(server, held, image, content_type, top_k))
+        async with while_connected(request):
+            return await infer_all(server, held, image, content_type, top_k)
 
 
 async def infer_all(
@@ -184,28 +184,29 @@ async def infer(
     )
 
 
-async def unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:
-    """The answer, given up if the client goes away meanwhile; ClientDisconnect then."""
-    task = asyncio.create_task(answer)
-    gone = None
+@asynccontextmanager
+async def while_connected(request: Request) -> AsyncIterator[None]:
+    """What is done is given up if the client goes away meanwhile: ClientDisconnect. It is looked for after a moment."""
+    loop = asyncio.get_running_loop()
+    watching: list[asyncio.Task[None]] = []
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        leaving.reschedule(loop.time())
+
+    soon = loop.call_later(PATIENCE_S, lambda: watching.append(loop.create_task(watch())))
     try:
-        done, _ = await asyncio.wait({task}, timeout=PATIENCE_S)
-        if not done:
-            gone = asyncio.create_task(disconnected(request))
-            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
+        async with asyncio.timeout(None) as leaving:
+            yield
+    except TimeoutError:
+        if leaving.expired():
+            raise ClientDisconnect from None
+        raise
     finally:
-        task.cancel()
-        if gone:
-            gone.cancel()
-
-
-async def disconnected(request: Request) -> None:
-    """Wait until the client has gone."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        soon.cancel()
+        for task in watching:
+            task.cancel()
 
 
 def compared(model: Model, answer: schema.Classification | Exception) -> schema.Compared:
