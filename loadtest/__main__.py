@@ -74,11 +74,27 @@ def smoke_command(arguments: list[str]) -> None:
     smoke(options.host, options.models.split(","), options.images)
 
 
+def promises_command(arguments: list[str]) -> None:
+    """See what a server does under a flood, an overload, and for very many requests."""
+    from loadtest.promises import promises
+
+    parser = argparse.ArgumentParser("python -m loadtest promises", description=promises_command.__doc__)
+    parser.add_argument("--host", default=HOST, help="default: %(default)s")
+    parser.add_argument("--light", default="lenet5", help="asked now and then (default: %(default)s)")
+    parser.add_argument("--heavy", default="vgg19", help="flooded (default: %(default)s)")
+    parser.add_argument("--images", type=Path, default=Path("images/mnist5k"), help="default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=30, help="of a flood; twice that overload (default: 30)")
+    parser.add_argument("--requests", type=int, default=0, help="of the endurance run (default: none)")
+    options = parser.parse_args(arguments)
+    promises(options.host, options.light, options.heavy, options.images, options.seconds, options.requests)
+
+
 COMMANDS = {
     "sweep": sweep_command,
     "diff": diff_command,
     "report": report_command,
     "smoke": smoke_command,
+    "promises": promises_command,
     "peers": peers_command,
 }
 

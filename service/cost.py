@@ -52,6 +52,10 @@ class Cost:
         ratio = min(seconds / self(batch), OUTLIER)
         self._correction *= 1 + LEARNING * (ratio - 1)
 
+    def forget(self) -> None:
+        """Trust what was seen less, and the benchmark more."""
+        self._correction += LEARNING * (1 - self._correction)
+
     def backlog_s(self, images: int) -> float:
         """Seconds that so many waiting images will take."""
         batches, rest = divmod(images, self.best_batch)

@@ -76,12 +76,7 @@ def as_problem(error: Exception) -> Problem:
 
 
 def overloaded(error: Overloaded) -> Problem:
-    """503: why, how many wait, and when to come again, to the millisecond and, as HTTP has it, in whole seconds.
-
-    422 where the deadline is shorter than one inference, so that coming again cannot help.
-    """
-    if not error.retry_after_s:
-        return Problem(422, "impossible_deadline", str(error))
+    """503: why, how many wait, and when to come again, to the millisecond and, as HTTP has it, in whole seconds."""
     return Problem(
         503,
         "overloaded",

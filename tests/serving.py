@@ -37,10 +37,10 @@ def serving(*arguments: str, cwd: Path = ROOT, **environment: str) -> Iterator[t
             process.wait(30)
 
 
-def is_ready(client: httpx.Client, process: subprocess.Popen[bytes], seconds: float = 60) -> bool:
+def is_ready(client: httpx.Client, process: subprocess.Popen[bytes] | None, seconds: float = 60) -> bool:
     """Whether /readyz says so within the time."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and not (process and process.poll() is not None):
         try:
             if client.get("/readyz").status_code == httpx.codes.OK:
                 return True

@@ -100,17 +100,17 @@ def history() -> Any:
 
 def by_batch(records: Records, y: str) -> Any:
     """A line an engine, over the batch size."""
-    lines = chart_of(records).transform_filter(FAMILY).mark_line(point=True)
-    return finish(
-        lines.encode(
-            x=alt.X("batch:Q", title="batch", scale=alt.Scale(type="log", base=2)),
-            y=axis(y, log=True),
-            detail="model:N",
-            color=family(records)["color"],
-            strokeDash=alt.StrokeDash("precision:N", title="precision"),
-            tooltip=tooltip(records),
-        )
-    )
+    x = alt.X("batch:Q", title="batch", scale=alt.Scale(type="log", base=2))
+    return lines(records, x, y, strokeDash=alt.StrokeDash("precision:N", title="precision"))
+
+
+def lines(records: Records, x: Any, y: str, **more: Any) -> Any:
+    """A line a model, which is named at its end; `records` are in the order of x."""
+    places = {"x": x, "y": axis(y, log=True)}
+    line = chart_of(records).transform_filter(FAMILY).mark_line(point=True)
+    line = line.encode(**places, **family(records), **more, detail="model:N", tooltip=tooltip(records))
+    ends = chart_of(list({record["model"]: record for record in records}.values())).transform_filter(FAMILY)
+    return finish(alt.layer(line, ends.mark_text(align="left", dx=8).encode(**places, text="model:N")))
 
 
 def by_precision(records: Records, batch: int) -> Any:
@@ -182,16 +182,8 @@ def by_stage(records: Records) -> Any:
 
 def at_rates(records: Records) -> Any:
     """p99 at shares of the highest rate that the p99's bound allows."""
-    lines = chart_of(records).transform_filter(FAMILY).mark_line(point=True)
-    return finish(
-        lines.encode(
-            x=alt.X("rate:Q", title="requests/s that come", scale=alt.Scale(type="log")),
-            y=axis("p99_ms", log=True),
-            detail="model:N",
-            color=family(records)["color"],
-            tooltip=tooltip(records),
-        )
-    )
+    x = alt.X("rate:Q", title="requests/s that come", scale=alt.Scale(type="log", nice=False, padding=12))
+    return lines(records, x, "p99_ms")
 
 
 def chart_of(records: Records) -> alt.Chart:

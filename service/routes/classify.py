@@ -85,6 +85,7 @@ async def classify(
             request.state.tag = found.manifest.tag
             lane = await server.catalog.lane(found, precision)
         request.state.tag = found.manifest.tag
+        check_possible(lane, deadline_ms)
         (answer,) = await answers(server, request, [(found, lane)], top_k, deadline)
     if isinstance(answer, Exception):
         raise answer
@@ -116,6 +117,8 @@ async def compare(
     async with asyncio.timeout_at(deadline):
         found = {model.manifest.tag: model for model in map(server.catalog.find, names)}
         asked = [(model, await server.catalog.lane(model)) for model in found.values()]
+        for _, lane in asked:
+            check_possible(lane, deadline_ms)
         given = await answers(server, request, asked, top_k, deadline)
     rows = [compared(model, answer) for model, answer in zip(found.values(), given, strict=True)]
     labels = {row.answer.predictions[0].label for row in rows if row.answer}
@@ -125,6 +128,15 @@ async def compare(
 def deadline_of(server: Server, deadline_ms: float | None) -> float:
     """On the event loop's clock; never later than the server's own."""
     return asyncio.get_running_loop().time() + min(server.settings.timeout_s, (deadline_ms or inf) / 1000)
+
+
+def check_possible(lane: Lane, deadline_ms: float | None) -> None:
+    """Problem 422 if even an idle server could not answer in time: to ask again would not help."""
+    alone_ms = 1000 * lane.cost(1)
+    if deadline_ms is not None and deadline_ms < alone_ms:
+        detail = f"inference alone takes {alone_ms:.1f} ms, longer than deadline_ms={deadline_ms:g}"
+        lane.cost.forget()
+        raise Problem(422, "impossible_deadline", detail)
 
 
 async def answers(

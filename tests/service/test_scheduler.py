@@ -198,10 +198,26 @@ def test_what_cannot_be_in_time_is_refused_and_told_when_it_could(device: Device
         assert raised.value.retry_after_s == pytest.approx(5.5)
         await asyncio.sleep(raised.value.retry_after_s)
         assert (await ask(scheduler, lane, within_s=5.001))[1] == pytest.approx(11.0)
-        with pytest.raises(Overloaded, match="inference alone takes 1000 ms") as raised:
+        with pytest.raises(Late, match="inference takes 1000 ms, of which 500 ms are left"):
             scheduler.check(lane, now() + 0.5)
-        assert raised.value.retry_after_s == 0
         await asyncio.gather(*tasks)
+
+    simulated(main())
+
+
+def test_what_was_slow_once_is_not_refused_for_ever(device: Device) -> None:
+    async def main() -> None:
+        lane, scheduler = device.lane(1.0), Scheduler(100, device)
+        for _ in range(10):
+            lane.cost.observe(1, 4.0)
+        refused = 0
+        while True:
+            try:
+                scheduler.check(lane, now() + 1.2)
+                break
+            except (Late, Overloaded):
+                refused += 1
+        assert 5 < refused < 50
 
     simulated(main())
 

@@ -1,0 +1,135 @@
+"""A server that is stopped, killed, and given new models while it is asked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from engines import manifest
+from engines.store import PublishedModel
+from tests.serving import ROOT, is_ready, serving
+
+DIGIT = (ROOT / "docs" / "digit.png").read_bytes()
+
+
+def classify(client: httpx.Client, model: str = "lenet5", **parameters: str | float) -> httpx.Response:
+    return client.post("/classify", params={"model": model, **parameters}, content=DIGIT)
+
+
+def worker_of(pid: int) -> psutil.Process:
+    """The process that answers: the one of the server's with the most memory."""
+    return max(psutil.Process(pid).children(recursive=True), key=lambda child: child.memory_info().rss)
+
+
+@contextmanager
+def asked_all_the_time(client: httpx.Client) -> Iterator[list[int]]:
+    """The status of every answer, 0 for none, of four who ask without a pause."""
+    seen: list[int] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            try:
+                seen.append(classify(client).status_code)
+            except httpx.TransportError:
+                seen.append(0)
+                time.sleep(0.05)
+
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(4):
+            pool.submit(ask)
+        try:
+            yield seen
+        finally:
+            over.set()
+
+
+def test_a_killed_worker_is_back_within_seconds_and_only_what_was_in_flight_is_lost(lenet5: PublishedModel) -> None:
+    with serving() as (client, pid), asked_all_the_time(client) as seen:
+        time.sleep(1)
+        worker_of(pid).send_signal(signal.SIGKILL)
+        time.sleep(0.5)
+        assert is_ready(client, None, seconds=30)
+        assert classify(client).status_code == 200
+        time.sleep(1)
+        assert set(seen) <= {200, 0}
+        assert seen[-1] == 200
+
+
+def test_at_sigterm_it_turns_unready_answers_what_it_has_begun_and_ends(lenet5: PublishedModel) -> None:
+    with serving(CONVSERVE_DRAIN_S="1.5") as (client, pid):
+        with asked_all_the_time(client) as seen:
+            time.sleep(0.5)
+            os.kill(pid, signal.SIGTERM)
+            deadline = time.monotonic() + 1.2
+            while client.get("/readyz").status_code == 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert classify(client).status_code == 200  # still, while others learn that it leaves
+            time.sleep(2.5)
+        psutil.Process(pid).wait(20)
+        first_lost = seen.index(0) if 0 in seen else len(seen)
+        assert set(seen[:first_lost]) == {200}
+        assert set(seen[first_lost:]) <= {0}  # nothing was answered by half: connections are refused in the end
+
+
+def test_new_weights_are_taken_up_and_old_ones_withdrawn_without_a_failed_request(
+    lenet5: PublishedModel, tmp_path: Path
+) -> None:
+    home = tmp_path / "models" / "lenet5"
+
+    def publish(dataset: str, year: int) -> str:
+        entry = lenet5.manifest
+        changed = entry.model_copy(update={"created": entry.created.replace(year=year), "dataset": dataset})
+        stage = tmp_path / "stage"
+        shutil.copytree(lenet5.folder, stage)
+        (stage / manifest.FILE).write_text(changed.model_dump_json())
+        folder = home / changed.tag.partition(":")[2]
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        stage.rename(folder)
+        return changed.tag
+
+    first = publish("mnist5k", 2030)
+    with (
+        serving(BENTOML_HOME=str(tmp_path), CONVSERVE_SCAN_S="0.2") as (client, _),
+        asked_all_the_time(client) as seen,
+    ):
+        assert classify(client).json()["model"] == first
+        second = publish("other", 2031)
+        deadline = time.monotonic() + 20
+        while classify(client, "lenet5@other").status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert classify(client, "lenet5@other").json()["model"] == second
+        shutil.rmtree(home / second.partition(":")[2])
+        while classify(client, second).status_code != 404:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert set(seen) == {200}
+
+
+@pytest.mark.parametrize("token", ["", "secret"])
+def test_models_are_loaded_and_unloaded_by_the_admin_alone(lenet5: PublishedModel, token: str) -> None:
+    environment = {"CONVSERVE_ADMIN_TOKEN": token} if token else {}
+    with serving(cwd=ROOT, **environment) as (client, _):
+        headers = {"Authorization": "Bearer secret"}
+        unloaded = client.post("/models/lenet5/unload", headers=headers)
+        if not token:
+            assert (unloaded.status_code, unloaded.json()["code"]) == (403, "admin_off")
+            return
+        assert unloaded.json()["status"] == "published"
+        loaded = client.post("/models/lenet5/load", headers=headers).json()
+        assert (loaded["status"], loaded["memory_mb"] > 0) == ("ready", True)
+        client.post("/models/lenet5/unload", headers=headers)
+        assert classify(client).status_code == 200  # loads it again
