@@ -18,6 +18,7 @@ FAMILIES = [
 PRECISIONS = {"fp32": "#0072B2", "bf16": "#009E73", "fp16": "#CC79A7", "int8": "#D55E00"}
 WIDTH, HEIGHT = 660, 420
 MAX_AREA = 1600
+NAMED = 24  # more names would hide each other
 FAMILY = "family == 'all' || datum.family == family"
 
 NAMES = {
@@ -56,8 +57,13 @@ def balls(
         ),
         tooltip=tooltip(records),
     )
-    centre = base.mark_point(filled=True, size=9, color="#333").encode(**places, tooltip=tooltip(records))
+    # what has few parameters would be no more than a dot
+    centre = base.mark_point(filled=True, size=22, opacity=1).encode(
+        **places, **family(records), tooltip=tooltip(records)
+    )
     layers = [ball, centre]
+    if len(records) <= NAMED:
+        layers.append(base.mark_text(dy=14, fontSize=9, color="#555").encode(**places, text="model:N"))
     if drawn_front:
         unbeaten = enumerate(front(records, x, y, more_is_better=more_is_better), 1)
         best = chart_of([record | {"number": number} for number, record in unbeaten])
@@ -110,7 +116,7 @@ def lines(records: Records, x: Any, y: str, **more: Any) -> Any:
     line = chart_of(records).transform_filter(FAMILY).mark_line(point=True)
     line = line.encode(**places, **family(records), **more, detail="model:N", tooltip=tooltip(records))
     ends = chart_of(list({record["model"]: record for record in records}.values())).transform_filter(FAMILY)
-    return finish(alt.layer(line, ends.mark_text(align="left", dx=8).encode(**places, text="model:N")))
+    return finish(alt.layer(line, ends.mark_text(align="right", dx=-8, dy=-8).encode(**places, text="model:N")))
 
 
 def by_precision(records: Records, batch: int) -> Any:
