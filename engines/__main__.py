@@ -22,7 +22,7 @@ from engines.records import Speed
 from engines.runtime import EngineSpec, Measured, preferred
 from engines.store import PublishedModel
 from engines.table import table
-from engines.verify import verify
+from engines.verify import verify, verify_scaled
 
 
 def main() -> None:
@@ -50,6 +50,7 @@ def main() -> None:
         )
         subparser.add_argument("--capability", help="of GPUs, such as 8.9, by commas (default: this machine's GPU)")
         subparser.add_argument("--max-batch", type=positive, default=BATCH, help="images (default: %(default)s)")
+    verify_parser.add_argument("--jpegs", type=jpegs, help="folder: also decode its .jpg scaled down, and compare")
     bench_parser.add_argument("--batches", type=positives, default="1,8,16,32", help="default: %(default)s")
     bench_parser.add_argument("--streams", type=positives, default="1", help="of OpenVINO (default: %(default)s)")
     bench_parser.add_argument("--threads", type=positives, help="of OpenVINO (default: as it chooses)")
@@ -78,6 +79,13 @@ def main() -> None:
 def names_of(model: PublishedModel) -> set[str]:
     """What a model is called here."""
     return {model.manifest.tag, model.manifest.architecture}
+
+
+def jpegs(folder: str) -> list[Path]:
+    """Its JPEGs; ValueError, which the parser tells, if there are none."""
+    if not (paths := sorted(Path(folder).rglob("*.jpg"))):
+        raise ValueError(folder)
+    return paths
 
 
 def positive(text: str) -> int:
@@ -135,6 +143,14 @@ def verify_command(models: list[PublishedModel], options: argparse.Namespace) ->
                 flush=True,
             )
             records.keep(model, runtime, precision, fidelity=fidelity)
+            if options.jpegs:
+                scaled = verify_scaled(model, EngineSpec(runtime, precision), options.jpegs)
+                print(
+                    f"{name}  JPEGs scaled down: the same answers on {scaled.agreement:7.2%} of {scaled.images}, logits "
+                    f"within {scaled.logit_error:.1e}: {'too few' if scaled.problem else 'faithful'}",
+                    flush=True,
+                )
+                records.keep(model, runtime, precision, scaled_jpeg=scaled)
         failed |= lacks(model, options, opened)
     return int(failed)
 

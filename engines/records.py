@@ -79,7 +79,7 @@ class Speed(Record):
 
 
 class EngineRecord(Record):
-    """What was found, and of which engine."""
+    """What was found, and of which engine; `scaled_jpeg` of JPEGs decoded scaled down, beside the same in full."""
 
     tag: str
     file_sha256: str
@@ -88,6 +88,7 @@ class EngineRecord(Record):
     device: str
     precision: str
     fidelity: Fidelity | None = None
+    scaled_jpeg: Fidelity | None = None
     speeds: tuple[Speed, ...] = ()
 
     @property
@@ -167,11 +168,13 @@ def keep(
     precision: str,
     *,
     fidelity: Fidelity | None = None,
+    scaled_jpeg: Fidelity | None = None,
     speeds: Sequence[Speed] = (),
 ) -> EngineRecord:
     """Write an engine's record; what is not given stays as it was. Rows are replaced, all of them."""
     path = path_of(model, runtime, precision)
-    changes = ({"fidelity": fidelity} if fidelity else {}) | ({"speeds": tuple(speeds)} if speeds else {})
+    given = {"fidelity": fidelity, "scaled_jpeg": scaled_jpeg, "speeds": tuple(speeds)}
+    changes = {name: value for name, value in given.items() if value}
     with files.locked(path.with_suffix(".lock")):
         before = find(model, runtime, precision) or record_of(model, runtime, precision)
         record = before.model_copy(update=changes)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from safetensors.numpy import load_file
 
 from engines import manifest
 from engines.engine import Engine, in_batches
+from engines.preprocess import draft
 from engines.records import Fidelity
 from engines.runtime import EngineSpec, open_engine
 from engines.store import PublishedModel
@@ -18,6 +22,22 @@ def verify(model: PublishedModel, spec: EngineSpec) -> Fidelity:
     engine = open_engine(model, spec)
     tensors = load_file(model.folder / manifest.VERIFICATION)
     return compare(all_logits(engine, tensors["pixels"]), tensors["logits"], tensors.get("targets"))
+
+
+def verify_scaled(model: PublishedModel, spec: EngineSpec, jpegs: list[Path]) -> Fidelity:
+    """Compare an engine's answers on JPEGs that are decoded scaled down with those on the same ones decoded in full."""
+    engine, preprocess = open_engine(model, spec), model.manifest.preprocess
+
+    def logits(scaled: bool) -> NDArray[np.float32]:
+        pixels = []
+        for path in jpegs:
+            with Image.open(path, formats=["JPEG"]) as picture:
+                if scaled:
+                    draft(picture, [preprocess])
+                pixels.append(preprocess(picture))
+        return all_logits(engine, np.stack(pixels))
+
+    return compare(logits(scaled=True), logits(scaled=False), None)
 
 
 def all_logits(engine: Engine, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

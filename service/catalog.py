@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from engines import manifest, records, store
 from engines.choose import choose
-from engines.engine import EngineError
+from engines.engine import Engine, EngineError
 from engines.manifest import Manifest, ManifestError
 from engines.memory import resident_mb
 from engines.records import EngineRecord
@@ -71,6 +71,15 @@ class Model:
     def chosen(self) -> Slot:
         """The engine that serves where none is asked for."""
         return self.slots[None]
+
+    def bears_scaled_jpeg(self, engine: Engine) -> bool:
+        """Whether it was found that JPEGs decoded scaled down get the same answers."""
+        found = (
+            record
+            for record in self.records
+            if (record.runtime, record.precision) == (engine.runtime, engine.precision)
+        )
+        return any(record.scaled_jpeg and not record.scaled_jpeg.problem for record in found)
 
 
 class Catalog:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from PIL.ImageFile import ImageFile
 
-from engines.preprocess import Preprocess
+from engines.preprocess import Preprocess, draft
 from service.body import image_of
 from service.errors import Problem
 
@@ -34,7 +34,7 @@ def to_pixels(body: bytes, preprocess: Preprocess, max_pixels: int) -> Pixels:
 
     Problem 400 if it is empty or broken, 413 if it has too many pixels, 415 if it is of no format we take.
     """
-    return decode(opened(body, max_pixels), [preprocess])[0]
+    return decode(opened(body, max_pixels), [preprocess], scaled=False)[0]
 
 
 def opened(body: bytes, max_pixels: int) -> ImageFile:
@@ -54,9 +54,11 @@ def opened(body: bytes, max_pixels: int) -> ImageFile:
     raise Problem(413, "too_many_pixels", f"the image has more than {max_pixels:,} pixels")
 
 
-def decode(picture: ImageFile, preprocesses: Sequence[Preprocess]) -> list[Pixels]:
-    """What each makes of the picture, upright; a Problem as of `to_pixels`."""
+def decode(picture: ImageFile, preprocesses: Sequence[Preprocess], *, scaled: bool) -> list[Pixels]:
+    """What each makes of the picture, upright; a JPEG's perhaps `scaled` down. A Problem as of `to_pixels`."""
     try:
+        if scaled:
+            draft(picture, preprocesses)
         picture.load()
         ImageOps.exif_transpose(picture, in_place=True)  # or it would be copied, turned or not
         return [preprocess(picture) for preprocess in preprocesses]
@@ -84,7 +86,7 @@ class Decoders:
         return self._mean_s * (1 + self._under_way / self._threads)
 
     async def __call__(
-        self, body: bytes, content_type: str, preprocesses: Sequence[Preprocess]
+        self, body: bytes, content_type: str, preprocesses: Sequence[Preprocess], *, scaled: bool
     ) -> tuple[list[Pixels], float]:
         """What each makes of the image in a request's body, and how many ms that took.
 
@@ -95,18 +97,20 @@ class Decoders:
         if len(body) <= SMALL_BYTES:
             picture = opened(image_of(body, content_type), self._max_pixels)
             if picture.width * picture.height <= SMALL_PIXELS:
-                return decode(picture, preprocesses), (perf_counter() - started) * 1000
+                return decode(picture, preprocesses, scaled=scaled), (perf_counter() - started) * 1000
         self._under_way += 1
         try:
             pixels, seconds = await asyncio.get_running_loop().run_in_executor(
-                self._pool, self._decode, body, content_type, preprocesses
+                self._pool, self._decode, body, content_type, preprocesses, scaled
             )
         finally:
             self._under_way -= 1
         self._mean_s += LEARNING * (seconds - self._mean_s)
         return pixels, (perf_counter() - started) * 1000
 
-    def _decode(self, body: bytes, content_type: str, preprocesses: Sequence[Preprocess]) -> tuple[list[Pixels], float]:
+    def _decode(
+        self, body: bytes, content_type: str, preprocesses: Sequence[Preprocess], scaled: bool
+    ) -> tuple[list[Pixels], float]:
         started = perf_counter()
-        pixels = decode(opened(image_of(body, content_type), self._max_pixels), preprocesses)
+        pixels = decode(opened(image_of(body, content_type), self._max_pixels), preprocesses, scaled=scaled)
         return pixels, perf_counter() - started

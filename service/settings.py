@@ -29,6 +29,7 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(ge=1)] = 10 * 1024 * 1024
     max_bodies_bytes: Annotated[int, Field(ge=1)] = 256 * 1024 * 1024
     max_pixels: Annotated[int, Field(ge=1)] = 50_000_000
+    scaled_jpeg: bool = False
     decoders: Annotated[int, Field(ge=1)] = 2
     timeout_s: Annotated[float, Field(gt=0)] = 10.0
     drain_s: Annotated[float, Field(ge=0)] = 1.0

@@ -161,7 +161,8 @@ async def infer_all(
 ) -> list[schema.Classification | Exception]:
     """Decode once, then each model in its turn."""
     preprocesses = [model.manifest.preprocess for model, _ in held]
-    pixels, decode_ms = await server.decoders(body, content_type, preprocesses)
+    scaled = server.settings.scaled_jpeg and all(model.bears_scaled_jpeg(place.lane.engine) for model, place in held)
+    pixels, decode_ms = await server.decoders(body, content_type, preprocesses, scaled=scaled)
 
     async def one(model: Model, place: Place, own: Pixels) -> schema.Classification | Exception:
         try:

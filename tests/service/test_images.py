@@ -13,7 +13,7 @@ from PIL import Image
 
 from engines.preprocess import Preprocess
 from service.errors import Problem
-from service.images import FORMATS, to_pixels
+from service.images import FORMATS, decode, opened, to_pixels
 
 LIMIT = 1_000_000
 SMALL = Preprocess(mode="RGB", resize_edge=20, crop=20)
@@ -36,6 +36,21 @@ def test_of_a_gif_the_first_frame() -> None:
     frames = [Image.new("L", (20, 20), shade) for shade in (10, 200)]
     body = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert (to_pixels(body, SMALL, LIMIT) == 10).all()
+
+
+def test_a_jpeg_may_be_decoded_scaled_down_and_no_smaller_than_it_is_resized_to() -> None:
+    body = encoded(Image.effect_noise((330, 210), 60).convert("RGB"), "JPEG")
+    for edge, size in [(20, (42, 27)), (27, (83, 53)), (106, (330, 210))]:
+        picture = opened(body, LIMIT)
+        preprocess = Preprocess(mode="RGB", resize_edge=edge, crop=20)
+        (scaled,) = decode(picture, [preprocess], scaled=True)
+        assert picture.size == size
+        assert scaled.shape == (20, 20, 3)
+    exact = to_pixels(body, SMALL, LIMIT)
+    (scaled,) = decode(opened(body, LIMIT), [SMALL], scaled=True)
+    assert 0 < np.abs(scaled.astype(int) - exact).mean() < 8
+    png = encoded(Image.new("RGB", (330, 210)), "PNG")
+    assert (decode(opened(png, LIMIT), [SMALL], scaled=True)[0] == to_pixels(png, SMALL, LIMIT)).all()
 
 
 def test_a_photo_stands_upright() -> None:
