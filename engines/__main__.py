@@ -146,7 +146,7 @@ def verify_command(models: list[PublishedModel], options: argparse.Namespace) ->
             if options.jpegs:
                 scaled = verify_scaled(model, EngineSpec(runtime, precision), options.jpegs)
                 print(
-                    f"{name}  JPEGs scaled down: the same answers on {scaled.agreement:7.2%} of {scaled.images}, logits "
+                    f"{name}  JPEGs scaled down: same answers on {scaled.agreement:7.2%} of {scaled.images}, logits "
                     f"within {scaled.logit_error:.1e}: {'too few' if scaled.problem else 'faithful'}",
                     flush=True,
                 )

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto
 from onnxruntime.quantization.calibrate import HistogramCalibrater, MinMaxCalibrater
+from PIL import Image
 
 from engines import manifest
 from engines.engine import EngineError
@@ -125,3 +126,18 @@ def test_int8_without_its_calibration_is_not_served(lenet5_everywhere: Published
     file.write_text(json.dumps(json.loads(file.read_text()) | {"calibration": None}))
     with pytest.raises(ManifestError, match=r"model.int8.onnx has no calibration record; publish the model again"):
         manifest.load(tmp_path / "entry")
+
+
+def test_jpegs_scaled_down_are_verified_too(run: Run, lenet5_everywhere: PublishedModel, tmp_path: Path) -> None:
+    for number in range(4):
+        shape = (64, 64, 3)
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize(shape[:2]).save(tmp_path / f"{number}.jpg")
+    home = str(lenet5_everywhere.folder.parents[2])
+    arguments = ("--runtimes", "openvino", "--precisions", "fp32", "--jpegs", tmp_path)
+    assert "JPEGs scaled down: same answers on" in run("engines", "verify", *arguments, BENTOML_HOME=home).stdout
+    records = (json.loads(path.read_text()) for path in Path(home).glob("convserve-records/*-openvino-fp32-*.json"))
+    assert [record["scaled_jpeg"]["images"] for record in records] == [4]
+    (tmp_path / "empty").mkdir()
+    none = run("engines", "verify", "--jpegs", tmp_path / "empty", check=False, BENTOML_HOME=home)
+    assert (none.returncode, "invalid jpegs value" in none.stderr) == (2, True)
