@@ -70,7 +70,7 @@ def front(items: Iterable[T], better: Callable[[T], float], cost: Callable[[T], 
 
 def choose_model(
     server: Server, dataset: str, max_latency_ms: float | None, min_accuracy: float | None
-) -> tuple[Model, Lane, Choice]:
+) -> tuple[Model, Choice]:
     """The most accurate model that is expected to answer in time; without a budget the fastest that is accurate enough.
 
     Problem 422 if neither is given or no model could ever do, 503 if none can at this moment's load, or none is loaded.
@@ -93,7 +93,7 @@ def choose_model(
     else:
         chosen = within_budget(accurate, max_latency_ms)
         reason = f"the most accurate, {chosen.accuracy.top1:.1%}, of those expected within {max_latency_ms:g} ms now"
-    return chosen.model, chosen.lane, Choice(reason=reason, front=[option.told() for option in paretos])
+    return chosen.model, Choice(reason=reason, front=[option.told() for option in paretos])
 
 
 def within_budget(accurate: list[Option], max_latency_ms: float) -> Option:

@@ -110,10 +110,13 @@ class Scheduler:
         others = sum(min(own, other.cost.backlog_s(other.depth)) for other in self._active if other is not lane)
         return max(0.0, self._free_at - asyncio.get_running_loop().time()) + own + others
 
-    def check(self, lane: Lane, deadline: float) -> None:
-        """Overloaded if one more image could not be answered by `deadline` or too many wait, Late if it is too late."""
+    def check(self, lane: Lane, deadline: float, before_s: float = 0.0) -> None:
+        """Overloaded if one more image could not be answered by `deadline` or too many wait, Late if it is too late.
+
+        `before_s` is what it takes, in seconds, until there are pixels.
+        """
         left = deadline - asyncio.get_running_loop().time()
-        expected = self.expected_s(lane)
+        expected = before_s + self.expected_s(lane)
         if expected > left and not lane.depth and not self._free_at:
             lane.cost.forget()  # or nothing would ever show that it is not so slow any more
         if lane.cost(1) > left:
@@ -124,9 +127,9 @@ class Scheduler:
         if lane.depth >= self._max_waiting:
             raise Overloaded(f"{lane.depth} images wait already", lane.depth, lane.cost.backlog_s(lane.cost.best_batch))
 
-    def admit(self, lane: Lane, deadline: float) -> Place:
+    def admit(self, lane: Lane, deadline: float, before_s: float = 0.0) -> Place:
         """A place in the queue, to be held while the image is decoded and answered; Overloaded as `check` says."""
-        self.check(lane, deadline)
+        self.check(lane, deadline, before_s)
         self._active.add(lane)
         return Place(self, lane, deadline)
 

@@ -77,14 +77,13 @@ async def classify(
             if precision:
                 raise Problem(422, "invalid_parameter", "with model=auto the server chooses the precision too")
             dataset = dataset or server.settings.dataset
-            found, lane, choice = choose_model(server, dataset, max_latency_ms, min_accuracy)
+            found, choice = choose_model(server, dataset, max_latency_ms, min_accuracy)
         elif max_latency_ms is not None or min_accuracy is not None:
             raise Problem(422, "invalid_parameter", "max_latency_ms and min_accuracy are for model=auto")
         else:
             found = server.catalog.find(model)
-            request.state.tag = found.manifest.tag
-            lane = await server.catalog.lane(found, precision)
         request.state.tag = found.manifest.tag
+        lane = await server.catalog.lane(found, precision)
         check_possible(lane, deadline_ms)
         (answer,) = await answers(server, request, [(found, lane)], top_k, deadline)
     if isinstance(answer, Exception):
@@ -147,10 +146,12 @@ async def answers(
     Overloaded, before the body is read or before it is decoded, if one of them could not answer in time.
     """
     for _, lane in asked:
-        server.scheduler.check(lane, deadline)
+        server.scheduler.check(lane, deadline, server.decoders.expected_s())
     with server.bodies.hold() as body, ExitStack() as places:
         image = await body.read(request)
-        held = [(model, places.enter_context(server.scheduler.admit(lane, deadline))) for model, lane in asked]
+        decode_s = server.decoders.expected_s()
+        admitted = (server.scheduler.admit(lane, deadline, decode_s) for _, lane in asked)
+        held = [(model, places.enter_context(place)) for (model, _), place in zip(asked, admitted, strict=True)]
         content_type = request.headers.get("content-type", "")
         async with while_connected(request):
             return await infer_all(server, held, image, content_type, top_k)
