@@ -29,9 +29,9 @@ TIMEOUT_S = 60.0
 
 @dataclass
 class Seen:
-    """What came of a load: seconds of the answers and of the refusals (503), and how many got another status."""
+    """What came of a load until its last answer: seconds of each answer and refusal (503), other statuses' counts."""
 
-    seconds: float
+    seconds: float = 0.0
     answered: list[float] = field(default_factory=list)
     refused: list[float] = field(default_factory=list)
     other: Counter[str] = field(default_factory=Counter)
@@ -40,6 +40,13 @@ class Seen:
     def rate(self) -> float:
         """Answers a second."""
         return len(self.answered) / self.seconds
+
+    def end(self, started: float) -> Seen:
+        """All is answered; ScenarioError if nothing was, and well."""
+        self.seconds = time.perf_counter() - started
+        if not self.answered:
+            raise ScenarioError(f"no answer in {self.seconds:.0f} s: {self}")
+        return self
 
     def __str__(self) -> str:
         """One line."""
@@ -93,25 +100,25 @@ class Load:
 
     def closed(self, in_flight: int, seconds: float) -> Seen:
         """Always so many in flight."""
-        seen, end = Seen(seconds), time.perf_counter() + seconds
+        seen, started = Seen(), time.perf_counter()
 
         def one() -> None:
-            while time.perf_counter() < end:
+            while time.perf_counter() < started + seconds:
                 self.ask(seen)
 
         gevent.joinall([gevent.spawn(one) for _ in range(in_flight)])
-        return seen
+        return seen.end(started)
 
     def poisson(self, rate: float, seconds: float) -> Seen:
         """So many a second, whatever becomes of those before."""
-        seen, started, asked = Seen(seconds), time.perf_counter(), []
+        seen, started, asked = Seen(), time.perf_counter(), []
         for due in arrivals(SCENARIOS["server"], rate, seconds, Random(0)):  # noqa: S311 (no secret)
             if due > seconds:
                 break
             gevent.sleep(max(0.0, started + due - time.perf_counter()))
             asked.append(gevent.spawn(self.ask, seen))
         gevent.joinall(asked)
-        return seen
+        return seen.end(started)
 
 
 def promises(host: str, light: str, heavy: str, folder: Path, seconds: float, requests: int) -> None:
@@ -124,7 +131,12 @@ def promises(host: str, light: str, heavy: str, folder: Path, seconds: float, re
     together(loads[light], loads[heavy], light, heavy, seconds)
     overload(host, heavy, images, loads[heavy], seconds)
     if requests:
-        endurance(host, light, loads[light], requests)
+        endurance(host, light, images, loads[light], requests)
+
+
+def tag_of(host: str, name: str, images: list[bytes]) -> str:
+    """Which weights answer."""
+    return str(probe(host, path_of(name), images[0])["model"])
 
 
 def together(light: Load, heavy: Load, light_name: str, heavy_name: str, seconds: float) -> None:
@@ -133,7 +145,7 @@ def together(light: Load, heavy: Load, light_name: str, heavy_name: str, seconds
     solo = heavy.closed(IN_FLIGHT, seconds)
     flood, beside = gevent.spawn(heavy.closed, IN_FLIGHT, seconds), gevent.spawn(light.poisson, LIGHT_RATE, seconds)
     mixed, few = flood.get(), beside.get()
-    times = percentile_ms(few.answered, 99) / single_ms if few.answered else float("inf")
+    times = percentile_ms(few.answered, 99) / single_ms
     print(f"{heavy_name}, one connection: p50 {single_ms:.1f} ms")
     print(f"{heavy_name}, {IN_FLIGHT} in flight, alone: {solo}")
     print(f"{heavy_name} with {light_name} beside: {mixed}; {mixed.rate / solo.rate:.0%} of its rate alone")
@@ -143,7 +155,7 @@ def together(light: Load, heavy: Load, light_name: str, heavy_name: str, seconds
 def overload(host: str, name: str, images: list[bytes], load: Load, seconds: float) -> None:
     """Three times as much as it can answer."""
     capacity = load.closed(IN_FLIGHT, seconds / 2).rate
-    tag = probe(host, path_of(name), images[0])["model"]
+    tag = tag_of(host, name, images)
     before = usage(host, tag).resident_bytes
     deadline_ms = max(1000.0, 1000 * 2 * IN_FLIGHT / capacity)
     hurried = Load(host, f"{path_of(name)}&deadline_ms={deadline_ms:.0f}", images)
@@ -157,7 +169,7 @@ def overload(host: str, name: str, images: list[bytes], load: Load, seconds: flo
     )
 
 
-def endurance(host: str, name: str, load: Load, requests: int) -> None:
+def endurance(host: str, name: str, images: list[bytes], load: Load, requests: int) -> None:
     """Very many requests: whether the server grows or slows down."""
     tag = probe(host, path_of(name), next(load._images))["model"]
     print(
@@ -165,23 +177,21 @@ def endurance(host: str, name: str, load: Load, requests: int) -> None:
         + "| ---: " * 6
         + "|"
     )
-    for number in range(1, requests // WINDOW + 1):
-        seen, started = Seen(0.0), time.perf_counter()
-        left = iter(range(WINDOW))
+    for first in range(0, requests, WINDOW):
+        seen, started = Seen(), time.perf_counter()
+        left = iter(range(min(WINDOW, requests - first)))
 
         def one(seen: Seen = seen, left: Iterator[int] = left) -> None:
             for _ in left:
                 load.ask(seen)
 
         gevent.joinall([gevent.spawn(one) for _ in range(16)])
-        seen.seconds = time.perf_counter() - started
+        seen.end(started)
         cells = (
-            f"{number * WINDOW:,}",
+            f"{min(first + WINDOW, requests):,}",
             f"{seen.rate:.0f}",
             *(f"{percentile_ms(seen.answered, percentile):.1f}" for percentile in (50, 99)),
             str(len(seen.refused) + seen.other.total()),
             f"{usage(host, tag).resident_bytes / 1e6:.0f}",
         )
         print(f"| {' | '.join(cells)} |", flush=True)
-    if requests and not seen.answered:
-        raise ScenarioError(f"{name} gave no answer: {seen}")

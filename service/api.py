@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse
 from fastapi.security import APIKeyHeader
 from fastapi_offline import FastAPIOffline
+from starlette.types import ASGIApp
 
 from service import errors
 from service.errors import Problem
@@ -20,16 +21,15 @@ DESCRIPTION = "Every CNN architecture of a lecture, LeNet-5 to SENet-154: what e
 router = APIRouter()
 
 
-def create_api(server: Server) -> FastAPI:
-    """The application over `server`; its documentation needs no network."""
-    keys = [Depends(let_in)] if server.settings.api_keys else []
-    api = FastAPIOffline(title="convserve", description=DESCRIPTION, redoc_url=None, dependencies=keys)
+def create_api(server: Server) -> ASGIApp:
+    """The application over `server`; its documentation needs no network, and no key."""
+    api = FastAPIOffline(title="convserve", description=DESCRIPTION, redoc_url=None)
     api.state.server = server
+    keys = [Depends(let_in)] if server.settings.api_keys else []
     for routes in (classify.router, models.router, router):
-        api.include_router(routes)
-    api.add_middleware(Operations, metrics=server.metrics, log=server.settings.access_log)
+        api.include_router(routes, dependencies=keys)
     errors.install(api, count)
-    return api
+    return Operations(api, server.metrics, server.settings.access_log)
 
 
 async def let_in(

@@ -9,6 +9,7 @@ import signal
 from types import FrameType
 
 import bentoml
+import uvicorn.config
 from bentoml._internal.server.http import traffic
 from pydantic import ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -27,8 +28,12 @@ except ValidationError as error:
 
 
 def without_timeout(app: ASGIApp, timeout: float) -> ASGIApp:
-    """In the place of a middleware: none."""
-    return app
+    """In the place of a middleware. It takes a path with a line's end, which no mount matches, to our routes."""
+
+    async def on(scope: Scope, receive: Receive, send: Send) -> None:
+        await (mounted if "\n" in scope.get("path", "") else app)(scope, receive, send)
+
+    return on
 
 
 async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
@@ -39,6 +44,9 @@ async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
 # Requests are bounded by our own deadlines. BentoML's timeout, which cannot be configured away, makes a task of each
 # request, and keeps it in memory until the time has passed, whenever it was answered.
 traffic.TimeoutMiddleware = without_timeout  # type: ignore[assignment, misc]
+
+# BentoML lets uvicorn choose, and does so after it has imported us.
+uvicorn.config.HTTP_PROTOCOLS["auto"] = "service.protocol:BoundedProtocol"
 
 
 # One worker, since the scheduler owns the device. In place of BentoML's metrics, which label by raw path, and of its
@@ -70,8 +78,11 @@ class ConvServe:
         self._leave_on(signal.SIGTERM)
 
     async def _load(self) -> None:
-        if SETTINGS.load == "start":
-            await self.catalog.load_all()
+        try:
+            if SETTINGS.load == "start":
+                await self.catalog.load_all()
+        except Exception:  # what could be loaded is served
+            logger.exception("cannot load all that is published")
         # full collections, which would walk all that was loaded and free none of it, stopped the world for 150 ms
         gc.collect()
         gc.freeze()

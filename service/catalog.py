@@ -35,6 +35,10 @@ RETRY_S = 60.0  # the longest wait before a failed load is tried again
 logger = logging.getLogger("bentoml.convserve")
 
 
+class Busy(Exception):
+    """There would be room if nobody used what is loaded."""
+
+
 @dataclass(eq=False)
 class Slot:
     """A place for one engine of a model; `lane` is its queue while it is loaded, `memory_mb` what it then takes."""
@@ -112,10 +116,9 @@ class Catalog:
             await asyncio.sleep(self._settings.scan_s)
             try:
                 await asyncio.to_thread(self.scan)
-            except OSError as error:
-                logger.error("cannot read the model store: %s", error)
-            if self._settings.load == "start":
                 await self.load_all()
+            except Exception:  # whatever is wrong with one entry must not stop the others
+                logger.exception("cannot take up what is published")
 
     def architecture(self, name: str) -> Architecture:
         """Problem 404, with near names, if there is none."""
@@ -145,15 +148,13 @@ class Catalog:
         published = self.published(card.name)
         meant = [model for model in published if architecture == card.name and dataset == model.manifest.dataset]
         if meant:
-            return next(filter(self._may_serve, meant), meant[0])
+            able = [model for model in meant if model.proven] or [m for m in meant if m.chosen.status != "failed"]
+            return (able or meant)[0]
         tags = [model.manifest.tag for model in published]
         known = {self._settings.dataset} | {model.manifest.dataset for model in self.models.values()}
         if ":" in name or dataset not in known:
             raise Problem(404, "unknown_model", f"{name!r} is not published", near=tags)
         raise no_weights(card.name, dataset, tags)
-
-    def _may_serve(self, model: Model) -> bool:
-        return model.proven or (self._settings.load == "first_use" and model.chosen.status != "failed")
 
     def ready(self, dataset: str) -> list[Model]:
         """Those of a data set that are loaded."""
@@ -169,7 +170,7 @@ class Catalog:
 
         Problem 409 if the model was not published in that precision, 503 if the engine cannot be loaded.
         """
-        if model.chosen.lane and precision == model.chosen.lane.engine.precision:
+        if precision == self._chosen_precision(model):
             precision = None
         if precision and precision not in model.manifest.precisions:
             tag, precisions = model.manifest.tag, model.manifest.precisions
@@ -185,16 +186,38 @@ class Catalog:
             slot.loading = asyncio.create_task(self._load(model, slot, precision))
         return await asyncio.shield(slot.loading)
 
+    def _chosen_precision(self, model: Model) -> str:
+        """That of the engine which is chosen where none is asked for: as loaded, or as it would be."""
+        if model.chosen.lane:
+            return model.chosen.lane.engine.precision
+        return choose(model.records, self._settings.runtime, self._settings.precision).precision
+
     async def load_all(self) -> None:
-        """Load what never was and fits, one after another; one that fails does not stop the others."""
+        """Load what never was, one after another; one that fails does not stop the others.
+
+        What has no older version in its place only where it fits, and where all is to be loaded at the start.
+        """
         for model in list(self.models.values()):
-            due = model.chosen.retry_at <= time.monotonic()
-            if not model.proven and due and self._fits(self._need_mb(model, None)):
+            if model.proven or model.chosen.retry_at > time.monotonic():
+                continue
+            fits = self._settings.load == "start" and self._fits(self._need_mb(model, None))
+            if fits or self._replaces(model):
                 with suppress(Problem):  # logged, and in the model's status
                     await self.lane(model)
 
+    def _replaces(self, new: Model) -> bool:
+        """Whether it is a newer version of a model that is loaded."""
+        return any(
+            old.chosen.lane
+            and old.manifest.dataset == new.manifest.dataset
+            and old.manifest.created < new.manifest.created
+            for old in self.published(new.manifest.architecture)
+        )
+
     def unload(self, model: Model) -> None:
-        """Let its engines go; who waits for them is still answered."""
+        """Let its engines go; who waits for them is still answered. Problem 409 while one is being loaded."""
+        if any(slot.loading for slot in model.slots.values()):
+            raise Problem(409, "loading", f"{model.manifest.tag} is being loaded")
         for slot in model.slots.values():
             slot.lane, slot.memory_mb = None, 0.0
             if slot.status == "ready":
@@ -210,10 +233,15 @@ class Catalog:
                 self._make_room(need_mb)
                 before_mb = resident_mb()
                 lane = await asyncio.to_thread(self._open, model, named, batches)
-                slot.memory_mb = max(resident_mb() - before_mb, self._measured_mb(model, lane.engine.precision))
+                # less than is needed is seen where memory that was free already is used again
+                slot.memory_mb = max(resident_mb() - before_mb, need_mb)
+        except Busy as error:
+            slot.status = "published"
+            detail = f"{tag} cannot be loaded now: {error}"
+            raise Problem(503, "not_loadable", detail, headers={"Retry-After": "1"}) from error
         except Exception as error:  # whatever is wrong with one model must not stop the others
             slot.failures += 1
-            slot.retry_at = time.monotonic() + min(2.0**slot.failures, RETRY_S)
+            slot.retry_at = time.monotonic() + min(2.0 ** min(slot.failures, 10), RETRY_S)
             slot.status, slot.error = "failed", str(error)
             expected = isinstance(error, EngineError | ManifestError)
             logger.error("cannot load %s: %s", tag, error, exc_info=not expected)
@@ -221,33 +249,41 @@ class Catalog:
         finally:
             slot.loading = None
         slot.lane, slot.status, slot.error, slot.failures, model.proven = lane, "ready", None, 0, True
+        slot.used_at = time.monotonic()
         logger.info("%s is ready on %s, %s", tag, lane.engine.runtime, lane.engine.precision)
         return lane
 
     def _make_room(self, need_mb: float) -> None:
-        """Let go what was used least recently, until so much more fits; EngineError if it never will."""
-        idle = [slot for _, slot in self.slots if slot.lane and not slot.lane.depth]
-        for slot in sorted(idle, key=lambda slot: slot.used_at):
-            if self._fits(need_mb):
-                return
+        """Let go what was used least recently, until so much more fits.
+
+        EngineError if it never will, Busy if what is in use would have to go.
+        """
+        budget_mb = self._settings.memory_mb
+        if budget_mb is not None and need_mb > budget_mb:
+            raise EngineError(f"it needs {need_mb:.0f} MB, more than CONVSERVE_MEMORY_MB")
+        loaded = [slot for _, slot in self.slots if slot.lane]
+        idle = sorted((slot for slot in loaded if slot.lane and not slot.lane.users), key=lambda slot: slot.used_at)
+        if not self._fits(need_mb - sum(slot.memory_mb for slot in idle)):
+            raise Busy(f"it needs {need_mb:.0f} MB, and too little of CONVSERVE_MEMORY_MB is not in use")
+        while not self._fits(need_mb):
+            slot = idle.pop(0)
             slot.lane, slot.status, slot.memory_mb = None, "published", 0.0
-        if not self._fits(need_mb):
-            raise EngineError(f"it needs {need_mb:.0f} MB, more than there are of CONVSERVE_MEMORY_MB")
 
     def _fits(self, need_mb: float) -> bool:
         budget_mb = self._settings.memory_mb
         return budget_mb is None or sum(slot.memory_mb for _, slot in self.slots) + need_mb <= budget_mb
 
     def _need_mb(self, model: Model, precision: str | None) -> float:
-        """What an engine takes: as measured, else by its file."""
-        named = precision or choose(model.records, self._settings.runtime, self._settings.precision).precision
-        graph = model.manifest.files.get(manifest.GRAPHS.get(named, manifest.ONNX))
-        return self._measured_mb(model, named) or (graph.bytes / 1e6 * FILE_TIMES if graph else 0.0)
-
-    @staticmethod
-    def _measured_mb(model: Model, precision: str) -> float:
-        speeds = [speed for record in model.records if record.precision == precision for speed in record.speeds]
-        return max((speed.memory_mb or 0.0 for speed in speeds), default=0.0)
+        """What an engine takes: as measured on this machine, else by its file."""
+        spec = choose(model.records, self._settings.runtime, precision or self._settings.precision)
+        engine = (spec.runtime, spec.precision)
+        speeds = [
+            speed for record in model.records for speed in record.speeds if (speed.runtime, speed.precision) == engine
+        ]
+        if measured := max((speed.memory_mb or 0.0 for speed in speeds), default=0.0):
+            return measured
+        graph = model.manifest.files.get(manifest.GRAPHS.get(spec.precision, manifest.ONNX))
+        return graph.bytes / 1e6 * FILE_TIMES if graph else 0.0
 
     def _open(self, model: Model, precision: str, batches: Sequence[int]) -> Lane:
         """Of the engine that was chosen; where it was chosen by us and cannot be opened, of OpenVINO's."""
@@ -257,7 +293,7 @@ class Catalog:
             spec = choose(model.records, runtime, precision)
             engine = open_engine(model.published, spec, batches, settings.max_batch)
             shape = model.manifest.preprocess.shape
-            return Lane(engine, known_cost(engine, model.records, shape, settings.max_batch))
+            return Lane(engine, known_cost(engine, spec, model.records, shape, settings.max_batch))
 
         try:
             return opened(settings.runtime)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeVar
 
 from engines.manifest import Accuracy
 from service.catalog import Model
 from service.errors import Problem
-from service.scheduler import Lane
+from service.scheduler import Lane, Overloaded
 from service.schema import Candidate, Choice
 from service.server import Server
 
@@ -54,7 +55,7 @@ def options(server: Server, dataset: str) -> list[Option]:
     for model in comparable(server.catalog.ready(dataset)):
         lane = model.chosen.lane
         if lane and (accuracy := accuracy_of(model, lane.engine.precision)):
-            expected_s = server.decoders.expected_s() + server.scheduler.expected_s(lane)
+            expected_s = server.decoders.wait_s() + server.decoders.mean_s + server.scheduler.expected_s(lane)
             found.append(Option(model, lane, accuracy, 1000 * expected_s))
     return found
 
@@ -91,18 +92,24 @@ def choose_model(
         chosen = min(accurate, key=lambda option: option.expected_ms)
         reason = f"the fastest now, {chosen.expected_ms:.1f} ms, of those with a top-1 of {min_accuracy:.1%} or more"
     else:
-        chosen = within_budget(accurate, max_latency_ms)
+        chosen = within_budget(server, accurate, max_latency_ms)
         reason = f"the most accurate, {chosen.accuracy.top1:.1%}, of those expected within {max_latency_ms:g} ms now"
     return chosen.model, Choice(reason=reason, front=[option.told() for option in paretos])
 
 
-def within_budget(accurate: list[Option], max_latency_ms: float) -> Option:
-    """The most accurate that is expected in time, the faster of two; Problem 503 or 422 if none is."""
+def within_budget(server: Server, accurate: list[Option], max_latency_ms: float) -> Option:
+    """The most accurate that is expected in time, the faster of two; Overloaded, or Problem 422, if none is."""
+    now = asyncio.get_running_loop().time()
+    for option in accurate:
+        if option.expected_ms > max_latency_ms:
+            option.lane.cost.forget(now)
     in_time = [option for option in accurate if option.expected_ms <= max_latency_ms]
     if in_time:
         return max(in_time, key=lambda option: (option.accuracy.top1, -option.expected_ms))
     fastest = min(accurate, key=lambda option: option.expected_ms)
     told = f"the fastest that is accurate enough, {fastest.model.manifest.tag}, would take {fastest.expected_ms:.1f} ms"
-    if 1000 * min(option.lane.cost(1) for option in accurate) > max_latency_ms:
+    if 1000 * min(option.lane.cost.alone_s for option in accurate) > max_latency_ms:
         raise Problem(422, "no_choice", f"no model is that fast: {told}")
-    raise Problem(503, "overloaded", f"no model is that fast now: {told}", headers={"Retry-After": "1"})
+    server.decoders.forget()
+    over_s = (fastest.expected_ms - max_latency_ms) / 1000
+    raise Overloaded(f"no model is that fast now: {told}", fastest.lane.depth, over_s)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
+from math import inf
 
 import numpy as np
 
 from engines.engine import Engine
 from engines.records import EngineRecord
+from engines.runtime import EngineSpec
 
 LEARNING = 0.1  # how far one observation moves the correction
 OUTLIER = 4.0  # times what was predicted: more says something of a pause, not of the engine
@@ -27,9 +29,11 @@ class Cost:
 
     def __init__(self, seconds: Mapping[int, float], max_batch: int) -> None:
         """Start from what is known: seconds by batch size, one size at least."""
+        self.alone_s = seconds[min(seconds)] / min(seconds)  # of one image, uncorrected
         self._sizes = sorted(seconds)
         self._seconds = [seconds[size] for size in self._sizes]
         self._correction = 1.0
+        self._forgot_at = -inf
         sizes = [*(1 << power for power in range(max_batch.bit_length()) if 1 << power < max_batch), max_batch]
         rates = [size / self(size) for size in sizes]
         self.best_batch = next(size for size, rate in zip(sizes, rates, strict=True) if rate >= WORTH * max(rates))
@@ -52,9 +56,11 @@ class Cost:
         ratio = min(seconds / self(batch), OUTLIER)
         self._correction *= 1 + LEARNING * (ratio - 1)
 
-    def forget(self) -> None:
-        """Trust what was seen less, and the benchmark more."""
-        self._correction += LEARNING * (1 - self._correction)
+    def forget(self, now: float) -> None:
+        """Trust the benchmark more, once a second at most: what is refused for its cost would never show another."""
+        if now > self._forgot_at + 1:
+            self._forgot_at = now
+            self._correction += LEARNING * (1 - self._correction)
 
     def backlog_s(self, images: int) -> float:
         """Seconds that so many waiting images will take."""
@@ -62,15 +68,20 @@ class Cost:
         return batches * self(self.best_batch) + (self(rest) if rest else 0.0)
 
 
-def known_cost(engine: Engine, records: Iterable[EngineRecord], shape: tuple[int, int, int], max_batch: int) -> Cost:
-    """Of an engine: the medians of its benchmark on this machine; without one, of what it takes now.
+def known_cost(
+    engine: Engine, spec: EngineSpec, records: Iterable[EngineRecord], shape: tuple[int, int, int], max_batch: int
+) -> Cost:
+    """Of an engine: the medians of its benchmark on this machine; without one, what it takes now.
 
     `shape` is an image's, (height, width, channels).
     """
-    for record in records:
-        if (record.runtime, record.precision) == (engine.runtime, engine.precision) and record.speeds:
-            return Cost({speed.batch: speed.p50_ms / 1000 for speed in record.speeds}, max_batch)
-    return Cost(tried(engine, shape, max_batch), max_batch)
+    speeds = (speed for record in records for speed in record.speeds)
+    measured = {
+        speed.batch: speed.p50_ms / 1000
+        for speed in speeds
+        if EngineSpec(speed.runtime, speed.precision, speed.streams, speed.threads) == spec
+    }
+    return Cost(measured or tried(engine, shape, max_batch), max_batch)
 
 
 def tried(engine: Engine, shape: tuple[int, int, int], max_batch: int) -> dict[int, float]:
@@ -79,6 +90,7 @@ def tried(engine: Engine, shape: tuple[int, int, int], max_batch: int) -> dict[i
     size, began = 1, time.perf_counter()
     while size <= max_batch and time.perf_counter() - began < TRIED_S:
         pixels = np.zeros((size, *shape), np.uint8)
+        engine.infer(pixels)  # the first of a size may compile
         since = time.perf_counter()
         engine.infer(pixels)
         seconds[size] = time.perf_counter() - since

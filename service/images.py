@@ -11,7 +11,7 @@ from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 from PIL.ImageFile import ImageFile
 
 from engines.preprocess import Preprocess, draft
@@ -21,12 +21,14 @@ from service.errors import Problem
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 SIGNATURES = (b"BM", b"GIF8", b"\xff\xd8\xff", b"\x89PNG")
 SMALL_BYTES, SMALL_PIXELS = 8192, 64 * 64
+MAX_SCANS = 200  # of a progressive JPEG; cameras and editors write ten, and each costs a pass over all pixels
 LEARNING = 0.1  # how far one image moves what is expected of the next
 Pixels = NDArray[np.uint8]
 
 # what Pillow warns of is decided here: pictures of too many pixels are refused, odd EXIF data is passed over.
 # Set once, since warnings.catch_warnings is not safe in threads.
 warnings.filterwarnings("ignore", module="PIL")
+PngImagePlugin.MAX_TEXT_MEMORY = 4 * 1024 * 1024  # of all text in a PNG, for which we have no use
 
 
 def to_pixels(body: bytes, preprocess: Preprocess, max_pixels: int) -> Pixels:
@@ -46,12 +48,23 @@ def opened(body: bytes, max_pixels: int) -> ImageFile:
     try:
         picture = Image.open(io.BytesIO(body), formats=FORMATS)
         if picture.width * picture.height <= max_pixels:
+            check_cost(picture, body)
             return picture
+    except Problem:
+        raise
     except Image.DecompressionBombError:
         pass
     except Exception as error:  # Pillow raises nearly anything on bytes made to break it
         raise broken(error) from error
     raise Problem(413, "too_many_pixels", f"the image has more than {max_pixels:,} pixels")
+
+
+def check_cost(picture: ImageFile, body: bytes) -> None:
+    """Problem 400 or 415 if to decode it would take far longer than its pixels and bytes let expect."""
+    if picture.format == "JPEG" and body.count(b"\xff\xda") > MAX_SCANS:
+        raise Problem(400, "broken_image", f"the image cannot be decoded: it has more than {MAX_SCANS} scans")
+    if any(tile.codec_name == "bmp_rle" for tile in picture.tile):  # Pillow does it in Python, some pixels one by one
+        raise Problem(415, "unsupported_format", "a BMP must not be compressed")
 
 
 def decode(picture: ImageFile, preprocesses: Sequence[Preprocess], *, scaled: bool) -> list[Pixels]:
@@ -79,11 +92,15 @@ class Decoders:
         self._max_pixels = max_pixels
         self._pool = ThreadPoolExecutor(threads, "decode")
         self._under_way = 0
-        self._mean_s = 0.0
+        self.mean_s = 0.0  # of those that were decoded off the event loop
 
-    def expected_s(self) -> float:
-        """In how many seconds one more image would be decoded, if it is like those before."""
-        return self._mean_s * (1 + self._under_way / self._threads)
+    def wait_s(self) -> float:
+        """In how many seconds a thread will be free, if those under way are like those before."""
+        return self.mean_s * self._under_way / self._threads
+
+    def forget(self) -> None:
+        """Trust what was seen less: what is refused for its time shows no other."""
+        self.mean_s *= 1 - LEARNING
 
     async def __call__(
         self, body: bytes, content_type: str, preprocesses: Sequence[Preprocess], *, scaled: bool
@@ -98,15 +115,17 @@ class Decoders:
             picture = opened(image_of(body, content_type), self._max_pixels)
             if picture.width * picture.height <= SMALL_PIXELS:
                 return decode(picture, preprocesses, scaled=scaled), (perf_counter() - started) * 1000
+        loop = asyncio.get_running_loop()
+        job = self._pool.submit(self._decode, body, content_type, preprocesses, scaled)
         self._under_way += 1
-        try:
-            pixels, seconds = await asyncio.get_running_loop().run_in_executor(
-                self._pool, self._decode, body, content_type, preprocesses, scaled
-            )
-        finally:
-            self._under_way -= 1
-        self._mean_s += LEARNING * (seconds - self._mean_s)
+        # a request may be given up; its thread goes on
+        job.add_done_callback(lambda _: loop.call_soon_threadsafe(self._ended))
+        pixels, seconds = await asyncio.wrap_future(job)
+        self.mean_s += LEARNING * (seconds - self.mean_s)
         return pixels, (perf_counter() - started) * 1000
+
+    def _ended(self) -> None:
+        self._under_way -= 1
 
     def _decode(
         self, body: bytes, content_type: str, preprocesses: Sequence[Preprocess], scaled: bool

@@ -29,7 +29,10 @@ class Metrics:
             {"processor": processor(), "python": python_version()} | {name: version(name) for name in LIBRARIES}
         )
         self._requests = Counter(
-            "convserve_requests", "Requests to /classify", ["model", "outcome"], registry=self._registry
+            "convserve_requests",
+            "Images to be classified, for each model that was asked",
+            ["model", "outcome"],
+            registry=self._registry,
         )
         self._stages = Histogram(
             "convserve_stage_seconds", "Time by stage", ["model", "stage"], buckets=SECONDS, registry=self._registry

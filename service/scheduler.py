@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from math import inf
 from typing import Self
@@ -59,19 +59,30 @@ class Item:
 class Lane:
     """One engine's queue: what waits, and how many are `coming`, admitted and still being decoded.
 
-    `share` is the device time that it has had, in seconds; what it left unused while nothing waited is not kept for it.
+    `users` are the requests that hold it, from before their bodies are read until they are answered. `share` is the
+    device time that it has had, in seconds; what it left unused while nothing waited is not kept for it.
     """
 
     engine: Engine
     cost: Cost
     waiting: deque[Item] = field(default_factory=deque)
     coming: int = 0
+    users: int = 0
     share: float = 0.0
 
     @property
     def depth(self) -> int:
         """How many images are admitted and do not run yet."""
         return len(self.waiting) + self.coming
+
+    @contextmanager
+    def in_use(self) -> Iterator[Lane]:
+        """It may not be unloaded to make room."""
+        self.users += 1
+        try:
+            yield self
+        finally:
+            self.users -= 1
 
 
 def one_thread() -> Device:
@@ -111,17 +122,14 @@ class Scheduler:
         return max(0.0, self._free_at - asyncio.get_running_loop().time()) + own + others
 
     def check(self, lane: Lane, deadline: float, before_s: float = 0.0) -> None:
-        """Overloaded if one more image could not be answered by `deadline` or too many wait, Late if it is too late.
+        """Overloaded if one more image could not be answered by `deadline`, or too many wait.
 
         `before_s` is what it takes, in seconds, until there are pixels.
         """
         left = deadline - asyncio.get_running_loop().time()
         expected = before_s + self.expected_s(lane)
-        if expected > left and not lane.depth and not self._free_at:
-            lane.cost.forget()  # or nothing would ever show that it is not so slow any more
-        if lane.cost(1) > left:
-            raise Late(f"inference takes {1000 * lane.cost(1):.0f} ms, of which {1000 * left:.0f} ms are left")
         if expected > left:
+            lane.cost.forget(asyncio.get_running_loop().time())
             told = f"an answer would take {1000 * expected:.0f} ms, of which {1000 * left:.0f} ms are left"
             raise Overloaded(told, lane.depth, expected - left)
         if lane.depth >= self._max_waiting:
@@ -176,22 +184,33 @@ class Scheduler:
         return batch
 
     async def _run_batch(self, lane: Lane, batch: list[Item]) -> None:
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        self._share, self._free_at = lane.share, started + lane.cost(len(batch))
+        """Of a batch that fails each image runs by itself, so that only those fail that must."""
         try:
-            logits = await self._device(lane.engine, np.stack([item.pixels for item in batch]))
+            logits, started, took = await self._on_device(lane, batch)
         except Exception as error:
+            if len(batch) == 1:
+                settle(batch[0], error)
+                return
             for item in batch:
-                settle(item, error)
+                if not item.answer.done():
+                    await self._run_batch(lane, [item])
             return
-        finally:
-            took = loop.time() - started
-            lane.share += took
-            self._free_at = 0.0
         lane.cost.observe(len(batch), took)
         for item, row in zip(batch, logits, strict=True):
             settle(item, Answer(row, len(batch), (started - item.since) * 1000, took * 1000))
+
+    async def _on_device(self, lane: Lane, batch: list[Item]) -> tuple[Logits, float, float]:
+        """Logits, when it began, and how long it took; its lane pays for it, whatever becomes of it."""
+        now = asyncio.get_running_loop().time
+        started = now()
+        self._share, self._free_at = lane.share, started + lane.cost(len(batch))
+        try:
+            logits = await self._device(lane.engine, np.stack([item.pixels for item in batch]))
+        finally:
+            took = now() - started
+            lane.share += took
+            self._free_at = 0.0
+        return logits, started, took
 
 
 class Place:

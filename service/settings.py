@@ -12,6 +12,9 @@ from engines.runtime import Runtime
 EMBEDDED_DATASET = "mnist5k"  # what training has a recipe for, for every architecture
 
 
+Secret = Annotated[SecretStr, Field(min_length=1)]
+
+
 class Settings(BaseSettings):
     """Each field is CONVSERVE_<NAME IN CAPITALS>; `pins` is JSON, such as {"lenet5": "lenet5:mnist5k-5c93254d"}."""
 
@@ -35,8 +38,8 @@ class Settings(BaseSettings):
     drain_s: Annotated[float, Field(ge=0)] = 1.0
     access_log: bool = True
     tracing: bool = False
-    api_keys: frozenset[SecretStr] = frozenset()
-    admin_token: SecretStr | None = None
+    api_keys: frozenset[Secret] = frozenset()
+    admin_token: Secret | None = None
 
     @property
     def warm_batches(self) -> list[int]:

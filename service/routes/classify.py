@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
+from http import HTTPStatus
 from math import inf
 from typing import Annotated, Literal
 
@@ -24,6 +26,7 @@ from service.server import Server, Shared, problems
 
 MAX_TOP_K = 1000
 MAX_COMPARED = 16
+logger = logging.getLogger("bentoml.convserve")
 PATIENCE_S = 0.05  # before we look whether a client is still there
 
 IMAGE_BODY = {
@@ -84,8 +87,8 @@ async def classify(
             found = server.catalog.find(model)
         request.state.tag = found.manifest.tag
         lane = await server.catalog.lane(found, precision)
-        check_possible(lane, deadline_ms)
-        (answer,) = await answers(server, request, [(found, lane)], top_k, deadline)
+        with lane.in_use():
+            (answer,) = await answers(server, request, [(found, lane)], top_k, deadline)
     if isinstance(answer, Exception):
         raise answer
     answer.choice = choice
@@ -114,12 +117,25 @@ async def compare(
         raise Problem(422, "invalid_parameter", f"models: {len(names)} are too many; at most {MAX_COMPARED}")
     deadline = deadline_of(server, deadline_ms)
     async with asyncio.timeout_at(deadline):
-        found = {model.manifest.tag: model for model in map(server.catalog.find, names)}
-        asked = [(model, await server.catalog.lane(model)) for model in found.values()]
-        for _, lane in asked:
-            check_possible(lane, deadline_ms)
-        given = await answers(server, request, asked, top_k, deadline)
-    rows = [compared(model, answer) for model, answer in zip(found.values(), given, strict=True)]
+        found = list({model.manifest.tag: model for model in map(server.catalog.find, names)}.values())
+        rows = [compared(model) for model in found]
+        asked = []
+        with ExitStack() as held:
+            for model, row in zip(found, rows, strict=True):
+                try:
+                    lane = await server.catalog.lane(model)
+                except Problem as problem:
+                    failed(server, row, problem)
+                else:
+                    asked.append((model, held.enter_context(lane.in_use())))
+            given = await answers(server, request, asked, top_k, deadline)
+    waiting = (row for row in rows if not row.problem)
+    for row, (model, _), answer in zip(waiting, asked, given, strict=True):
+        if isinstance(answer, Exception):
+            failed(server, row, answer)
+        else:
+            accuracy = accuracy_of(model, answer.precision)
+            row.answer, row.top1 = answer, accuracy.top1 if accuracy else None
     labels = {row.answer.predictions[0].label for row in rows if row.answer}
     return schema.Comparison(agree=len(labels) == 1, models=rows)
 
@@ -129,28 +145,24 @@ def deadline_of(server: Server, deadline_ms: float | None) -> float:
     return asyncio.get_running_loop().time() + min(server.settings.timeout_s, (deadline_ms or inf) / 1000)
 
 
-def check_possible(lane: Lane, deadline_ms: float | None) -> None:
-    """Problem 422 if even an idle server could not answer in time: to ask again would not help."""
-    alone_ms = 1000 * lane.cost(1)
-    if deadline_ms is not None and deadline_ms < alone_ms:
-        detail = f"inference alone takes {alone_ms:.1f} ms, longer than deadline_ms={deadline_ms:g}"
-        lane.cost.forget()
-        raise Problem(422, "impossible_deadline", detail)
-
-
 async def answers(
     server: Server, request: Request, asked: list[tuple[Model, Lane]], top_k: int, deadline: float
 ) -> list[schema.Classification | Exception]:
     """What each model makes of the request's image, or what kept it from that.
 
-    Overloaded, before the body is read or before it is decoded, if one of them could not answer in time.
+    Before the body is read: Problem 422 if one of them could not answer in time were it idle; there, and again before
+    the image is decoded, Overloaded if it could not as it is.
     """
-    for _, lane in asked:
-        server.scheduler.check(lane, deadline, server.decoders.expected_s())
+    left = deadline - asyncio.get_running_loop().time()
+    for model, lane in asked:
+        if lane.cost.alone_s > left:
+            told = f"takes {1000 * lane.cost.alone_s:.1f} ms for an image, of which {1000 * left:.1f} ms are left"
+            raise Problem(422, "impossible_deadline", f"{model.manifest.tag} {told}")
+        server.scheduler.check(lane, deadline, server.decoders.wait_s())
     with server.bodies.hold() as body, ExitStack() as places:
         image = await body.read(request)
-        decode_s = server.decoders.expected_s()
-        admitted = (server.scheduler.admit(lane, deadline, decode_s) for _, lane in asked)
+        wait_s = server.decoders.wait_s()
+        admitted = (server.scheduler.admit(lane, deadline, wait_s) for _, lane in asked)
         held = [(model, places.enter_context(place)) for (model, _), place in zip(asked, admitted, strict=True)]
         content_type = request.headers.get("content-type", "")
         async with while_connected(request):
@@ -223,16 +235,19 @@ async def while_connected(request: Request) -> AsyncIterator[None]:
             task.cancel()
 
 
-def compared(model: Model, answer: schema.Classification | Exception) -> schema.Compared:
-    """One row of a comparison."""
+def compared(model: Model) -> schema.Compared:
+    """A row of a comparison, without an answer yet."""
     entry = model.manifest
-    row = schema.Compared(model=entry.tag, macs=entry.complexity.macs, params=entry.complexity.params)
-    if isinstance(answer, Exception):
-        row.problem = as_problem(answer).details()
-    else:
-        accuracy = accuracy_of(model, answer.precision)
-        row.answer, row.top1 = answer, accuracy.top1 if accuracy else None
-    return row
+    return schema.Compared(model=entry.tag, macs=entry.complexity.macs, params=entry.complexity.params)
+
+
+def failed(server: Server, row: schema.Compared, error: Exception) -> None:
+    """What kept a model from an answer: told, counted and, if it is the server's own fault, logged."""
+    problem = as_problem(error)
+    row.problem = problem.details()
+    server.metrics.failed(row.model, problem.code)
+    if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        logger.error("%s: %s", row.model, error, exc_info=error)
 
 
 def top(logits: NDArray[np.float32], labels: tuple[str, ...], k: int) -> list[schema.Prediction]:

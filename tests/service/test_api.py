@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from pydantic import ValidationError
 
 from engines import manifest, store
 from engines.store import PublishedModel
@@ -109,6 +110,7 @@ async def test_an_engine_that_fails_is_a_problem_and_counted(server: Server, thr
         assert response.headers["content-type"] == "application/problem+json"
         assert (response.status_code, response.json()["code"]) == (500, "internal_error")
         assert "device lost" not in response.text
+        assert response.headers["x-request-id"]
         assert 'outcome="internal_error"} 1.0' in (await client.get("/metrics")).text
 
 
@@ -190,6 +192,10 @@ async def test_compare_decodes_once_and_one_that_fails_fails_alone(server: Serve
         labels = {tag: row["answer"]["predictions"][0]["label"] for tag, row in rows.items() if "answer" in row}
         assert labels == {three[0]: "0", three[2]: "1"}
         assert rows[three[1]]["problem"]["code"] == "internal_error"
+        assert 'outcome="internal_error"} 1.0' in (await client.get("/metrics")).text
+        server.catalog.models[three[1]].slots[None] = Slot()  # whose files are not what was published
+        unloadable = (await client.post("/compare", params={"models": ",".join(three[:2])}, content=DIGIT)).json()
+        assert [row.get("problem", {}).get("code") for row in unloadable["models"]] == [None, "not_loadable"]
         assert (rows[three[2]]["top1"], rows[three[2]]["macs"]) == (0.95, 325_680)
         put(server, three[1], Sleepy(1))
         both = (await client.post("/compare", params={"models": ",".join(three[1:3])}, content=DIGIT)).json()
@@ -208,13 +214,15 @@ async def test_keys_and_the_admins_token(three: list[str]) -> None:
         for headers in ({}, {"X-API-Key": "three"}):
             response = await client.post("/classify?model=lenet5", content=DIGIT, headers=headers)
             assert (response.status_code, response.json()["code"]) == (401, "unauthorized")
+        assert (await client.get("/docs")).status_code == 200
         client.headers["X-API-Key"] = "two"
         assert (await client.post("/classify?model=lenet5", content=DIGIT)).status_code == 200
         assert (await client.post("/models/lenet5/unload")).status_code == 401
         assert (await client.post("/models/lenet5/unload", headers={"Authorization": "Bearer x"})).status_code == 401
         client.headers["Authorization"] = "Bearer root"
         assert (await client.post("/models/lenet5/unload")).json()["status"] == "published"
-        assert (await client.get("/docs")).status_code == 200
+    with pytest.raises(ValidationError):
+        Settings.model_validate({"api_keys": [""]})
     async with client_of(make_server(Settings())) as client:
         response = await client.post("/models/lenet5/load", headers={"Authorization": "Bearer "})
         assert (response.status_code, response.json()["code"]) == (403, "admin_off")

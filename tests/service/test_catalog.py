@@ -16,7 +16,7 @@ from engines import manifest
 from engines.runtime import EngineSpec
 from engines.store import PublishedModel
 from models.zoo import ZOO
-from service.catalog import Catalog
+from service.catalog import Catalog, Model
 from service.errors import Problem
 from service.settings import EMBEDDED_DATASET, Settings
 from training.data import DataSet
@@ -132,24 +132,30 @@ async def test_what_is_asked_for_and_fails_is_an_error() -> None:
 @pytest.mark.usefixtures("loadable")
 async def test_what_was_used_least_recently_leaves_for_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.catalog.resident_mb", lambda: 0.0)
-    monkeypatch.setattr(Catalog, "_measured_mb", staticmethod(lambda model, precision: 100.0))
+    needs = dict.fromkeys(("first", "second", "third"), 100.0)
+    monkeypatch.setattr(Catalog, "_need_mb", lambda self, model, precision: needs[model.manifest.dataset])
     catalog = Catalog(Settings(runtime="null", memory_mb=250))
     await catalog.load_all()
-    tags = list(catalog.models)
+    one, two, three = catalog.models.values()
 
-    def loaded() -> list[str]:
-        return [tag for tag, slot in catalog.slots if slot.lane]
+    def loaded() -> list[Model]:
+        return [model for model in catalog.models.values() if model.chosen.lane]
 
-    assert loaded() == tags[:2]  # the third does not fit
-    first = await catalog.lane(catalog.models[tags[0]])
-    await catalog.lane(catalog.models[tags[2]])
-    assert loaded() == [tags[0], tags[2]]
-    first.coming = 1  # somebody waits for it
-    await catalog.lane(catalog.models[tags[1]])
-    assert loaded() == tags[:2]
-    with pytest.raises(Problem, match="needs 100 MB, more than there are") as raised:
-        await Catalog(Settings(runtime="null", memory_mb=50)).lane(catalog.models[tags[2]])
-    assert (raised.value.status, raised.value.code) == (503, "not_loadable")
+    assert loaded() == [one, two]  # the third does not fit
+    first = await catalog.lane(one)
+    await catalog.lane(three)
+    assert loaded() == [one, three]
+    with first.in_use():
+        await catalog.lane(two)
+        assert loaded() == [one, two]
+        needs["third"] = 200
+        with pytest.raises(Problem, match="too little of CONVSERVE_MEMORY_MB is not in use") as raised:
+            await catalog.lane(three)
+        assert (raised.value.status, three.chosen.failures) == (503, 0)
+    needs["third"] = 300
+    with pytest.raises(Problem, match="needs 300 MB, more than CONVSERVE_MEMORY_MB"):
+        await catalog.lane(three)
+    assert (loaded(), three.chosen.failures) == ([one, two], 1)  # nobody left for what can never fit
 
 
 @pytest.mark.anyio

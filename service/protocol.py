@@ -1,0 +1,95 @@
+"""HTTP/1.1 as uvicorn has it, with bounds that it lacks: on heads, on the time for one, on what is sent ahead."""
+
+from __future__ import annotations
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from service.errors import MEDIA_TYPE, Problem
+
+MAX_HEAD_BYTES = 65536  # of the first line, the headers and the trailers
+HEAD_S = 10.0
+MAX_AHEAD = 16  # requests sent before the first of them is answered
+PER_HEADER = 64  # what one costs beside its letters
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    _head = 0  # bytes of the head by now
+    _held = 0  # bytes since the parser last told us something; it may hold them all
+    _too_late: asyncio.TimerHandle | None = None  # runs while no request is
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Somebody came."""
+        super().connection_made(transport)
+        self._too_late = self.loop.call_later(HEAD_S, transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """They went."""
+        self._set_timer(False)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Some bytes of them."""
+        self._held += len(data)
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self._held > MAX_HEAD_BYTES:
+            self.send_400_response("a header or a chunk's extension is too long")
+        self._set_timer(self.cycle is None or self.cycle.response_complete)
+
+    def _set_timer(self, wanted: bool) -> None:
+        if wanted and self._too_late is None:
+            self._too_late = self.loop.call_later(HEAD_S, self.transport.close)
+        elif not wanted and self._too_late is not None:
+            self._too_late.cancel()
+            self._too_late = None
+
+    # What the parser tells. What is raised here ends in a 400.
+
+    def _add(self, size: int) -> None:
+        self._held = 0
+        self._head += size
+        if self._head > MAX_HEAD_BYTES:
+            raise ValueError
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._head = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of its address."""
+        self._add(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header or trailer."""
+        self._add(len(name) + len(value) + PER_HEADER)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is whole."""
+        if len(self.pipeline) >= MAX_AHEAD:
+            raise ValueError
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        self._held = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        self._held = 0
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """As a problem, like all others."""
+        body = Problem(400, "malformed_request", msg).details().model_dump_json().encode()
+        head = f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        self.transport.write(STATUS_LINE[400] + head.encode() + body)
+        self.transport.close()

@@ -1,0 +1,461 @@
+"""What anybody on the network may send: each is refused, held for no longer than allowed, and harms nobody else."""
+
+from __future__ import annotations
+
+import json
+import re
+import select
+import socket
+import struct
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import httpx
+import psutil
+import pytest
+from PIL import Image
+
+from engines.store import PublishedModel
+from tests.service.test_images import chunks_of, encoded, png
+from tests.service.test_server import DIGIT, HEAD, MEBIBYTE, classify
+from tests.serving import serving
+
+TIMEOUT_S = 2.0
+MAX_GROWTH_MB = 80.0
+FORM = {"content-type": "multipart/form-data; boundary=x"}
+PART = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+
+
+@dataclass(frozen=True)
+class Target:
+    """A server that gives each request 2 seconds."""
+
+    client: httpx.Client
+    pid: int
+
+    def memory_mb(self) -> float:
+        """Resident, of the process tree."""
+        parent = psutil.Process(self.pid)
+        return sum(process.memory_info().rss for process in [parent, *parent.children(recursive=True)]) / 1e6
+
+    def connect(self) -> socket.socket:
+        url = self.client.base_url
+        return socket.create_connection((url.host, url.port or 80), timeout=10)
+
+    def seconds_of_a_good_request(self) -> float:
+        started = time.monotonic()
+        assert classify(self.client, DIGIT).status_code == 200
+        return time.monotonic() - started
+
+
+@pytest.fixture(scope="module")
+def a_server(lenet5: PublishedModel) -> Iterator[Target]:
+    with serving(CONVSERVE_RUNTIME="null", CONVSERVE_TIMEOUT_S=str(TIMEOUT_S)) as (client, pid):
+        target = Target(client, pid)
+        with ThreadPoolExecutor(16) as pool:  # so that what the first requests take is taken
+            list(pool.map(lambda _: classify(client, large_png(1000, 1000)), range(32)))
+        yield target
+
+
+@pytest.fixture
+def target(a_server: Target) -> Iterator[Target]:
+    """The server, which after the test answers a good request at once, and has not grown."""
+    before = a_server.memory_mb()
+    yield a_server
+    assert a_server.seconds_of_a_good_request() < 1
+    grown = a_server.memory_mb() - before
+    assert grown < MAX_GROWTH_MB, f"{grown:.0f} MB more than before"
+
+
+def problem(response: httpx.Response) -> tuple[int, str]:
+    """Status and code of what must be a problem."""
+    assert response.headers["content-type"] == "application/problem+json", response.text[:200]
+    details = response.json()
+    assert details["status"] == response.status_code
+    assert details["detail"]
+    return response.status_code, details["code"]
+
+
+def answer_to(connection: socket.socket) -> tuple[int, str]:
+    """Status and code of the problem that the server writes before it closes the connection."""
+    answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"content-type: application/problem+json" in head.lower(), answer[:400]
+    return int(head.split()[1]), json.loads(body)["code"]
+
+
+# Pictures
+
+
+def large_png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """Black, one bit a pixel, made row by row; `chunks` come before the pixels."""
+    packer, row = zlib.compressobj(9), bytes(1 + (width + 7) // 8)
+    packed = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return png((b"IHDR", header), *chunks, (b"IDAT", packed), (b"IEND", b""))
+
+
+def rle_bmp(width: int, height: int, runs: bytes) -> bytes:
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(runs), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 1078 + len(runs), 0, 0, 1078) + head + bytes(1024) + runs
+
+
+def jpeg_of_scans(edge: int, scans: int) -> bytes:
+    """Progressive: after the first, each scan says of every block, in some bytes, that nothing changes."""
+
+    def segment(marker: int, data: bytes) -> bytes:
+        return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
+
+    blocks = ((edge + 7) // 8) ** 2
+    frame = struct.pack(">BHHB", 8, edge, edge, 1) + b"\x01\x11\x00"
+    one_code = bytes([1, *[0] * 15])
+    head = b"\xff\xd8" + segment(0xDB, b"\0" + b"\1" * 64) + segment(0xC2, frame)
+    tables = segment(0xC4, b"\x00" + one_code + b"\x00") + segment(0xC4, b"\x10" + one_code + b"\xe0")
+    first = segment(0xDA, b"\1\1\0\0\0\0") + bytes(blocks // 8 + 1)
+    nothing = segment(0xDA, b"\1\1\0\1\x3f\0") + bytes(2 * (blocks // 2**14 + 1))
+    return head + tables + first + nothing * scans + b"\xff\xd9"
+
+
+def webp_of_size(edge: int) -> bytes:
+    """Animated, of one frame of 8 x 8, on a canvas that is said to be larger."""
+    frame = encoded(Image.new("RGB", (8, 8)), "WEBP", lossless=True)[12:]
+    canvas = struct.pack("<I", edge - 1)[:3]
+    placed = bytes(6) + struct.pack("<I", 7)[:3] * 2 + bytes(4) + frame
+    chunks = ((b"VP8X", b"\x02\0\0\0" + canvas * 2), (b"ANIM", bytes(6)), (b"ANMF", placed))
+    body = b"WEBP" + b"".join(kind + struct.pack("<I", len(data)) + data for kind, data in chunks)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def text_chunk(kind: bytes, megabytes: int) -> tuple[bytes, bytes]:
+    flags = b"\1\0\0\0" if kind == b"iTXt" else b"\0"
+    return kind, b"Comment\0" + flags + zlib.compress(b"a" * megabytes * 1_000_000, 9)
+
+
+GIF, BMP = (encoded(Image.new("L", (8, 8)), image_format) for image_format in ("GIF", "BMP"))
+BOMBS: dict[str, Callable[[], bytes]] = {
+    "PNG of 180 megapixels": lambda: large_png(18_000, 10_000),
+    "GIF of 60,000 x 60,000": lambda: GIF[:6] + struct.pack("<HH", 60_000, 60_000) + GIF[10:],
+    "BMP of 60,000 x 60,000": lambda: BMP[:18] + struct.pack("<ii", 60_000, 60_000) + BMP[26:],
+    "WebP of 60,000 x 60,000": lambda: webp_of_size(60_000),
+    "WebP of 16,000 x 16,000": lambda: webp_of_size(16_000),
+    "PNG with 100 MB of iTXt": lambda: large_png(8, 8, text_chunk(b"iTXt", 100)),
+    "PNG with 100 MB of zTXt": lambda: large_png(8, 8, text_chunk(b"zTXt", 100)),
+    "PNG with 70 iTXt of 1 MB": lambda: large_png(8, 8, *[text_chunk(b"iTXt", 1)] * 70),
+    "PNG of a wrong size": lambda: png(
+        (b"IHDR", struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 8, 6, 0, 0, 0)), (b"IEND", b"")
+    ),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_decompression_bomb_is_refused_unopened(target: Target, bomb: str) -> None:
+    body, before = BOMBS[bomb](), target.memory_mb()
+    assert len(body) < 500_000
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(classify, target.client, body)
+        peak = before
+        while not answer.done():
+            peak = max(peak, target.memory_mb())
+            time.sleep(0.005)
+    assert problem(answer.result()) in {(413, "too_many_pixels"), (400, "broken_image")}
+    assert peak - before < MAX_GROWTH_MB
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(lambda: jpeg_of_scans(7000, 5000), id="JPEG of 5,000 scans"),  # 20 s, and 10 MB of them 7 minutes
+        pytest.param(lambda: rle_bmp(50_000_000, 1, b"\1\1\0\0\0\1"), id="BMP of one long run"),  # 7 s, of 1 kB
+    ],
+)
+def test_no_small_picture_takes_a_decoder_for_long(target: Target, body: Callable[[], bytes]) -> None:
+    assert problem(classify(target.client, body()))[0] in {400, 413, 415}
+
+
+def test_a_png_may_have_some_text(target: Target) -> None:
+    body = png(*(chunks := chunks_of(DIGIT))[:1], (b"tEXt", b"Comment\0seven"), *chunks[1:])
+    assert classify(target.client, body).status_code == 200
+
+
+# Clients that are slow, or wrong about lengths
+
+
+def test_slow_bodies_end_in_a_timeout_and_keep_nobody_waiting(target: Target) -> None:
+    def drip(_: int) -> tuple[int, str]:
+        with target.connect() as connection:
+            connection.sendall(f"{HEAD}Content-Length: 1000\r\n\r\n".encode())
+            while not select.select([connection], [], [], 0.75)[0]:  # no byte crosses the answer
+                connection.sendall(b"x")
+            return answer_to(connection)
+
+    with ThreadPoolExecutor(50) as pool:
+        slow = pool.map(drip, range(50))
+        waits = [target.seconds_of_a_good_request() for _ in range(50)]
+        assert set(slow) == {(504, "timeout")}
+    assert max(waits) < 1
+
+
+def test_heads_that_never_end_are_not_waited_for(target: Target) -> None:
+    connections = [target.connect() for _ in range(50)]
+    for connection in connections:
+        connection.sendall(HEAD.encode())
+    deadline = time.monotonic() + 15
+    for connection in connections:
+        with connection:
+            assert select.select([connection], [], [], deadline - time.monotonic())[0], "it is still open"
+
+
+@pytest.mark.parametrize(
+    "lengths_and_body",
+    [
+        "Content-Length: -5\r\n\r\nhello",
+        "Content-Length: +5\r\n\r\nhello",
+        "Content-Length: five\r\n\r\nhello",
+        "Content-Length: \r\n\r\nhello",
+        "Content-Length: 99999999999999999999999\r\n\r\nhello",
+        "Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
+        "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        "Transfer-Encoding: identity\r\n\r\nhello",
+        "Transfer-Encoding: chunked\r\n\r\nxyz\r\nhello\r\n0\r\n\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n-5\r\nhello\r\n0\r\n\r\n",
+        "Transfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\nhello\r\n0\r\n\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n3\r\nhello\r\n0\r\n\r\n",
+        "Content-Length: 5\r\n\r\nhello, and more than was said",
+    ],
+)
+def test_a_wrong_length_is_refused_and_the_connection_closed(target: Target, lengths_and_body: str) -> None:
+    with target.connect() as connection:
+        connection.sendall((HEAD + lengths_and_body).encode())
+        assert answer_to(connection)[0] == 400
+
+
+@pytest.mark.parametrize("head", ["Content-Length: 500", "Transfer-Encoding: chunked"])
+def test_a_body_shorter_than_was_said_ends_with_its_connection(target: Target, head: str) -> None:
+    for _ in range(50):
+        with target.connect() as connection:
+            connection.sendall(f"{HEAD}{head}\r\n\r\n1f4\r\nhalf".encode())
+    with target.connect() as connection:  # one that only says that it has no more to send
+        connection.sendall(f"{HEAD}{head}\r\n\r\n1f4\r\nhalf".encode())
+        connection.shutdown(socket.SHUT_WR)
+        connection.settimeout(TIMEOUT_S + 5)
+        assert connection.recv(65536)[:12] in {b"", b"HTTP/1.1 400", b"HTTP/1.1 504"}
+
+
+# Forms
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        *((FORM["content-type"], (PART + DIGIT + b"\r\n--x--\r\n")[:cut]) for cut in (1, 20, 70, 76, 200, -9, -5)),
+        ("multipart/form-data", PART + DIGIT),
+        (FORM["content-type"], PART.replace(b"image", b"other") * 10_000 + b"--x--"),
+        (FORM["content-type"], b"\r\n".join([PART + DIGIT] * 10_000) + b"\r\n--x--"),
+        (FORM["content-type"], b"--x\r\nX: " + MEBIBYTE + b"\r\n" + PART[5:] + DIGIT + b"\r\n--x--"),
+        (FORM["content-type"], b"--x\r\n" + b"X: y\r\n" * 100_000 + PART[5:] + DIGIT + b"\r\n--x--"),
+        (FORM["content-type"], b"--x\r\n" + MEBIBYTE),
+        ("multipart/form-data; boundary=" + "b" * 10_000, b"--" + b"b" * 9_999),
+    ],
+    ids=lambda value: f"{len(value)} bytes {value[:20]!r}",
+)
+def test_a_form_that_is_cut_or_flooded_is_refused(target: Target, kind: str, body: bytes) -> None:
+    response = target.client.post("/classify?model=lenet5", content=body, headers={"content-type": kind})
+    assert problem(response) in {(400, "broken_multipart"), (400, "empty_image"), (400, "broken_image")}
+
+
+@pytest.mark.parametrize("data", [b"\r\n-", b"\r\n--", b"\r", b"\r\n--x-"])
+def test_a_form_of_near_boundaries_blocks_nobody(target: Target, data: bytes) -> None:
+    body = PART + data * (10_000_000 // len(data)) + b"\r\n--x--\r\n"
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(target.client.post, "/classify?model=lenet5", content=body, headers=FORM)
+        waits = [target.seconds_of_a_good_request()]
+        while not answer.done():
+            waits.append(target.seconds_of_a_good_request())
+    assert problem(answer.result()) in {(415, "unsupported_format"), (504, "timeout")}
+    assert max(waits) < 1
+
+
+# Names and numbers
+
+NAMES = ["../../etc/passwd", "%2e%2e%2f", "a\0b", "x" * 10_000, "модель", "\U0001f600", "\u202e5tenel", "@", ":"]
+NAMES += ["lenet5:../../x", "lenet5@\0", "lenet5@../mnist5k", "LENET5", " lenet5", "lenet5\x1b[2J", "none"]
+REFUSED = {(404, "unknown_model"), (404, "not_found"), (422, "invalid_parameter")}
+
+
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name[:20]))
+def test_a_name_is_no_path(target: Target, name: str) -> None:
+    for route in ("/models/{}", "/models/{}/complexity", "/models/{}/latency"):
+        path = route.format(quote(name, safe="")).encode()
+        url = target.client.base_url.copy_with(raw_path=path)  # as it is, since httpx would tidy it
+        assert problem(target.client.get(url)) in REFUSED
+    assert problem(classify(target.client, DIGIT, model=name)) in REFUSED
+    assert problem(compare(target.client, name)) in REFUSED
+    assert problem(compare(target.client, f"lenet5,{name}")) in REFUSED
+
+
+def compare(client: httpx.Client, models: str, **parameters: str) -> httpx.Response:
+    return client.post("/compare", params={"models": models, **parameters}, content=DIGIT)
+
+
+@pytest.mark.parametrize("path", ["/models/../../etc/passwd", "/static-offline-docs/../service/app.py", "//etc/passwd"])
+def test_no_path_leads_to_a_file(target: Target, path: str) -> None:
+    for form in (path, path.replace("..", "%2e%2e"), path.replace("../", "%2e%2e%2f"), path.replace("../", "..%5c")):
+        with target.connect() as connection:  # of our own, since httpx would tidy the path
+            connection.sendall(f"GET {form} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            assert answer_to(connection)[0] == 404
+
+
+@pytest.mark.parametrize(
+    "models",
+    [
+        ",".join(f"m{number}" for number in range(3000)),
+        ",".join(["lenet5"] * 1000),
+        ",".join(f"m{number}" for number in range(17)),
+        "," * 1999,
+        "lenet5,,",
+        "",
+    ],
+    ids=lambda models: f"{len(models)} characters",
+)
+def test_too_many_or_empty_names_to_compare_are_refused(target: Target, models: str) -> None:
+    assert problem(compare(target.client, models)) in REFUSED
+
+
+def test_a_model_named_many_times_is_asked_once(target: Target) -> None:
+    assert len(compare(target.client, ",".join(["lenet5"] * 250)).json()["models"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value"),
+    [
+        *(("top_k", value) for value in ("-1", "0", "1001", "1e3", "2.5", "nan", "inf", "0x5", "", "9" * 5000)),
+        *(("deadline_ms", value) for value in ("nan", "-inf", "-1", "0", "-0.0", "", "1ms")),
+        ("deadline_ms", "1e-300"),
+        *(("max_latency_ms", value) for value in ("nan", "-inf", "-1", "0", "1e-300")),
+        *(("min_accuracy", value) for value in ("nan", "inf", "-inf", "-0.1", "1.0000001", "1")),
+    ],
+)
+def test_a_number_out_of_range_is_refused(target: Target, parameter: str, value: str) -> None:
+    model = "auto" if parameter in {"max_latency_ms", "min_accuracy"} else "lenet5"
+    codes = {"invalid_parameter", "no_choice", "impossible_deadline"}
+    status, code = problem(classify(target.client, DIGIT, model=model, **{parameter: value}))
+    assert status == 422
+    assert code in codes
+    if model == "lenet5":
+        assert problem(compare(target.client, model, **{parameter: value})) == (status, code)
+
+
+@pytest.mark.parametrize("value", ["inf", "1e308", "1e400"])
+def test_there_may_be_all_the_time_in_the_world(target: Target, value: str) -> None:
+    assert classify(target.client, DIGIT, deadline_ms=value).status_code == 200
+    assert classify(target.client, DIGIT, model="auto", max_latency_ms=value).status_code == 200
+    assert compare(target.client, "lenet5", deadline_ms=value).status_code == 200
+
+
+# Things to be followed, opened or run
+
+
+def test_nothing_is_fetched_opened_or_run(target: Target) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/cat.png"
+        # what would contact the listener if it was unpickled
+        pickled = b"csocket\ncreate_connection\n((S'127.0.0.1'\nI%d\ntptR." % listener.getsockname()[1]
+        svg = f'<svg xmlns="http://www.w3.org/2000/svg"><image href="{url}"/></svg>'.encode()
+        for body in (url.encode(), pickled, svg, f"file://{__file__}".encode(), b"\x80\x04\x95" + pickled):
+            assert problem(classify(target.client, body)) == (415, "unsupported_format")
+            form = target.client.post("/classify?model=lenet5", files={"image": ("a.png", body)})
+            assert problem(form) == (415, "unsupported_format")
+            pickle = {"content-type": "application/vnd.bentoml+pickle"}
+            response = target.client.post("/classify?model=lenet5", content=body, headers=pickle)
+            assert problem(response)[0] == 415
+        for data in ({"image": url}, {"image": "docs/digit.png"}, {"url": url}):
+            assert problem(target.client.post("/classify?model=lenet5", data=data))[0] in {400, 415}
+            files: dict[str, tuple[None, str]] = {name: (None, value) for name, value in data.items()}
+            assert problem(target.client.post("/classify?model=lenet5", files=files)) == (400, "empty_image")
+        for forwarded in ({"X-Forwarded-Host": "127.0.0.1"}, {"Referer": url}, {"Content-Location": url}):
+            response = target.client.post("/classify?model=lenet5", content=DIGIT, headers=forwarded)
+            assert response.status_code == 200
+        assert problem(classify(target.client, DIGIT, model=url)) == (404, "unknown_model")
+        assert not select.select([listener], [], [], 0.3)[0], "the server contacted it"
+
+
+@pytest.mark.parametrize("name", ["../../../tmp/hostile.png", "/etc/passwd", "a\0.png", "x" * 5000, "%2e%2e%2f", ""])
+def test_a_files_name_is_only_a_name(target: Target, name: str) -> None:
+    response = target.client.post("/classify?model=lenet5", files={"image": (name, DIGIT, "image/png")})
+    if response.status_code != 200:
+        assert problem(response) in {(400, "broken_multipart"), (400, "empty_image")}
+
+
+# Floods
+
+FLOODS = {
+    "a header's value": (HEAD.encode() + b"X-A: ", b"x" * 65536),
+    "a header's name": (HEAD.encode(), b"x" * 65536),
+    "an address": (b"GET /", b"x" * 65536),
+    "headers": (HEAD.encode(), b"X-A: y\r\n" * 8192),
+    "trailers": (HEAD.encode() + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X-A: y\r\n" * 8192),
+    "a chunk's extension": (HEAD.encode() + b"Transfer-Encoding: chunked\r\n\r\n5;", b"x" * 65536),
+    "chunks of a byte": (HEAD.encode() + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n" * 10_000),
+    "empty lines": (b"", b"\r\n" * 32768),
+    "requests, no answer of which is read": (b"", b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 2048),
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_flood_takes_no_memory(target: Target, flood: str) -> None:
+    head, chunk = FLOODS[flood]
+    before, waits = target.memory_mb(), []
+    with target.connect() as connection:
+        connection.settimeout(3)  # a server that does not read any more is as good as one that closes
+        try:
+            connection.sendall(head)
+            for number in range(0x4000000 // len(chunk)):
+                connection.sendall(chunk)
+                if number % 16 == 0:
+                    assert target.memory_mb() - before < MAX_GROWTH_MB, f"after {number * len(chunk):,} bytes"
+                    waits.append(target.seconds_of_a_good_request())
+        except OSError:
+            pass
+        assert target.memory_mb() - before < MAX_GROWTH_MB
+        waits.append(target.seconds_of_a_good_request())
+    assert max(waits) < 2
+
+
+@pytest.mark.parametrize("headers", [b"X-A: " + b"x" * 10_000_000 + b"\r\n", b"X-A: y\r\n" * 10_000])
+def test_a_head_of_too_much_is_refused(target: Target, headers: bytes) -> None:
+    with target.connect() as connection:
+        answer = b""
+        try:
+            connection.sendall(HEAD.encode() + headers + b"Content-Length: 0\r\nConnection: close\r\n\r\n")
+            answer = connection.recv(12)
+        except OSError:  # it was closed before we had sent all
+            pass
+        assert answer in {b"", b"HTTP/1.1 400", b"HTTP/1.1 431"}
+
+
+# Clients that go away
+
+
+def queue_depth(client: httpx.Client) -> float:
+    return sum(map(float, re.findall(r"^convserve_queue_depth\{.*\} (.*)$", client.get("/metrics").text, re.MULTILINE)))
+
+
+def test_clients_that_go_away_leave_the_queue(target: Target) -> None:
+    body = encoded(Image.new("RGB", (4000, 4000)), "PNG")
+    request = f"{HEAD}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    connections = [target.connect() for _ in range(40)]
+    for connection in connections:
+        connection.sendall(request)
+    deadline = time.monotonic() + 1
+    while queue_depth(target.client) < 20:
+        assert time.monotonic() < deadline
+    for connection in connections:
+        connection.close()
+    deadline = time.monotonic() + 1  # sooner than they would time out
+    while queue_depth(target.client):
+        assert time.monotonic() < deadline
