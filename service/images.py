@@ -31,16 +31,11 @@ warnings.filterwarnings("ignore", module="PIL")
 PngImagePlugin.MAX_TEXT_MEMORY = 4 * 1024 * 1024  # of all text in a PNG, for which we have no use
 
 
-def to_pixels(body: bytes, preprocess: Preprocess, max_pixels: int) -> Pixels:
-    """What `preprocess` makes of the picture, upright, of a GIF the first frame; by content, whatever it was called.
+def opened(body: bytes, max_pixels: int) -> ImageFile:
+    """A picture of which only the header has been read: by its content, whatever it was called.
 
     Problem 400 if it is empty or broken, 413 if it has too many pixels, 415 if it is of no format we take.
     """
-    return decode(opened(body, max_pixels), [preprocess], scaled=False)[0]
-
-
-def opened(body: bytes, max_pixels: int) -> ImageFile:
-    """A picture of which only the header has been read; a Problem as of `to_pixels`."""
     if not body:
         raise Problem(400, "empty_image", "the body is empty; send the bytes of an image")
     if not body.startswith(SIGNATURES) and not (body[:4] == b"RIFF" and body[8:12] == b"WEBP"):
@@ -68,7 +63,10 @@ def check_cost(picture: ImageFile, body: bytes) -> None:
 
 
 def decode(picture: ImageFile, preprocesses: Sequence[Preprocess], *, scaled: bool) -> list[Pixels]:
-    """What each makes of the picture, upright; a JPEG's perhaps `scaled` down. A Problem as of `to_pixels`."""
+    """What each makes of the picture, upright, of a GIF the first frame; a JPEG's perhaps `scaled` down.
+
+    Problem 400 if it is broken.
+    """
     try:
         if scaled:
             draft(picture, preprocesses)
@@ -108,7 +106,7 @@ class Decoders:
         """What each makes of the image in a request's body, and how many ms that took.
 
         A small picture is decoded at once, since to go to a thread and back takes longer; all others off the event
-        loop. A Problem as of `image_of` and `to_pixels`.
+        loop. A Problem as of `image_of`, `opened` and `decode`.
         """
         started = perf_counter()
         if len(body) <= SMALL_BYTES:

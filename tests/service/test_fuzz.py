@@ -28,8 +28,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from service.errors import Problem
-from service.images import FORMATS, to_pixels
-from tests.service.test_images import LIMIT, SMALL, chunks_of, encoded, png
+from service.images import FORMATS
+from tests.service.test_images import LIMIT, SMALL, chunks_of, encoded, png, to_pixels
 from tests.service.test_server import DIGIT
 
 MAX_GROWTH_MB = 20.0

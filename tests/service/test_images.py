@@ -13,7 +13,7 @@ from PIL import Image
 
 from engines.preprocess import Preprocess
 from service.errors import Problem
-from service.images import FORMATS, decode, opened, to_pixels
+from service.images import FORMATS, Pixels, decode, opened
 
 LIMIT = 1_000_000
 SMALL = Preprocess(mode="RGB", resize_edge=20, crop=20)
@@ -23,6 +23,10 @@ def encoded(picture: Image.Image, image_format: str, **options: object) -> bytes
     buffer = io.BytesIO()
     picture.save(buffer, image_format, **options)
     return buffer.getvalue()
+
+
+def to_pixels(body: bytes, preprocess: Preprocess, max_pixels: int) -> Pixels:
+    return decode(opened(body, max_pixels), [preprocess], scaled=False)[0]
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
