@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeVar
 
 from engines.manifest import Accuracy
-from service.catalog import Model
 from service.errors import Problem
+from service.loading import Model
 from service.scheduler import Lane, Overloaded
 from service.schema import Candidate, Choice
 from service.server import Server

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect
 
 from service import schema
-from service.catalog import Model
 from service.choice import AUTO, accuracy_of, choose_model
 from service.errors import Problem, as_problem
 from service.images import FORMATS, Pixels
+from service.loading import Model
 from service.operations import trace
 from service.scheduler import Lane, Place
 from service.server import Server, Shared, problems
@@ -86,7 +86,7 @@ async def classify(
         else:
             found = server.catalog.find(model)
         request.state.tag = found.manifest.tag
-        lane = await server.catalog.lane(found, precision)
+        lane = await server.catalog.loader.lane(found, precision)
         with lane.in_use():
             (answer,) = await answers(server, request, [(found, lane)], top_k, deadline)
     if isinstance(answer, Exception):
@@ -123,7 +123,7 @@ async def compare(
         with ExitStack() as held:
             for model, row in zip(found, rows, strict=True):
                 try:
-                    lane = await server.catalog.lane(model)
+                    lane = await server.catalog.loader.lane(model)
                 except Problem as problem:
                     failed(server, row, problem)
                 else:

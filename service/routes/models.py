@@ -8,9 +8,9 @@ from fastapi import APIRouter, Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from service import schema
-from service.catalog import Model
 from service.choice import accuracy_of, comparable, front, options
 from service.errors import Problem
+from service.loading import Model
 from service.server import Server, Shared, problems, same
 
 router = APIRouter()
@@ -113,7 +113,7 @@ async def admin(
 async def load(name: str, server: Shared) -> schema.PublishedModel:
     """Load a model's engine, if it is not loaded."""
     model = server.catalog.find(name)
-    await server.catalog.lane(model)
+    await server.catalog.loader.lane(model)
     return published_model(model)
 
 
@@ -121,7 +121,7 @@ async def load(name: str, server: Shared) -> schema.PublishedModel:
 async def unload(name: str, server: Shared) -> schema.PublishedModel:
     """Let a model's engines go; the next request for it loads it again."""
     model = server.catalog.find(name)
-    server.catalog.unload(model)
+    server.catalog.loader.unload(model)
     return published_model(model)
 
 

@@ -24,8 +24,8 @@ from pydantic import ValidationError
 from engines import manifest, store
 from engines.store import PublishedModel
 from service.api import create_api
-from service.catalog import Slot
 from service.cost import Cost
+from service.loading import Slot
 from service.scheduler import Lane
 from service.server import Server, make_server
 from service.settings import Settings

@@ -16,8 +16,9 @@ from engines import manifest
 from engines.runtime import EngineSpec
 from engines.store import PublishedModel
 from models.zoo import ZOO
-from service.catalog import Catalog, Model
+from service.catalog import Catalog
 from service.errors import Problem
+from service.loading import Loader, Model
 from service.settings import EMBEDDED_DATASET, Settings
 from training.data import DataSet
 from training.recipe import quick
@@ -114,9 +115,9 @@ async def test_what_was_chosen_for_it_and_fails_is_opened_by_openvino(
     def on_a_gpu(records: object, runtime: str, precision: str) -> EngineSpec:  # that is not there
         return EngineSpec("tensorrt_rtx" if runtime == "auto" else "openvino", "fp32")
 
-    monkeypatch.setattr("service.catalog.choose", on_a_gpu)
+    monkeypatch.setattr("service.loading.choose", on_a_gpu)
     catalog = Catalog(Settings(load="first_use"))
-    assert (await catalog.lane(catalog.find("lenet5"))).engine.runtime == "openvino"
+    assert (await catalog.loader.lane(catalog.find("lenet5"))).engine.runtime == "openvino"
     assert "is opened by openvino instead: there is no NVIDIA GPU" in caplog.text
 
 
@@ -125,15 +126,15 @@ async def test_what_was_chosen_for_it_and_fails_is_opened_by_openvino(
 async def test_what_is_asked_for_and_fails_is_an_error() -> None:
     catalog = Catalog(Settings(load="first_use", runtime="tensorrt_rtx"))
     with pytest.raises(Problem, match="cannot be loaded: there is no NVIDIA GPU"):
-        await catalog.lane(catalog.find("lenet5"))
+        await catalog.loader.lane(catalog.find("lenet5"))
 
 
 @pytest.mark.anyio
 @pytest.mark.usefixtures("loadable")
 async def test_what_was_used_least_recently_leaves_for_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.catalog.resident_mb", lambda: 0.0)
+    monkeypatch.setattr("service.loading.resident_mb", lambda: 0.0)
     needs = dict.fromkeys(("first", "second", "third"), 100.0)
-    monkeypatch.setattr(Catalog, "_need_mb", lambda self, model, precision: needs[model.manifest.dataset])
+    monkeypatch.setattr(Loader, "_need_mb", lambda self, model, precision: needs[model.manifest.dataset])
     catalog = Catalog(Settings(runtime="null", memory_mb=250))
     await catalog.load_all()
     one, two, three = catalog.models.values()
@@ -142,19 +143,19 @@ async def test_what_was_used_least_recently_leaves_for_what_is_asked_for(monkeyp
         return [model for model in catalog.models.values() if model.chosen.lane]
 
     assert loaded() == [one, two]  # the third does not fit
-    first = await catalog.lane(one)
-    await catalog.lane(three)
+    first = await catalog.loader.lane(one)
+    await catalog.loader.lane(three)
     assert loaded() == [one, three]
     with first.in_use():
-        await catalog.lane(two)
+        await catalog.loader.lane(two)
         assert loaded() == [one, two]
         needs["third"] = 200
         with pytest.raises(Problem, match="too little of CONVSERVE_MEMORY_MB is not in use") as raised:
-            await catalog.lane(three)
+            await catalog.loader.lane(three)
         assert (raised.value.status, three.chosen.failures) == (503, 0)
     needs["third"] = 300
     with pytest.raises(Problem, match="needs 300 MB, more than CONVSERVE_MEMORY_MB"):
-        await catalog.lane(three)
+        await catalog.loader.lane(three)
     assert (loaded(), three.chosen.failures) == ([one, two], 1)  # nobody left for what can never fit
 
 
@@ -167,11 +168,11 @@ async def test_a_failed_load_is_tried_again_later_and_later(monkeypatch: pytest.
     good = weights.read_bytes()
     weights.write_bytes(b"broken")
     clock = 1000.0
-    monkeypatch.setattr("service.catalog.time.monotonic", lambda: clock)
+    monkeypatch.setattr("service.loading.time.monotonic", lambda: clock)
     for wait in (2, 4, 8):
         for _ in range(2):  # the second is refused without a try
             with pytest.raises(Problem, match="is not the file that was published") as raised:
-                await catalog.lane(model)
+                await catalog.loader.lane(model)
             assert raised.value.headers == {"Retry-After": str(wait)}
         assert model.chosen.retry_at == clock + wait
         clock += wait

@@ -1,0 +1,216 @@
+"""Engines come and go: loaded when they are asked for, within a memory budget, tried again when that failed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Literal
+
+from engines import manifest, records
+from engines.choose import choose
+from engines.engine import Engine, EngineError
+from engines.manifest import Manifest, ManifestError
+from engines.memory import resident_mb
+from engines.records import EngineRecord
+from engines.runtime import Runtime, open_engine
+from engines.store import PublishedModel
+from service.cost import known_cost
+from service.errors import Problem
+from service.scheduler import Lane
+from service.schema import Status
+from service.settings import Settings
+
+FILE_TIMES = 2.5  # a loaded network takes about so many times its file
+RETRY_S = 60.0  # the longest wait before a failed load is tried again
+logger = logging.getLogger("bentoml.convserve")
+
+
+class Busy(Exception):
+    """There would be room if nobody used what is loaded."""
+
+
+@dataclass(eq=False)
+class Slot:
+    """A place for one engine of a model; `lane` is its queue while it is loaded, `memory_mb` what it then takes."""
+
+    status: Status = "published"
+    lane: Lane | None = None
+    error: str | None = None
+    loading: asyncio.Task[Lane] | None = None
+    failures: int = 0
+    retry_at: float = 0.0  # on time.monotonic's clock, as is the next
+    used_at: float = 0.0
+    memory_mb: float = 0.0
+
+
+@dataclass(eq=False)
+class Model:
+    """A published model, what was found of its engines on this machine, and the engines themselves.
+
+    `slots` are by precision; None is the one that is chosen where none was asked for. `proven` is a model that could
+    be loaded once.
+    """
+
+    published: PublishedModel
+    records: tuple[EngineRecord, ...]
+    slots: dict[str | None, Slot] = field(default_factory=lambda: {None: Slot()})
+    proven: bool = False
+
+    @property
+    def manifest(self) -> Manifest:
+        """What was published."""
+        return self.published.manifest
+
+    @property
+    def chosen(self) -> Slot:
+        """The engine that serves where none is asked for."""
+        return self.slots[None]
+
+    def bears_scaled_jpeg(self, engine: Engine) -> bool:
+        """Whether it was found that JPEGs decoded scaled down get the same answers."""
+        found = (
+            record
+            for record in self.records
+            if (record.runtime, record.precision) == (engine.runtime, engine.precision)
+        )
+        return any(record.scaled_jpeg and not record.scaled_jpeg.problem for record in found)
+
+
+class Loader:
+    """Loads one engine at a time; `slots` gives all there are, which share the memory budget."""
+
+    def __init__(self, settings: Settings, slots: Callable[[], Iterable[Slot]]) -> None:
+        self._settings = settings
+        self._slots = slots
+        self._one_at_a_time = asyncio.Lock()  # so that the memory that one takes can be told from another's
+
+    async def lane(self, model: Model, precision: str | None = None) -> Lane:
+        """The queue of the model's engine, or of that of a precision, loaded now if it is not yet.
+
+        Problem 409 if the model was not published in that precision, 503 if the engine cannot be loaded.
+        """
+        if precision and precision == self._chosen_precision(model):
+            precision = None
+        if precision and precision not in model.manifest.precisions:
+            tag, precisions = model.manifest.tag, model.manifest.precisions
+            detail = f"{tag} is published in {', '.join(precisions)}, not in {precision}"
+            raise Problem(409, "no_precision", detail, near=precisions)
+        slot = model.slots.setdefault(precision, Slot())
+        slot.used_at = time.monotonic()
+        if slot.lane:
+            return slot.lane
+        if slot.loading is None:
+            if slot.retry_at > time.monotonic():
+                raise not_loadable(model, slot)
+            slot.loading = asyncio.create_task(self._load(model, slot, precision))
+        return await asyncio.shield(slot.loading)
+
+    def _chosen_precision(self, model: Model) -> str:
+        """That of the engine which is chosen where none is asked for: as loaded, or as it would be."""
+        if model.chosen.lane:
+            return model.chosen.lane.engine.precision
+        return choose(model.records, self._settings.runtime, self._settings.precision).precision
+
+    def unload(self, model: Model) -> None:
+        """Let its engines go; who waits for them is still answered. Problem 409 while one is being loaded."""
+        if any(slot.loading for slot in model.slots.values()):
+            raise Problem(409, "loading", f"{model.manifest.tag} is being loaded")
+        for slot in model.slots.values():
+            slot.lane, slot.memory_mb = None, 0.0
+            if slot.status == "ready":
+                slot.status = "published"
+
+    async def _load(self, model: Model, slot: Slot, precision: str | None) -> Lane:
+        tag, settings = model.manifest.tag, self._settings
+        named, batches = precision or settings.precision, [1] if precision else settings.warm_batches
+        slot.status = "loading"
+        try:
+            async with self._one_at_a_time:
+                need_mb = self._need_mb(model, precision)
+                self._make_room(need_mb)
+                before_mb = resident_mb()
+                lane = await asyncio.to_thread(self._open, model, named, batches)
+                # less than is needed is seen where memory that was free already is used again
+                slot.memory_mb = max(resident_mb() - before_mb, need_mb)
+        except Busy as error:
+            slot.status = "published"
+            detail = f"{tag} cannot be loaded now: {error}"
+            raise Problem(503, "not_loadable", detail, headers={"Retry-After": "1"}) from error
+        except Exception as error:  # whatever is wrong with one model must not stop the others
+            slot.failures += 1
+            slot.retry_at = time.monotonic() + min(2.0 ** min(slot.failures, 10), RETRY_S)
+            slot.status, slot.error = "failed", str(error)
+            expected = isinstance(error, EngineError | ManifestError)
+            logger.error("cannot load %s: %s", tag, error, exc_info=not expected)
+            raise not_loadable(model, slot) from error
+        finally:
+            slot.loading = None
+        slot.lane, slot.status, slot.error, slot.failures, model.proven = lane, "ready", None, 0, True
+        slot.used_at = time.monotonic()
+        logger.info("%s is ready on %s, %s", tag, lane.engine.runtime, lane.engine.precision)
+        return lane
+
+    def _make_room(self, need_mb: float) -> None:
+        """Let go what was used least recently, until so much more fits.
+
+        EngineError if it never will, Busy if what is in use would have to go.
+        """
+        budget_mb = self._settings.memory_mb
+        if budget_mb is not None and need_mb > budget_mb:
+            raise EngineError(f"it needs {need_mb:.0f} MB, more than CONVSERVE_MEMORY_MB")
+        loaded = [slot for slot in self._slots() if slot.lane]
+        idle = sorted((slot for slot in loaded if slot.lane and not slot.lane.users), key=lambda slot: slot.used_at)
+        if not self._fits(need_mb - sum(slot.memory_mb for slot in idle)):
+            raise Busy(f"it needs {need_mb:.0f} MB, and too little of CONVSERVE_MEMORY_MB is not in use")
+        while not self._fits(need_mb):
+            slot = idle.pop(0)
+            slot.lane, slot.status, slot.memory_mb = None, "published", 0.0
+
+    def has_room(self, model: Model) -> bool:
+        """Whether its chosen engine can be loaded, and none has to leave for it."""
+        return self._settings.memory_mb is None or self._fits(self._need_mb(model, None))
+
+    def _fits(self, need_mb: float) -> bool:
+        budget_mb = self._settings.memory_mb
+        return budget_mb is None or sum(slot.memory_mb for slot in self._slots()) + need_mb <= budget_mb
+
+    def _need_mb(self, model: Model, precision: str | None) -> float:
+        """What an engine takes: as measured on this machine, else by its file."""
+        spec = choose(model.records, self._settings.runtime, precision or self._settings.precision)
+        engine = (spec.runtime, spec.precision)
+        speeds = [
+            speed for record in model.records for speed in record.speeds if (speed.runtime, speed.precision) == engine
+        ]
+        if measured := max((speed.memory_mb or 0.0 for speed in speeds), default=0.0):
+            return measured
+        graph = model.manifest.files.get(manifest.GRAPHS.get(spec.precision, manifest.ONNX))
+        return graph.bytes / 1e6 * FILE_TIMES if graph else 0.0
+
+    def _open(self, model: Model, precision: str, batches: Sequence[int]) -> Lane:
+        """Of the engine that was chosen; where it was chosen by us and cannot be opened, of OpenVINO's."""
+        settings, model.records = self._settings, records.find_all(model.published)
+
+        def opened(runtime: Runtime | Literal["auto"]) -> Lane:
+            spec = choose(model.records, runtime, precision)
+            engine = open_engine(model.published, spec, batches, settings.max_batch)
+            shape = model.manifest.preprocess.shape
+            return Lane(engine, known_cost(engine, spec, model.records, shape, settings.max_batch))
+
+        try:
+            return opened(settings.runtime)
+        except EngineError as error:
+            if settings.runtime != "auto" or choose(model.records, "auto", precision).runtime == "openvino":
+                raise
+            logger.warning("%s is opened by openvino instead: %s", model.manifest.tag, error)
+        return opened("openvino")
+
+
+def not_loadable(model: Model, slot: Slot) -> Problem:
+    """503, and when it is tried again."""
+    detail = f"{model.manifest.tag} cannot be loaded: {slot.error}"
+    seconds = max(1, ceil(slot.retry_at - time.monotonic()))
+    return Problem(503, "not_loadable", detail, headers={"Retry-After": str(seconds)})
