@@ -26,14 +26,17 @@ class Bodies:
         self._max_bytes = max_bytes
         self._max_held_bytes = max_held_bytes
         self._held = 0
+        self.count = 0
 
     @contextmanager
     def hold(self) -> Iterator[Body]:
         """A body to be read; its bytes count until the end."""
         body = Body(self)
+        self.count += 1
         try:
             yield body
         finally:
+            self.count -= 1
             self._held -= body.received
 
     def check(self, count: int) -> None:

@@ -21,6 +21,7 @@ from service.errors import Problem
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 SIGNATURES = (b"BM", b"GIF8", b"\xff\xd8\xff", b"\x89PNG")
 SMALL_BYTES, SMALL_PIXELS = 8192, 64 * 64
+MEDIUM_PIXELS = 640 * 480  # some milliseconds
 MAX_SCANS = 200  # of a progressive JPEG; cameras and editors write ten, and each costs a pass over all pixels
 LEARNING = 0.1  # how far one image moves what is expected of the next
 Pixels = NDArray[np.uint8]
@@ -101,17 +102,17 @@ class Decoders:
         self.mean_s *= 1 - LEARNING
 
     async def __call__(
-        self, body: bytes, content_type: str, preprocesses: Sequence[Preprocess], *, scaled: bool
+        self, body: bytes, content_type: str, preprocesses: Sequence[Preprocess], *, scaled: bool, alone: bool
     ) -> tuple[list[Pixels], float]:
         """What each makes of the image in a request's body, and how many ms that took.
 
-        A small picture is decoded at once, since to go to a thread and back takes longer; all others off the event
-        loop. A Problem as of `image_of`, `opened` and `decode`.
+        A small picture, and one of some size if nobody else asks, is decoded at once, since to go to a thread and back
+        takes its time; all others off the event loop. A Problem as of `image_of`, `opened` and `decode`.
         """
         started = perf_counter()
-        if len(body) <= SMALL_BYTES:
+        if alone or len(body) <= SMALL_BYTES:
             picture = opened(image_of(body, content_type), self._max_pixels)
-            if picture.width * picture.height <= SMALL_PIXELS:
+            if picture.width * picture.height <= (MEDIUM_PIXELS if alone else SMALL_PIXELS):
                 return decode(picture, preprocesses, scaled=scaled), (perf_counter() - started) * 1000
         loop = asyncio.get_running_loop()
         job = self._pool.submit(self._decode, body, content_type, preprocesses, scaled)

@@ -175,7 +175,8 @@ async def infer_all(
     """Decode once, then each model in its turn."""
     preprocesses = [model.manifest.preprocess for model, _ in held]
     scaled = server.settings.scaled_jpeg and all(model.bears_scaled_jpeg(place.lane.engine) for model, place in held)
-    pixels, decode_ms = await server.decoders(body, content_type, preprocesses, scaled=scaled)
+    alone = server.bodies.count == 1
+    pixels, decode_ms = await server.decoders(body, content_type, preprocesses, scaled=scaled, alone=alone)
 
     async def one(model: Model, place: Place, own: Pixels) -> schema.Classification | Exception:
         try:
