@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeVar
 
@@ -99,7 +98,7 @@ def choose_model(
 
 def within_budget(server: Server, accurate: list[Option], max_latency_ms: float) -> Option:
     """The most accurate that is expected in time, the faster of two; Overloaded, or Problem 422, if none is."""
-    now = asyncio.get_running_loop().time()
+    now = server.scheduler.clock()
     for option in accurate:
         if option.expected_ms > max_latency_ms:
             option.lane.cost.forget(now)

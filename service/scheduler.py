@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +48,7 @@ class Answer:
 
 @dataclass(eq=False)
 class Item:
-    """One image waiting, since when and until when, on the event loop's clock."""
+    """One image waiting, since when and until when, on the scheduler's clock."""
 
     pixels: Pixels
     since: float
@@ -104,7 +105,10 @@ class Scheduler:
     its first image be answered in time.
     """
 
-    def __init__(self, max_waiting: int, device: Device | None = None) -> None:
+    def __init__(
+        self, max_waiting: int, device: Device | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.clock = clock  # the event loop's as well; but uvloop's own tells whole milliseconds
         self._max_waiting = max_waiting
         self._device = device or one_thread()
         self._active: set[Lane] = set()  # those of some depth
@@ -119,17 +123,17 @@ class Scheduler:
         """
         own = lane.cost.backlog_s(lane.depth + 1)
         others = sum(min(own, other.cost.backlog_s(other.depth)) for other in self._active if other is not lane)
-        return max(0.0, self._free_at - asyncio.get_running_loop().time()) + own + others
+        return max(0.0, self._free_at - self.clock()) + own + others
 
     def check(self, lane: Lane, deadline: float, before_s: float = 0.0) -> None:
         """Overloaded if one more image could not be answered by `deadline`, or too many wait.
 
         `before_s` is what it takes, in seconds, until there are pixels.
         """
-        left = deadline - asyncio.get_running_loop().time()
+        left = deadline - self.clock()
         expected = before_s + self.expected_s(lane)
         if expected > left:
-            lane.cost.forget(asyncio.get_running_loop().time())
+            lane.cost.forget(self.clock())
             told = f"an answer would take {1000 * expected:.0f} ms, of which {1000 * left:.0f} ms are left"
             raise Overloaded(told, lane.depth, expected - left)
         if lane.depth >= self._max_waiting:
@@ -166,10 +170,9 @@ class Scheduler:
             if batch := self._next_batch(lane):
                 await self._run_batch(lane, batch)
 
-    @staticmethod
-    def _next_batch(lane: Lane) -> list[Item]:
+    def _next_batch(self, lane: Lane) -> list[Item]:
         """The first that wait and can be in time; those that cannot are dropped before they cost device time."""
-        now, until = asyncio.get_running_loop().time(), inf
+        now, until = self.clock(), inf
         batch: list[Item] = []
         while lane.waiting and len(batch) < lane.cost.best_batch:
             item = lane.waiting[0]
@@ -201,13 +204,12 @@ class Scheduler:
 
     async def _on_device(self, lane: Lane, batch: list[Item]) -> tuple[Logits, float, float]:
         """Logits, when it began, and how long it took; its lane pays for it, whatever becomes of it."""
-        now = asyncio.get_running_loop().time
-        started = now()
+        started = self.clock()
         self._share, self._free_at = lane.share, started + lane.cost(len(batch))
         try:
             logits = await self._device(lane.engine, np.stack([item.pixels for item in batch]))
         finally:
-            took = now() - started
+            took = self.clock() - started
             lane.share += took
             self._free_at = 0.0
         return logits, started, took
@@ -236,8 +238,8 @@ class Place:
     async def infer(self, pixels: Pixels) -> Answer:
         """Of one image, (height, width, channels); Late if its turn came too late. One cancelled leaves the queue."""
         self._arrived()
-        loop = asyncio.get_running_loop()
-        item = Item(pixels, loop.time(), self._deadline, loop.create_future())
+        answer = asyncio.get_running_loop().create_future()
+        item = Item(pixels, self._scheduler.clock(), self._deadline, answer)
         return await self._scheduler.infer(self.lane, item)
 
 

@@ -141,8 +141,8 @@ async def compare(
 
 
 def deadline_of(server: Server, deadline_ms: float | None) -> float:
-    """On the event loop's clock; never later than the server's own."""
-    return asyncio.get_running_loop().time() + min(server.settings.timeout_s, (deadline_ms or inf) / 1000)
+    """On the scheduler's clock, which is the event loop's; never later than the server's own."""
+    return server.scheduler.clock() + min(server.settings.timeout_s, (deadline_ms or inf) / 1000)
 
 
 async def answers(
@@ -153,7 +153,7 @@ async def answers(
     Before the body is read: Problem 422 if one of them could not answer in time were it idle; there, and again before
     the image is decoded, Overloaded if it could not as it is.
     """
-    left = deadline - asyncio.get_running_loop().time()
+    left = deadline - server.scheduler.clock()
     for model, lane in asked:
         if lane.cost.alone_s > left:
             told = f"takes {1000 * lane.cost.alone_s:.1f} ms for an image, of which {1000 * left:.1f} ms are left"

@@ -103,7 +103,7 @@ def device() -> Device:
 
 def test_what_waits_rides_together_and_each_gets_its_own(device: Device) -> None:
     async def main() -> None:
-        lane, scheduler = device.lane(1.0, gain=0.5), Scheduler(100, device)
+        lane, scheduler = device.lane(1.0, gain=0.5), Scheduler(100, device, now)
         first = await asked(scheduler, lane, 1)
         await asyncio.sleep(0.25)
         rest = await asked(scheduler, lane, 2, 3, 4, 5, 6, 7)
@@ -134,7 +134,7 @@ def test_a_cost_is_interpolated_and_learns() -> None:
 
 def test_a_flood_of_one_model_costs_another_one_batch_of_it(device: Device) -> None:
     async def main() -> None:
-        vgg, lenet, scheduler = device.lane(1.0), device.lane(0.01), Scheduler(1000, device)
+        vgg, lenet, scheduler = device.lane(1.0), device.lane(0.01), Scheduler(1000, device, now)
         flood = await asked(scheduler, vgg, *[1] * 200)
         waits = []
         for _ in range(50):
@@ -149,7 +149,7 @@ def test_a_flood_of_one_model_costs_another_one_batch_of_it(device: Device) -> N
 
 def test_two_floods_get_the_same_device_time(device: Device) -> None:
     async def main() -> None:
-        slow, fast, scheduler = device.lane(1.0), device.lane(0.1), Scheduler(2000, device)
+        slow, fast, scheduler = device.lane(1.0), device.lane(0.1), Scheduler(2000, device, now)
         tasks = await asked(scheduler, slow, *[1] * 50) + await asked(scheduler, fast, *[1] * 500)
         await asyncio.sleep(40)
         spent = {lane: sum(lane.cost(size) for _, ran, size in device.ran if ran is lane) for lane in (slow, fast)}
@@ -161,7 +161,7 @@ def test_two_floods_get_the_same_device_time(device: Device) -> None:
 
 def test_who_was_idle_has_saved_nothing_up(device: Device) -> None:
     async def main() -> None:
-        busy, idle, scheduler = device.lane(1.0, best=1), device.lane(1.0, best=1), Scheduler(2000, device)
+        busy, idle, scheduler = device.lane(1.0, best=1), device.lane(1.0, best=1), Scheduler(2000, device, now)
         flood = await asked(scheduler, busy, *[1] * 200)
         await asyncio.sleep(100.5)
         flood += await asked(scheduler, idle, *[1] * 50)
@@ -175,7 +175,7 @@ def test_who_was_idle_has_saved_nothing_up(device: Device) -> None:
 
 def test_a_batch_is_small_enough_for_its_first_deadline(device: Device) -> None:
     async def main() -> None:
-        lane, scheduler = device.lane(1.0, gain=0.5, best=8), Scheduler(100, device)
+        lane, scheduler = device.lane(1.0, gain=0.5, best=8), Scheduler(100, device, now)
         first = await asked(scheduler, lane, 1)
         rest = await asked(scheduler, lane, 2, within_s=2.8)
         rest += await asked(scheduler, lane, *range(3, 9))
@@ -188,7 +188,7 @@ def test_a_batch_is_small_enough_for_its_first_deadline(device: Device) -> None:
 
 def test_what_cannot_be_in_time_is_refused_and_told_when_it_could(device: Device) -> None:
     async def main() -> None:
-        lane, scheduler = device.lane(1.0), Scheduler(100, device)
+        lane, scheduler = device.lane(1.0), Scheduler(100, device, now)
         tasks = await asked(scheduler, lane, *[1] * 10)
         await asyncio.sleep(0.5)
         depth = lane.depth
@@ -205,7 +205,7 @@ def test_what_cannot_be_in_time_is_refused_and_told_when_it_could(device: Device
 
 def test_what_was_slow_once_is_not_refused_for_ever(device: Device) -> None:
     async def main() -> None:
-        lane, scheduler = device.lane(1.0), Scheduler(100, device)
+        lane, scheduler = device.lane(1.0), Scheduler(100, device, now)
         for _ in range(10):
             lane.cost.observe(1, 4.0)
         refused = 0
@@ -223,7 +223,7 @@ def test_what_was_slow_once_is_not_refused_for_ever(device: Device) -> None:
 
 def test_the_queue_is_bounded_and_counts_what_is_still_decoded(device: Device) -> None:
     async def main() -> None:
-        lane, scheduler = device.lane(1.0), Scheduler(3, device)
+        lane, scheduler = device.lane(1.0), Scheduler(3, device, now)
         places = [scheduler.admit(lane, now() + 1000) for _ in range(3)]
         for place in places:
             place.__enter__()
@@ -240,7 +240,7 @@ def test_the_queue_is_bounded_and_counts_what_is_still_decoded(device: Device) -
 
 def test_what_has_become_late_costs_no_device_time(device: Device) -> None:
     async def main() -> None:
-        lane, scheduler = device.lane(1.0, best=1), Scheduler(100, device)
+        lane, scheduler = device.lane(1.0, best=1), Scheduler(100, device, now)
         tasks = await asked(scheduler, lane, 1, 2, within_s=2.5)
         lane.cost.observe(1, 4.0)  # it becomes slower than it was when they were let in
         tasks += await asked(scheduler, lane, 3)
@@ -253,7 +253,7 @@ def test_what_has_become_late_costs_no_device_time(device: Device) -> None:
 
 def test_a_cancelled_request_leaves_the_queue(device: Device) -> None:
     async def main() -> None:
-        lane, scheduler = device.lane(1.0, best=8), Scheduler(100, device)
+        lane, scheduler = device.lane(1.0, best=8), Scheduler(100, device, now)
         running, stays, goes = await asked(scheduler, lane, 1, 2, 3)
         await asyncio.sleep(0.5)
         goes.cancel()
@@ -269,7 +269,7 @@ def test_a_cancelled_request_leaves_the_queue(device: Device) -> None:
 
 def test_of_a_batch_that_fails_only_those_fail_that_must(device: Device) -> None:
     async def main() -> None:
-        lane, scheduler = device.lane(1.0, gain=0.5), Scheduler(100, device)
+        lane, scheduler = device.lane(1.0, gain=0.5), Scheduler(100, device, now)
         one, bad, three = await asked(scheduler, lane, 1, 255, 3)
         with pytest.raises(RuntimeError, match="a batch that fails"):
             await bad
@@ -299,7 +299,7 @@ def test_whatever_comes_each_has_one_outcome_and_answers_are_in_time(
 
     async def main() -> None:
         lanes = [device.lane(0.5, gain=0.4), device.lane(0.05), device.lane(0.01, gain=0.2, best=8)]
-        scheduler = Scheduler(20, device)
+        scheduler = Scheduler(20, device, now)
         outcomes: list[str] = []
 
         async def one(at: float, which: int, within_s: float, gone_after: float | None, value: int) -> None:
