@@ -448,17 +448,20 @@ def queue_depth(client: httpx.Client) -> float:
     return sum(map(float, re.findall(r"^convserve_queue_depth\{.*\} (.*)$", client.get("/metrics").text, re.MULTILINE)))
 
 
-def test_clients_that_go_away_leave_the_queue(target: Target) -> None:
-    body = encoded(Image.new("RGB", (4000, 4000)), "PNG")
+def test_clients_that_go_away_leave_the_queue(lenet5: PublishedModel) -> None:
+    body = encoded(Image.new("RGB", (8000, 6000)), "PNG")
     request = f"{HEAD}Content-Length: {len(body)}\r\n\r\n".encode() + body
-    connections = [target.connect() for _ in range(40)]
-    for connection in connections:
-        connection.sendall(request)
-    deadline = time.monotonic() + 1
-    while queue_depth(target.client) < 20:
-        assert time.monotonic() < deadline
-    for connection in connections:
-        connection.close()
-    deadline = time.monotonic() + 1  # sooner than they would time out
-    while queue_depth(target.client):
-        assert time.monotonic() < deadline
+    with serving(CONVSERVE_RUNTIME="null", CONVSERVE_TIMEOUT_S="120") as (client, pid):
+        target = Target(client, pid)
+        connections = [target.connect() for _ in range(100)]  # half a second each, of two at a time
+        for connection in connections:
+            connection.sendall(request)
+        deadline = time.monotonic() + 10
+        while queue_depth(client) < 50:
+            assert time.monotonic() < deadline
+        for connection in connections:
+            connection.close()
+        deadline = time.monotonic() + 5
+        while queue_depth(client):
+            assert time.monotonic() < deadline
+        assert target.seconds_of_a_good_request() < SOON_S

@@ -70,18 +70,18 @@ def test_a_killed_worker_is_back_within_seconds_and_only_what_was_in_flight_is_l
 
 def test_at_sigterm_it_turns_unready_answers_what_it_has_begun_and_ends(lenet5: PublishedModel) -> None:
     head = f"POST /classify?model=lenet5 HTTP/1.1\r\nHost: x\r\nContent-Length: {len(DIGIT)}\r\n\r\n".encode()
-    with serving(CONVSERVE_DRAIN_S="1.5") as (client, pid):
+    with serving(CONVSERVE_DRAIN_S="4") as (client, pid):
         address = client.base_url.host, client.base_url.port or 80
         with asked_all_the_time(client) as seen, socket.create_connection(address, timeout=10) as begun:
             os.kill(pid, signal.SIGTERM)
-            deadline = time.monotonic() + 1.0
+            deadline = time.monotonic() + 3
             while client.get("/readyz").status_code == 200:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
             assert classify(client).status_code == 200  # still, while others learn that it leaves
             assert set(seen) == {200}
             begun.sendall(head + DIGIT[:100])
-            time.sleep(2.5)
+            time.sleep(5)
             with pytest.raises(httpx.TransportError):
                 httpx.get(client.base_url.join("/livez"), timeout=1)
             begun.sendall(DIGIT[100:])
