@@ -171,7 +171,7 @@ def overload(host: str, name: str, images: list[bytes], load: Load, seconds: flo
 
 def endurance(host: str, name: str, images: list[bytes], load: Load, requests: int) -> None:
     """Very many requests: whether the server grows or slows down."""
-    tag = probe(host, path_of(name), next(load._images))["model"]
+    tag = tag_of(host, name, images)
     print(
         f"{name}, 16 in flight\n\n| requests | answers/s | p50 ms | p99 ms | other | resident MB |\n"
         + "| ---: " * 6

@@ -19,6 +19,11 @@ WORTH = 0.95  # of the best rate: a batch that reaches it is large enough
 TRIED_S = 0.2  # how long an engine of which nothing is known is tried
 
 
+def batch_sizes(most: int) -> list[int]:
+    """Powers of two, and the largest."""
+    return sorted({1 << power for power in range(most.bit_length())} | {most})
+
+
 class Cost:
     """Predicted seconds of device time by batch size, linear between the sizes that are known.
 
@@ -29,12 +34,12 @@ class Cost:
 
     def __init__(self, seconds: Mapping[int, float], max_batch: int) -> None:
         """Start from what is known: seconds by batch size, one size at least."""
-        self.alone_s = seconds[min(seconds)] / min(seconds)  # of one image, uncorrected
         self._sizes = sorted(seconds)
         self._seconds = [seconds[size] for size in self._sizes]
         self._correction = 1.0
         self._forgot_at = -inf
-        sizes = [*(1 << power for power in range(max_batch.bit_length()) if 1 << power < max_batch), max_batch]
+        self.alone_s = self(1)  # of one image, uncorrected for ever
+        sizes = batch_sizes(max_batch)
         rates = [size / self(size) for size in sizes]
         self.best_batch = next(size for size, rate in zip(sizes, rates, strict=True) if rate >= WORTH * max(rates))
 

@@ -9,22 +9,20 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin
 from PIL.ImageFile import ImageFile
 
 from engines.preprocess import Preprocess, draft
 from service.body import image_of
 from service.errors import Problem
+from service.scheduler import Pixels
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 SIGNATURES = (b"BM", b"GIF8", b"\xff\xd8\xff", b"\x89PNG")
-SMALL_BYTES, SMALL_PIXELS = 8192, 64 * 64
-MEDIUM_PIXELS = 640 * 480  # some milliseconds
+SMALL = 8192, 64 * 64  # bytes and pixels: a fraction of a millisecond
+MEDIUM = 128 * 1024, 640 * 480  # some milliseconds
 MAX_SCANS = 200  # of a progressive JPEG; cameras and editors write ten, and each costs a pass over all pixels
 LEARNING = 0.1  # how far one image moves what is expected of the next
-Pixels = NDArray[np.uint8]
 
 # what Pillow warns of is decided here: pictures of too many pixels are refused, odd EXIF data is passed over.
 # Set once, since warnings.catch_warnings is not safe in threads.
@@ -110,9 +108,10 @@ class Decoders:
         takes its time; all others off the event loop. A Problem as of `image_of`, `opened` and `decode`.
         """
         started = perf_counter()
-        if alone or len(body) <= SMALL_BYTES:
+        most_bytes, most_pixels = MEDIUM if alone else SMALL
+        if len(body) <= most_bytes:
             picture = opened(image_of(body, content_type), self._max_pixels)
-            if picture.width * picture.height <= (MEDIUM_PIXELS if alone else SMALL_PIXELS):
+            if picture.width * picture.height <= most_pixels:
                 return decode(picture, preprocesses, scaled=scaled), (perf_counter() - started) * 1000
         loop = asyncio.get_running_loop()
         job = self._pool.submit(self._decode, body, content_type, preprocesses, scaled)

@@ -46,6 +46,11 @@ class Slot:
     used_at: float = 0.0
     memory_mb: float = 0.0
 
+    def let_go(self) -> None:
+        """Of its engine; who waits for it is still answered."""
+        if self.lane:
+            self.lane, self.status, self.memory_mb = None, "published", 0.0
+
 
 @dataclass(eq=False)
 class Model:
@@ -120,9 +125,7 @@ class Loader:
         if any(slot.loading for slot in model.slots.values()):
             raise Problem(409, "loading", f"{model.manifest.tag} is being loaded")
         for slot in model.slots.values():
-            slot.lane, slot.memory_mb = None, 0.0
-            if slot.status == "ready":
-                slot.status = "published"
+            slot.let_go()
 
     async def _load(self, model: Model, slot: Slot, precision: str | None) -> Lane:
         tag, settings = model.manifest.tag, self._settings
@@ -162,13 +165,12 @@ class Loader:
         budget_mb = self._settings.memory_mb
         if budget_mb is not None and need_mb > budget_mb:
             raise EngineError(f"it needs {need_mb:.0f} MB, more than CONVSERVE_MEMORY_MB")
-        loaded = [slot for slot in self._slots() if slot.lane]
-        idle = sorted((slot for slot in loaded if slot.lane and not slot.lane.users), key=lambda slot: slot.used_at)
+        idle = [slot for slot in self._slots() if slot.lane and not slot.lane.users]
+        idle.sort(key=lambda slot: slot.used_at)
         if not self._fits(need_mb - sum(slot.memory_mb for slot in idle)):
             raise Busy(f"it needs {need_mb:.0f} MB, and too little of CONVSERVE_MEMORY_MB is not in use")
         while not self._fits(need_mb):
-            slot = idle.pop(0)
-            slot.lane, slot.status, slot.memory_mb = None, "published", 0.0
+            idle.pop(0).let_go()
 
     def has_room(self, model: Model) -> bool:
         """Whether its chosen engine can be loaded, and none has to leave for it."""

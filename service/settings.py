@@ -8,6 +8,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from engines.runtime import Runtime
+from service.cost import batch_sizes
 
 EMBEDDED_DATASET = "mnist5k"  # what training has a recipe for, for every architecture
 
@@ -49,4 +50,4 @@ class Settings(BaseSettings):
         """
         if self.load == "first_use":
             return [1]
-        return sorted({2**power for power in range(self.max_batch.bit_length())} | {self.max_batch})
+        return batch_sizes(self.max_batch)

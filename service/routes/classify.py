@@ -18,10 +18,10 @@ from starlette.requests import ClientDisconnect
 from service import schema
 from service.choice import AUTO, accuracy_of, choose_model
 from service.errors import Problem, as_problem
-from service.images import FORMATS, Pixels
+from service.images import FORMATS
 from service.loading import Model
 from service.operations import trace
-from service.scheduler import Lane, Place
+from service.scheduler import Lane, Pixels, Place
 from service.server import Server, Shared, problems
 
 MAX_TOP_K = 1000

@@ -26,7 +26,7 @@ from tests.serving import serving
 
 TIMEOUT_S = 2.0
 MAX_GROWTH_MB = 80.0
-SOON_S = 5.0  # a good request, on a machine that does other things too
+SOON_S = 1.0  # a good request
 FORM = {"content-type": "multipart/form-data; boundary=x"}
 PART = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from engines.preprocess import Preprocess
 from service.errors import Problem
-from service.images import FORMATS, Pixels, decode, opened
+from service.images import FORMATS, decode, opened
+from service.scheduler import Pixels
 
 LIMIT = 1_000_000
 SMALL = Preprocess(mode="RGB", resize_edge=20, crop=20)
