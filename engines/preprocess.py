@@ -73,4 +73,4 @@ def to_mode(picture: Image.Image, mode: str, fill: int) -> Image.Image:
         picture = picture.convert("RGBA")
         background = Image.new("RGBA", picture.size, (fill, fill, fill, 255))
         picture = Image.alpha_composite(background, picture).convert("RGB")
-    return picture.convert(mode)
+    return picture if picture.mode == mode else picture.convert(mode)  # which would copy it

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse
-from fastapi.security import APIKeyHeader
 from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
 from service import errors
-from service.errors import Problem
+from service.direct import Direct
 from service.operations import Operations
 from service.routes import classify, models
-from service.server import Server, Shared, same
+from service.server import Server, Shared, let_in
 
 DESCRIPTION = "Every CNN architecture of a lecture, LeNet-5 to SENet-154: what each answers, costs and how fast it is."
 
@@ -28,25 +25,18 @@ def create_api(server: Server) -> ASGIApp:
     keys = [Depends(let_in)] if server.settings.api_keys else []
     for routes in (classify.router, models.router, router):
         api.include_router(routes, dependencies=keys)
-    errors.install(api, count)
-    return Operations(api, server.metrics, server.settings.access_log)
+    errors.install(api, refuse)
+    return Operations(Direct(api, server, refuse), server.metrics, server.settings.access_log)
 
 
-async def let_in(
-    server: Shared, key: Annotated[str | None, Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]
-) -> None:
-    """Problem 401 without one of the keys that are set."""
-    # all are compared, and each in constant time
-    if not sum(same(key or "", known) for known in server.settings.api_keys):
-        raise Problem(401, "unauthorized", "an API key is needed, as the header X-API-Key")
-
-
-def count(request: Request, problem: Problem) -> None:
-    """Note for metrics and log what a request was answered with; count it if it was to classify."""
+async def refuse(request: Request, error: Exception) -> Response:
+    """An error as a problem; noted for metrics and log, and counted if it was to classify."""
+    problem = errors.as_problem(error)
     request.state.problem = problem.code
     if request.url.path in {"/classify", "/compare"}:
         server: Server = request.app.state.server
         server.metrics.failed(getattr(request.state, "tag", ""), problem.code)
+    return problem.response()
 
 
 @router.get("/", include_in_schema=False)

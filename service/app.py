@@ -9,7 +9,9 @@ import signal
 from types import FrameType
 
 import bentoml
+import opentelemetry.instrumentation.asgi
 import uvicorn.config
+from bentoml import get_current_service
 from bentoml._internal.server.http import traffic
 from pydantic import ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -27,37 +29,47 @@ except ValidationError as error:
     raise SystemExit(f"error: {'; '.join(wrong)}") from error
 
 
-def without_timeout(app: ASGIApp, timeout: float) -> ASGIApp:
-    """In the place of a middleware. It takes a path with a line's end, which no mount matches, to our routes."""
-
-    async def on(scope: Scope, receive: Receive, send: Send) -> None:
-        await (mounted if "\n" in scope.get("path", "") else app)(scope, receive, send)
-
-    return on
+BENTOML_PATHS = {"/livez", "/readyz", "/healthz", "/schema.json"}
 
 
 async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
     """Our routes, of the service that this process made."""
-    await bentoml.get_current_service().asgi(scope, receive, send)
+    await get_current_service().asgi(scope, receive, send)
+
+
+def ours_first(app: ASGIApp, timeout: float) -> ASGIApp:
+    """In the place of a middleware: what is not BentoML's to answer comes to our routes without more of its own."""
+
+    async def on(scope: Scope, receive: Receive, send: Send) -> None:
+        ours = scope["type"] == "http" and scope["path"] not in BENTOML_PATHS
+        await (mounted if ours else app)(scope, receive, send)
+
+    return on
+
+
+def untraced(app: ASGIApp, **_: object) -> ASGIApp:
+    """In the place of a middleware that makes spans, which takes a request some time even where none is kept."""
+    return app
 
 
 # Requests are bounded by our own deadlines. BentoML's timeout, which cannot be configured away, makes a task of each
 # request, and keeps it in memory until the time has passed, whenever it was answered.
-traffic.TimeoutMiddleware = without_timeout  # type: ignore[assignment, misc]
+traffic.TimeoutMiddleware = ours_first  # type: ignore[assignment, misc]
+if not SETTINGS.tracing:
+    opentelemetry.instrumentation.asgi.OpenTelemetryMiddleware = untraced  # type: ignore[assignment, misc]
 
 # BentoML lets uvicorn choose, and does so after it has imported us.
 uvicorn.config.HTTP_PROTOCOLS["auto"] = "service.protocol:BoundedProtocol"
 
 
 # One worker, since the scheduler owns the device. In place of BentoML's metrics, which label by raw path, and of its
-# access log are ours. What makes spans costs a request a tenth of a millisecond even where none is kept.
+# access log are ours.
 @bentoml.service(
     name="convserve",
     workers=1,
     traffic={"timeout": SETTINGS.timeout_s + 5},
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
-    tracing={"excluded_urls": "" if SETTINGS.tracing else ".*"},
 )
 @bentoml.asgi_app(mounted, path="/")
 class ConvServe:

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BytesIO
-from math import inf
-from typing import cast
 
 from fastapi import Request
-from python_multipart import FormParser
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import File, parse_options_header
+from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
 from service.errors import Problem
 
@@ -78,29 +73,18 @@ def image_of(body: bytes, content_type: str) -> bytes:
     Problem 400 if a form is broken or has no such part.
     """
     kind, options = parse_options_header(content_type)
-    if kind != b"multipart/form-data":
+    if kind != "multipart/form-data":
         return body
-    images: list[bytes] = []
-    parts = 0
-
-    def count(_: object) -> None:
-        nonlocal parts
-        parts += 1
-        if parts > MAX_PARTS:
-            raise FormParserError(f"it has more than {MAX_PARTS} parts")
-
-    def keep(file: File) -> None:
-        count(file)
-        if file.field_name == b"image":
-            images.append(cast(BytesIO, file.file_object).getvalue())
-
+    images, is_image = [], False
     try:
-        limits = {"MAX_MEMORY_FILE_SIZE": inf}  # nothing goes to disk
-        form = FormParser(kind.decode(), count, keep, boundary=options.get(b"boundary"), config=limits)
-        form.write(body)
-        form.finalize()
-    except FormParserError as error:
+        with PushMultipartParser(options.get("boundary", ""), max_segment_count=MAX_PARTS) as parser:
+            for event in parser.parse(body):
+                if isinstance(event, MultipartSegment):
+                    is_image = event.name == "image" and event.filename is not None
+                elif event and is_image:
+                    images.append(bytes(event))
+    except MultipartError as error:
         raise Problem(400, "broken_multipart", f"the form cannot be read: {error}") from error
     if not images:
-        raise Problem(400, "empty_image", "the form has no whole file in a part named `image`")
+        raise Problem(400, "empty_image", "the form has no file in a part named `image`")
     return images[0]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from math import ceil
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -42,17 +42,11 @@ class Problem(Exception):
         return JSONResponse(self.details().model_dump() | self.more, self.status, self.headers, MEDIA_TYPE)
 
 
-def install(api: FastAPI, count: Callable[[Request, Problem], None]) -> None:
-    """Have every error of `api` counted, and answered as a problem."""
-
-    async def handler(request: Request, error: Exception) -> JSONResponse:
-        problem = as_problem(error)
-        count(request, problem)
-        return problem.response()
-
+def install(api: FastAPI, refuse: Callable[[Request, Exception], Awaitable[Response]]) -> None:
+    """Have every error of `api` answered so."""
     for kind in (Problem, RequestValidationError, HTTPException, ClientDisconnect, Overloaded, Late, TimeoutError):
-        api.add_exception_handler(kind, handler)
-    api.add_exception_handler(Exception, handler)
+        api.add_exception_handler(kind, refuse)
+    api.add_exception_handler(Exception, refuse)
 
 
 def as_problem(error: Exception) -> Problem:

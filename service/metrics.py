@@ -8,7 +8,16 @@ from importlib.metadata import version
 from platform import python_version
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    generate_latest,
+    values,
+)
 
 from engines.machine import processor
 from service.loading import Slot
@@ -17,6 +26,9 @@ WINDOW = 1000
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 LIBRARIES = ("bentoml", "openvino")
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+# BentoML has values kept in files, for workers to share. There is one: in memory they cost a third.
+values.ValueClass = values.MutexValue
 
 
 class Metrics:

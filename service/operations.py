@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import sys
 import time
-import uuid
+from datetime import UTC, datetime
+from random import getrandbits
 
 from opentelemetry.trace import Tracer, get_current_span
-from pythonjsonlogger.json import JsonFormatter
+from pydantic_core import to_json
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,15 +18,6 @@ from service.metrics import Metrics
 ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
 HEADER = "X-Request-ID"
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-logger = logging.getLogger("convserve.access")
-
-
-def log_as_json() -> None:
-    """A line of JSON for each request, to the standard output."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(JsonFormatter("%(message)s", timestamp=True))
-    logger.handlers, logger.propagate = [handler], False
-    logger.setLevel(logging.INFO)
 
 
 class Operations:
@@ -34,8 +25,6 @@ class Operations:
 
     def __init__(self, app: ASGIApp, metrics: Metrics, log: bool) -> None:
         self._app, self._metrics, self._log = app, metrics, log
-        if log:
-            log_as_json()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -44,7 +33,7 @@ class Operations:
             return
         started = time.perf_counter()
         given = Headers(scope=scope).get(HEADER, "")
-        request_id = given if ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = given if ID.fullmatch(given) else f"{getrandbits(128):032x}"
         status = 500
 
         async def send_on(message: Message) -> None:
@@ -67,7 +56,8 @@ class Operations:
     @staticmethod
     def _write(scope: Scope, route: str, method: str, status: int, seconds: float, request_id: str) -> None:
         state = scope.get("state", {})
-        fields = {
+        line = {
+            "time": datetime.now(UTC),
             "request_id": request_id,
             "method": method,
             "route": route,
@@ -76,7 +66,8 @@ class Operations:
             "model": state.get("tag"),
             "ms": round(1000 * seconds, 3),
         }
-        logger.info("request", extra=fields)
+        sys.stdout.write(to_json(line).decode() + "\n")
+        sys.stdout.flush()
 
 
 def trace(tracer: Tracer, stages_ms: dict[str, float]) -> None:

@@ -8,12 +8,14 @@ from typing import Annotated
 
 from bentoml._internal.configuration.containers import BentoMLContainer
 from fastapi import Depends, Request
+from fastapi.security import APIKeyHeader
 from opentelemetry.trace import Tracer
 from pydantic import SecretStr
 
 from service import errors, schema
 from service.body import Bodies
 from service.catalog import Catalog
+from service.errors import Problem
 from service.images import Decoders
 from service.metrics import Metrics
 from service.scheduler import Scheduler
@@ -64,3 +66,12 @@ def problems(*statuses: int) -> dict[int | str, dict[str, object]]:
 def same(given: str, secret: SecretStr) -> bool:
     """Whether it is the secret, in a time that does not tell how much of it is right."""
     return compare_digest(given.encode(), secret.get_secret_value().encode())
+
+
+async def let_in(
+    server: Shared, key: Annotated[str | None, Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]
+) -> None:
+    """Problem 401 without one of the keys that are set."""
+    # all are compared, and each in constant time
+    if not sum(same(key or "", known) for known in server.settings.api_keys):
+        raise Problem(401, "unauthorized", "an API key is needed, as the header X-API-Key")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from http import HTTPStatus
 from math import inf
 from typing import Annotated, Literal
@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
 from service import schema
@@ -42,11 +43,26 @@ IMAGE_BODY = {
         },
     },
 }
-TopK = Annotated[int, Query(ge=1, le=MAX_TOP_K, description="how many classes to answer, at most")]
+TopK = Annotated[int, Field(ge=1, le=MAX_TOP_K, description="how many classes to answer, at most")]
 DeadlineMs = Annotated[
-    float | None, Query(gt=0, description="refused, or given up, if it cannot be answered in so many milliseconds")
+    float | None, Field(gt=0, description="refused, or given up, if it cannot be answered in so many milliseconds")
 ]
-Name = Annotated[str, Query(max_length=200, description="architecture, architecture@dataset, full tag, or auto")]
+
+
+class Asked(BaseModel):
+    """What a request to /classify asks for, beside its body."""
+
+    model: Annotated[str, Field(max_length=200, description="architecture, architecture@dataset, full tag, or auto")]
+    top_k: TopK = 5
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16", "int8"] | None, Field(description="an engine's; without, the server chooses")
+    ] = None
+    deadline_ms: DeadlineMs = None
+    max_latency_ms: Annotated[float | None, Field(gt=0, description="with auto: the most accurate within it")] = None
+    min_accuracy: Annotated[
+        float | None, Field(ge=0, le=1, description="with auto: the fastest of such a held-out top-1")
+    ] = None
+
 
 router = APIRouter()
 
@@ -57,38 +73,14 @@ router = APIRouter()
     responses=problems(400, 401, 404, 409, 413, 415, 422, 500, 503, 504),
     openapi_extra={"requestBody": IMAGE_BODY},
 )
-async def classify(
-    request: Request,
-    server: Shared,
-    model: Name,
-    top_k: TopK = 5,
-    precision: Annotated[
-        Literal["fp32", "bf16", "fp16", "int8"] | None, Query(description="an engine's; without, the server chooses")
-    ] = None,
-    deadline_ms: DeadlineMs = None,
-    max_latency_ms: Annotated[float | None, Query(gt=0, description="with auto: the most accurate within it")] = None,
-    min_accuracy: Annotated[
-        float | None, Query(ge=0, le=1, description="with auto: the fastest of such a held-out top-1")
-    ] = None,
-) -> Response:
+async def classify(request: Request, server: Shared, asked: Annotated[Asked, Query()]) -> Response:
     """Classify one image: the body is the image itself, or a form with a part `image`."""
-    deadline = deadline_of(server, deadline_ms)
-    async with asyncio.timeout_at(deadline):
-        choice = None
-        name, _, dataset = model.partition("@")
-        if name == AUTO:
-            if precision:
-                raise Problem(422, "invalid_parameter", "with model=auto the server chooses the precision too")
-            dataset = dataset or server.settings.dataset
-            found, choice = choose_model(server, dataset, max_latency_ms, min_accuracy)
-        elif max_latency_ms is not None or min_accuracy is not None:
-            raise Problem(422, "invalid_parameter", "max_latency_ms and min_accuracy are for model=auto")
-        else:
-            found = server.catalog.find(model)
+    async with asyncio.timeout_at(deadline_of(server, asked.deadline_ms)) as until:
+        found, choice = model_for(server, asked)
         request.state.tag = found.manifest.tag
-        lane = await server.catalog.loader.lane(found, precision)
+        lane = await server.catalog.loader.lane(found, asked.precision)
         with lane.in_use():
-            (answer,) = await answers(server, request, [(found, lane)], top_k, deadline)
+            (answer,) = await answers(server, request, [(found, lane)], asked.top_k, until)
     if isinstance(answer, Exception):
         raise answer
     answer.choice = choice
@@ -96,6 +88,18 @@ async def classify(
     timing = ", ".join(f"{stage};dur={ms:.3f}" for stage, ms in stages.items())
     content = answer.model_dump_json(exclude_none=True)
     return Response(content, media_type="application/json", headers={"Server-Timing": timing})
+
+
+def model_for(server: Server, asked: Asked) -> tuple[Model, schema.Choice | None]:
+    """The model that was asked for, or was chosen, and why; Problem 422 if what is asked does not go together."""
+    name, _, dataset = asked.model.partition("@")
+    if name == AUTO:
+        if asked.precision:
+            raise Problem(422, "invalid_parameter", "with model=auto the server chooses the precision too")
+        return choose_model(server, dataset or server.settings.dataset, asked.max_latency_ms, asked.min_accuracy)
+    if asked.max_latency_ms is not None or asked.min_accuracy is not None:
+        raise Problem(422, "invalid_parameter", "max_latency_ms and min_accuracy are for model=auto")
+    return server.catalog.find(asked.model), None
 
 
 @router.post(
@@ -108,15 +112,14 @@ async def compare(
     request: Request,
     server: Shared,
     models: Annotated[str, Query(max_length=2000, description=f"names by commas, {MAX_COMPARED} at most")],
-    top_k: TopK = 5,
-    deadline_ms: DeadlineMs = None,
+    top_k: Annotated[TopK, Query()] = 5,
+    deadline_ms: Annotated[DeadlineMs, Query()] = None,
 ) -> schema.Comparison:
     """One image, decoded once: what each model makes of it, at what cost. One that fails does not fail the others."""
     names = list(dict.fromkeys(models.split(",")))
     if len(names) > MAX_COMPARED:
         raise Problem(422, "invalid_parameter", f"models: {len(names)} are too many; at most {MAX_COMPARED}")
-    deadline = deadline_of(server, deadline_ms)
-    async with asyncio.timeout_at(deadline):
+    async with asyncio.timeout_at(deadline_of(server, deadline_ms)) as until:
         found = list({model.manifest.tag: model for model in map(server.catalog.find, names)}.values())
         rows = [compared(model) for model in found]
         asked = []
@@ -128,7 +131,7 @@ async def compare(
                     failed(server, row, problem)
                 else:
                     asked.append((model, held.enter_context(lane.in_use())))
-            given = await answers(server, request, asked, top_k, deadline)
+            given = await answers(server, request, asked, top_k, until)
     waiting = (row for row in rows if not row.problem)
     for row, (model, _), answer in zip(waiting, asked, given, strict=True):
         if isinstance(answer, Exception):
@@ -146,13 +149,14 @@ def deadline_of(server: Server, deadline_ms: float | None) -> float:
 
 
 async def answers(
-    server: Server, request: Request, asked: list[tuple[Model, Lane]], top_k: int, deadline: float
+    server: Server, request: Request, asked: list[tuple[Model, Lane]], top_k: int, until: asyncio.Timeout
 ) -> list[schema.Classification | Exception]:
     """What each model makes of the request's image, or what kept it from that.
 
     Before the body is read: Problem 422 if one of them could not answer in time were it idle; there, and again before
     the image is decoded, Overloaded if it could not as it is.
     """
+    deadline = until.when() or inf
     left = deadline - server.scheduler.clock()
     for model, lane in asked:
         if lane.cost.alone_s > left:
@@ -165,7 +169,7 @@ async def answers(
         admitted = (server.scheduler.admit(lane, deadline, wait_s) for _, lane in asked)
         held = [(model, places.enter_context(place)) for (model, _), place in zip(asked, admitted, strict=True)]
         content_type = request.headers.get("content-type", "")
-        async with while_connected(request):
+        with while_connected(request, until):
             return await infer_all(server, held, image, content_type, top_k)
 
 
@@ -211,23 +215,25 @@ async def infer(
     )
 
 
-@asynccontextmanager
-async def while_connected(request: Request) -> AsyncIterator[None]:
+@contextmanager
+def while_connected(request: Request, until: asyncio.Timeout) -> Iterator[None]:
     """What is done is given up if the client goes away meanwhile: ClientDisconnect. It is looked for after a moment."""
     loop = asyncio.get_running_loop()
     watching: list[asyncio.Task[None]] = []
+    gone = False
 
     async def watch() -> None:
+        nonlocal gone
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        leaving.reschedule(loop.time())
+        gone = True
+        until.reschedule(loop.time())
 
     soon = loop.call_later(PATIENCE_S, lambda: watching.append(loop.create_task(watch())))
     try:
-        async with asyncio.timeout(None) as leaving:
-            yield
-    except TimeoutError:
-        if leaving.expired():
+        yield
+    except asyncio.CancelledError:
+        if gone:
             raise ClientDisconnect from None
         raise
     finally:
@@ -253,9 +259,10 @@ def failed(server: Server, row: schema.Compared, error: Exception) -> None:
 
 def top(logits: NDArray[np.float32], labels: tuple[str, ...], k: int) -> list[schema.Prediction]:
     """The `k` most probable classes, or all if there are fewer."""
-    exponentials = np.exp(logits - logits.max())
-    probabilities = exponentials / exponentials.sum()
-    best = np.argsort(-logits, kind="stable")[:k].tolist()
+    shares = np.exp(logits - logits.max())
+    best = np.argsort(-logits, kind="stable")[:k]
+    probabilities = (shares[best] / shares.sum()).tolist()
     return [
-        schema.Prediction(index=index, label=labels[index], probability=float(probabilities[index])) for index in best
+        schema.Prediction(index=index, label=labels[index], probability=probability)
+        for index, probability in zip(best.tolist(), probabilities, strict=True)
     ]
