@@ -206,6 +206,46 @@ async def test_compare_decodes_once_and_one_that_fails_fails_alone(server: Serve
         assert (await client.post("/compare", params={"models": "lenet5"}, content=b"no")).status_code == 415
 
 
+@pytest.mark.parametrize(
+    ("key", "query"),
+    [
+        (None, "model=TAG"),
+        (None, "model=TAG&top_k=3&top_k=2&unheard_of=1"),
+        (None, "model=%54AG&top_k=%31"),
+        (None, "model=auto&min_accuracy=0.9&max_latency_ms=50"),
+        (None, "model=lenet%FF"),
+        (None, ""),
+        (None, "top_k=2"),
+        (None, "model="),
+        (None, "model=TAG&top_k="),
+        (None, "model=TAG&top_k=0&deadline_ms=-1"),
+        (None, "model=TAG&precision=fp8"),
+        (None, "model=TAG&max_latency_ms=nan&min_accuracy=1.1"),
+        (None, "model=TAG;top_k=2"),
+        ("one", "model=TAG"),
+        ("three", "model=TAG"),
+        ("three", "top_k=0"),
+    ],
+)
+async def test_the_short_way_answers_as_fastapi_would(
+    three: list[str], monkeypatch: pytest.MonkeyPatch, key: str | None, query: str
+) -> None:
+    settings = Settings.model_validate({"api_keys": ["one", "two"]}) if key else Settings()
+    server = make_server(settings)
+    put(server, three[0], Sleepy())
+    url = f"/classify?{query.replace('TAG', three[0])}"
+    headers = {"X-API-Key": key} if key else {}
+    answers = []
+    async with client_of(server) as client:
+        for path in ("/classify", "/elsewhere"):
+            monkeypatch.setattr("service.direct.PATH", path)
+            response = await client.post(url, content=DIGIT, headers=headers)
+            told = {name: value for name, value in response.json().items() if name not in {"timing_ms", "choice"}}
+            kind = response.headers["content-type"]
+            answers.append((response.status_code, kind, response.headers.keys(), told))
+    assert answers[0] == answers[1]
+
+
 async def test_keys_and_the_admins_token(three: list[str]) -> None:
     settings = Settings.model_validate({"api_keys": ["one", "two"], "admin_token": "root"})
     server = make_server(settings)
