@@ -310,6 +310,19 @@ def test_a_wrong_setting_is_named() -> None:
         pass
 
 
+def test_pages_of_other_origins_read_answers_if_bentoml_is_told_so(
+    server: httpx.Client, lenet5: PublishedModel, tmp_path: Path
+) -> None:
+    origin = {"Origin": "https://example.com"}
+    allowed = "access-control-allow-origin"
+    assert allowed not in server.get("/models/lenet5", headers=origin).headers
+    cors = {"enabled": True, "access_control_allow_origins": [origin["Origin"]]}
+    config = tmp_path / "bentoml.yaml"
+    config.write_text(json.dumps({"services": {"convserve": {"http": {"cors": cors}}}}))
+    with serving(BENTOML_CONFIG=str(config), CONVSERVE_RUNTIME="null") as (client, _):
+        assert client.get("/models/lenet5", headers=origin).headers[allowed] == origin["Origin"]
+
+
 def test_the_null_engine_serves_too_and_loads_on_first_use(lenet5: PublishedModel) -> None:
     with serving(CONVSERVE_RUNTIME="null", CONVSERVE_LOAD="first_use") as (client, _):
         (before,) = client.get("/models/lenet5").json()["models"]
