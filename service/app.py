@@ -11,7 +11,7 @@ from types import FrameType
 import bentoml
 import uvicorn.config
 from _bentoml_impl.server import app as bentoml_app
-from bentoml import get_current_service
+from bentoml import get_current_service  # as an attribute of bentoml it would be searched for each time
 from bentoml._internal.server.http import traffic
 from opentelemetry.instrumentation import asgi
 from pydantic import ValidationError

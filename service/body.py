@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fastapi import Request
-from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
+from multipart import MultipartError, MultipartSegment, PushMultipartParser
+from python_multipart.multipart import parse_options_header
 
 from service.errors import Problem
 
@@ -73,16 +74,21 @@ def image_of(body: bytes, content_type: str) -> bytes:
     Problem 400 if a form is broken or has no such part.
     """
     kind, options = parse_options_header(content_type)
-    if kind != "multipart/form-data":
+    if kind != b"multipart/form-data":
         return body
-    images, is_image = [], False
+    images: list[bytes] = []
+    is_image = False
     try:
-        with PushMultipartParser(options.get("boundary", ""), max_segment_count=MAX_PARTS) as parser:
+        # names are compared with an ASCII one only, so that any charset of theirs will do
+        with PushMultipartParser(
+            options.get(b"boundary", b""), max_segment_count=MAX_PARTS, header_charset="latin-1"
+        ) as parser:
             for event in parser.parse(body):
                 if isinstance(event, MultipartSegment):
-                    is_image = event.name == "image" and event.filename is not None
+                    if is_image := event.name == "image" and event.filename is not None:
+                        images.append(b"")
                 elif event and is_image:
-                    images.append(bytes(event))
+                    images[-1] = event  # all of it, since the whole body is given at once
     except MultipartError as error:
         raise Problem(400, "broken_multipart", f"the form cannot be read: {error}") from error
     if not images:

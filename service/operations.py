@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from random import getrandbits
 
@@ -57,7 +58,7 @@ class Operations:
     def _write(scope: Scope, route: str, method: str, status: int, seconds: float, request_id: str) -> None:
         state = scope.get("state", {})
         line = {
-            "time": datetime.now(UTC),
+            "timestamp": datetime.now(UTC),
             "request_id": request_id,
             "method": method,
             "route": route,
@@ -66,8 +67,9 @@ class Operations:
             "model": state.get("tag"),
             "ms": round(1000 * seconds, 3),
         }
-        sys.stdout.write(to_json(line).decode() + "\n")
-        sys.stdout.flush()
+        with suppress(OSError):  # a log that cannot be written fails no request
+            sys.stdout.write(to_json(line).decode() + "\n")
+            sys.stdout.flush()
 
 
 def trace(tracer: Tracer, stages_ms: dict[str, float]) -> None:

@@ -156,7 +156,8 @@ async def answers(
     Before the body is read: Problem 422 if one of them could not answer in time were it idle; there, and again before
     the image is decoded, Overloaded if it could not as it is.
     """
-    deadline = until.when() or inf
+    deadline = until.when()
+    assert deadline is not None
     left = deadline - server.scheduler.clock()
     for model, lane in asked:
         if lane.cost.alone_s > left:
@@ -227,7 +228,8 @@ def while_connected(request: Request, until: asyncio.Timeout) -> Iterator[None]:
         while (await request.receive())["type"] != "http.disconnect":
             pass
         gone = True
-        until.reschedule(loop.time())
+        if not until.expired():
+            until.reschedule(loop.time())
 
     soon = loop.call_later(PATIENCE_S, lambda: watching.append(loop.create_task(watch())))
     try:
