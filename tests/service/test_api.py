@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import io
+import json
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +283,31 @@ async def test_requests_have_ids_and_routes_are_counted_as_templates(server: Ser
         text = (await client.get("/metrics")).text
         assert 'convserve_http_request_seconds_count{method="GET",route="/models/{name}",status="200"} 2.0' in text
         assert "STRANGE" not in text
+
+
+class Full(io.StringIO):
+    """A file on a disk that is full."""
+
+    def flush(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+async def test_each_request_is_a_line_of_json_and_answered_if_it_cannot_be_written(
+    server: Server, three: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with client_of(server) as client:
+        await client.post(f"/classify?model={three[0]}", content=DIGIT, headers={"X-Request-ID": "abc-1"})
+        await client.post("/classify?model=nosuch", content=DIGIT)
+        good, bad = map(json.loads, capsys.readouterr().out.splitlines())
+        told = {"request_id": "abc-1", "method": "POST", "route": "/classify", "status": 200, "code": None}
+        assert good == good | told | {"model": three[0]}
+        assert bad == bad | {"status": 404, "code": "unknown_model", "model": None}
+        assert good["ms"] > 0
+        assert datetime.fromisoformat(good["timestamp"]) <= datetime.fromisoformat(bad["timestamp"])
+    monkeypatch.setattr("sys.stdout", Full())
+    raising = httpx.ASGITransport(create_api(server))  # as an error in the log would be raised after the answer
+    async with httpx.AsyncClient(transport=raising, base_url="http://test") as client:
+        assert (await client.get("/models/lenet5")).status_code == 200
 
 
 async def test_stages_are_spans_of_the_request(server: Server, three: list[str]) -> None:
