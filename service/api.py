@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Response
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
@@ -11,7 +11,7 @@ from service import errors
 from service.direct import Direct
 from service.operations import Operations
 from service.routes import classify, models
-from service.server import Server, Shared, let_in
+from service.server import Server, Shared, let_in, refuse
 
 DESCRIPTION = "Every CNN architecture of a lecture, LeNet-5 to SENet-154: what each answers, costs and how fast it is."
 
@@ -26,17 +26,7 @@ def create_api(server: Server) -> ASGIApp:
     for routes in (classify.router, models.router, router):
         api.include_router(routes, dependencies=keys)
     errors.install(api, refuse)
-    return Operations(Direct(api, server, refuse), server.metrics, server.settings.access_log)
-
-
-async def refuse(request: Request, error: Exception) -> Response:
-    """An error as a problem; noted for metrics and log, and counted if it was to classify."""
-    problem = errors.as_problem(error)
-    request.state.problem = problem.code
-    if request.url.path in {"/classify", "/compare"}:
-        server: Server = request.app.state.server
-        server.metrics.failed(getattr(request.state, "tag", ""), problem.code)
-    return problem.response()
+    return Operations(Direct(api), server.metrics, server.settings.access_log)
 
 
 @router.get("/", include_in_schema=False)

@@ -73,7 +73,7 @@ def image_of(body: bytes, content_type: str) -> bytes:
 
     Problem 400 if a form is broken or has no such part.
     """
-    kind, options = parse_options_header(content_type)
+    kind, options = parse_options_header(content_type)  # not multipart's, which wants odd boundaries quoted
     if kind != b"multipart/form-data":
         return body
     images: list[bytes] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from urllib.parse import parse_qsl
 
@@ -13,7 +12,7 @@ from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
 from service.routes.classify import Asked, classify, router
-from service.server import Server, let_in
+from service.server import Server, let_in, refuse
 
 PATH = "/classify"
 ROUTE = next(route for route in router.routes if getattr(route, "path", "") == PATH)
@@ -23,10 +22,9 @@ logger = logging.getLogger("bentoml.convserve")
 class Direct:
     """An ASGI application around FastAPI's, which documents the route, would answer the same, and serves all others."""
 
-    def __init__(
-        self, api: FastAPI, server: Server, refuse: Callable[[Request, Exception], Awaitable[Response]]
-    ) -> None:
-        self._api, self._server, self._refuse = api, server, refuse
+    def __init__(self, api: FastAPI) -> None:
+        self._api = api
+        self._server: Server = api.state.server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -38,7 +36,7 @@ class Direct:
         try:
             response = await self._answer(request)
         except Exception as error:
-            response = await self._refuse(request, error)
+            response = await refuse(request, error)
             if response.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
                 logger.exception("cannot classify")
         await response(scope, receive, send)

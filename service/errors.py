@@ -43,7 +43,7 @@ class Problem(Exception):
 
 
 def install(api: FastAPI, refuse: Callable[[Request, Exception], Awaitable[Response]]) -> None:
-    """Have every error of `api` answered so."""
+    """Have every error of `api` answered by `refuse`."""
     for kind in (Problem, RequestValidationError, HTTPException, ClientDisconnect, Overloaded, Late, TimeoutError):
         api.add_exception_handler(kind, refuse)
     api.add_exception_handler(Exception, refuse)

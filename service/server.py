@@ -7,7 +7,7 @@ from secrets import compare_digest
 from typing import Annotated
 
 from bentoml._internal.configuration.containers import BentoMLContainer
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Response
 from fastapi.security import APIKeyHeader
 from opentelemetry.trace import Tracer
 from pydantic import SecretStr
@@ -75,3 +75,13 @@ async def let_in(
     # all are compared, and each in constant time
     if not sum(same(key or "", known) for known in server.settings.api_keys):
         raise Problem(401, "unauthorized", "an API key is needed, as the header X-API-Key")
+
+
+async def refuse(request: Request, error: Exception) -> Response:
+    """An error as a problem; noted for metrics and log, and counted if it was to classify."""
+    problem = errors.as_problem(error)
+    request.state.problem = problem.code
+    if request.url.path in {"/classify", "/compare"}:
+        server = await shared(request)
+        server.metrics.failed(getattr(request.state, "tag", ""), problem.code)
+    return problem.response()

@@ -84,8 +84,7 @@ async def classify(request: Request, server: Shared, asked: Annotated[Asked, Que
     if isinstance(answer, Exception):
         raise answer
     answer.choice = choice
-    stages = answer.timing_ms.model_dump()
-    timing = ", ".join(f"{stage};dur={ms:.3f}" for stage, ms in stages.items())
+    timing = ", ".join(f"{stage};dur={ms:.3f}" for stage, ms in answer.timing_ms)
     content = answer.model_dump_json(exclude_none=True)
     return Response(content, media_type="application/json", headers={"Server-Timing": timing})
 
