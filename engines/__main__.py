@@ -14,15 +14,16 @@ from typing import get_args
 
 from pydantic import TypeAdapter
 
-from engines import bench, peak, plans, records, store
-from engines.engine import BATCH, EngineError
-from engines.manifest import ManifestError
-from engines.plan import PRECISIONS, TensorRT
-from engines.records import Speed
-from engines.runtime import EngineSpec, Measured, preferred
-from engines.store import PublishedModel
-from engines.table import table
-from engines.verify import verify, verify_scaled
+from engines.measured import bench, peak, plans, records
+from engines.measured.records import Speed
+from engines.measured.table import table
+from engines.measured.verify import verify, verify_scaled
+from engines.published import store
+from engines.published.manifest import ManifestError
+from engines.published.store import PublishedModel
+from engines.runtimes.engine import BATCH, EngineError
+from engines.runtimes.registry import EngineSpec, Measured, preferred
+from engines.runtimes.tensorrt.plan import PRECISIONS, TensorRT
 
 
 def main() -> None:
@@ -32,11 +33,10 @@ def main() -> None:
     commands.add_parser("list", help="tags of the published models")
     verify_parser = commands.add_parser("verify", help="compare engines with torch, and keep what was found")
     bench_parser = commands.add_parser("bench", help="latency, images a second and memory of engines, in turn")
-    roofline_parser = commands.add_parser("roofline", help="draw what bounds the engines that bench timed")
     table_parser = commands.add_parser("table", help="what verify and bench found, as Markdown")
     build_parser = commands.add_parser("build", help="make TensorRT plans, for this machine's GPU or others")
     inspect_parser = commands.add_parser("inspect", help="what became of a network's layers in a TensorRT plan")
-    for subparser in (verify_parser, bench_parser, roofline_parser, table_parser, build_parser, inspect_parser):
+    for subparser in (verify_parser, bench_parser, table_parser, build_parser, inspect_parser):
         subparser.add_argument("names", nargs="*", metavar="NAME", help="tag or architecture (default: all)")
     for subparser in (verify_parser, bench_parser, build_parser, inspect_parser):
         subparser.add_argument("--precisions", default="all", help="by commas (default: all there are)")
@@ -56,7 +56,6 @@ def main() -> None:
     bench_parser.add_argument("--threads", type=positives, help="of OpenVINO (default: as it chooses)")
     bench_parser.add_argument("--seconds", type=float, default=5, help="for each row (default: %(default)s)")
     bench_parser.add_argument("--json", action="store_true", help="rows as JSON")
-    roofline_parser.add_argument("--out", type=Path, default=Path("roofline"), help="without .png and .svg")
     options = parser.parse_args()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("bentoml.convserve").setLevel(logging.INFO)
@@ -195,6 +194,7 @@ def print_table(title: str, speeds: list[Speed]) -> None:
     print(f"\n{title}")
     print(
         "runtime       precision streams threads batch images/s   p50 ms   p99 ms  runs  GMAC/s  share  memory's     MB"
+        "  bound"
     )
     for speed in speeds:
         compute, bandwidth = (
@@ -204,7 +204,7 @@ def print_table(title: str, speeds: list[Speed]) -> None:
         print(
             f"{speed.runtime:13} {speed.precision:9} {speed.streams:7} {speed.threads or 'auto':>7} {speed.batch:5}"
             f" {speed.images_per_s:8.1f} {speed.p50_ms:8.2f} {speed.p99_ms:8.2f} {speed.runs:5}"
-            f" {speed.gmacs_per_s:7.1f} {compute:>6} {bandwidth:>9} {memory:>6}",
+            f" {speed.gmacs_per_s:7.1f} {compute:>6} {bandwidth:>9} {memory:>6}  {speed.bound or '-'}",
             flush=True,
         )
 
@@ -256,31 +256,12 @@ def table_command(models: list[PublishedModel], _: argparse.Namespace) -> int:
     return 0
 
 
-def roofline_command(models: list[PublishedModel], options: argparse.Namespace) -> int:
-    """Draw, and print a line an engine."""
-    try:
-        from engines.roofline import draw, measured
-    except ModuleNotFoundError as error:
-        sys.exit(f"error: {error}: pip install '.[training]'")
-
-    highest = peak.kept()
-    points = measured(models, highest) if highest else []
-    if not highest or not points:
-        sys.exit("error: nothing is measured here: python -m engines bench")
-    for point in points:
-        print(f"{point.tag:40} {point.precision:5} {point.gmacs_per_s:7.1f} GMAC/s: {point.bound}")
-    for path in draw(points, highest, options.out):
-        print(f"written: {path}")
-    return 0
-
-
 COMMANDS = {
     "build": build_command,
     "inspect": inspect_command,
     "verify": verify_command,
     "bench": bench_command,
     "table": table_command,
-    "roofline": roofline_command,
 }
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from engines import records, store
+from engines.measured import records
+from engines.published import store
 from service.errors import Problem
 from service.loading import Loader, Model, Slot
 from service.schema import Architecture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeVar
 
-from engines.manifest import Accuracy
+from engines.published.manifest import Accuracy
 from service.errors import Problem
 from service.loading import Model
 from service.scheduler import Lane, Overloaded

@@ -9,9 +9,9 @@ from math import inf
 
 import numpy as np
 
-from engines.engine import Engine
-from engines.records import EngineRecord
-from engines.runtime import EngineSpec
+from engines.measured.records import EngineRecord
+from engines.runtimes.engine import Engine
+from engines.runtimes.registry import EngineSpec
 
 LEARNING = 0.1  # how far one observation moves the correction
 OUTLIER = 4.0  # times what was predicted: more says something of a pause, not of the engine

@@ -12,7 +12,7 @@ from time import perf_counter
 from PIL import Image, ImageOps, PngImagePlugin
 from PIL.ImageFile import ImageFile
 
-from engines.preprocess import Preprocess, draft
+from engines.published.preprocess import Preprocess, draft
 from service.body import image_of
 from service.errors import Problem
 from service.scheduler import Pixels

@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Literal
 
-from engines import manifest, records
-from engines.choose import choose
-from engines.engine import Engine, EngineError
-from engines.manifest import Manifest, ManifestError
-from engines.memory import resident_mb
-from engines.records import EngineRecord
-from engines.runtime import Runtime, open_engine
-from engines.store import PublishedModel
+from engines.measured import records
+from engines.measured.memory import resident_mb
+from engines.measured.records import EngineRecord
+from engines.measured.select_engine import choose
+from engines.published import manifest
+from engines.published.manifest import Manifest, ManifestError
+from engines.published.store import PublishedModel
+from engines.runtimes.engine import Engine, EngineError
+from engines.runtimes.registry import Runtime, open_engine
 from service.cost import known_cost
 from service.errors import Problem
 from service.scheduler import Lane

@@ -19,7 +19,7 @@ from prometheus_client import (
     values,
 )
 
-from engines.machine import processor
+from engines.runtimes.machine import processor
 from service.loading import Slot
 
 WINDOW = 1000

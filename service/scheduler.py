@@ -15,7 +15,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.engine import Engine
+from engines.runtimes.engine import Engine
 from service.cost import Cost
 
 Pixels = NDArray[np.uint8]

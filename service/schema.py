@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from engines.manifest import Accuracy, Complexity, Totals
-from engines.records import Fidelity, Speed
+from engines.measured.records import Fidelity, Speed
+from engines.published.manifest import Accuracy, Complexity, Totals
 
 Status = Literal["published", "loading", "ready", "failed"]
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from engines.runtime import Runtime
+from engines.runtimes.registry import Runtime
 from service.cost import batch_sizes
 
 EMBEDDED_DATASET = "mnist5k"  # what training has a recipe for, for every architecture

@@ -15,8 +15,8 @@ import pytest
 # before anything imports bentoml, which reads it once
 os.environ["BENTOML_HOME"] = tempfile.mkdtemp(prefix="convserve-tests-")
 
-from engines import manifest
-from engines.store import PublishedModel, published
+from engines.published import manifest
+from engines.published.store import PublishedModel, published
 from tests.serving import ROOT, serving
 from training.data import DataSet, load
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engines.engine import EngineError
-from engines.manifest import ManifestError
+from engines.published.manifest import ManifestError
+from engines.runtimes.engine import EngineError
 from models.zoo import ZOO
 from training.errors import TrainingError
 
@@ -277,8 +277,8 @@ def plans_command(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     check_names(parser, options.names)
 
-    from engines.engine import BATCH
-    from engines.plans import Target
+    from engines.measured.plans import Target
+    from engines.runtimes.engine import BATCH
     from training import plans
 
     target = Target("tensorrt_rtx", BATCH, options.capability.split(","))

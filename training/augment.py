@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from engines.preprocess import to_mode
+from engines.published.preprocess import to_mode
 from training.recipe import Input, Recipe
 
 # of ImageNet's pixels, 0 to 1: eigenvalues and eigenvectors (fb.resnet.torch)

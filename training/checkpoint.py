@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from engines.manifest import Sha256, sha256
+from engines.published.manifest import Sha256, sha256
 from training.errors import CheckpointError
 from training.recipe import Input, Recipe
 

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from torchvision import datasets
 from torchvision.datasets.folder import has_file_allowed_extension
 
-from engines.preprocess import Preprocess
+from engines.published.preprocess import Preprocess
 from training.errors import DataError
 
 Samples = list[tuple[str, int]]  # path, class

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from tqdm import tqdm
 
-from engines.engine import BATCH, Engine
-from engines.manifest import Accuracy
-from engines.preprocess import Preprocess
+from engines.published.manifest import Accuracy
+from engines.published.preprocess import Preprocess
+from engines.runtimes.engine import BATCH, Engine
 from training.data import Images
 
 BINS = 15  # Guo et al. 2017, arXiv:1706.04599

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engines.preprocess import Preprocess
-from engines.torch import FromPixels
+from engines.published.preprocess import Preprocess
+from engines.runtimes.torch import FromPixels
 
 OPSET = 20
 

@@ -12,21 +12,21 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from engines import plan
-from engines.engine import EngineError
-from engines.inspector import Node, computed_in, fallen_back, nodes_of
-from engines.manifest import GRAPHS, Calibration, Record
-from engines.plan import PRECISIONS, library
-from engines.plans import Built, Figures, Target, build, head, line
-from engines.preprocess import Preprocess
-from engines.quantize import quantize
-from engines.torch import FromPixels, Normalise
+from engines.measured.plans import Built, Figures, Target, build, head, line
+from engines.published.manifest import GRAPHS, Calibration, Record
+from engines.published.preprocess import Preprocess
+from engines.runtimes.engine import EngineError
+from engines.runtimes.tensorrt import plan
+from engines.runtimes.tensorrt.inspect import Node, computed_in, fallen_back, nodes_of
+from engines.runtimes.tensorrt.plan import PRECISIONS, library
+from engines.runtimes.torch import FromPixels, Normalise
 from models.card import Architecture
 from models.zoo import ZOO
 from training.errors import TrainingError
 from training.export import export
 from training.precisions import export_half
 from training.publish import sample_pixels
+from training.quantize import quantize
 
 CALIBRATION_IMAGES = 8
 

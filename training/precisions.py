@@ -11,13 +11,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from engines.manifest import Calibration
-from engines.openvino import OpenVINOEngine
-from engines.preprocess import Preprocess
-from engines.quantize import METHODS, gates, layers, quantize
-from engines.torch import FromPixels
-from engines.verify import all_logits
+from engines.measured.verify import all_logits
+from engines.published.graph import gates, layers
+from engines.published.manifest import Calibration
+from engines.published.preprocess import Preprocess
+from engines.runtimes.openvino import OpenVINOEngine
+from engines.runtimes.torch import FromPixels
 from training.export import export
+from training.quantize import METHODS, quantize
 
 CALIBRATION_IMAGES = 320
 AGREEMENT = 0.995  # of calibration images with the same top-1 as in float, to be content with a way of calibrating

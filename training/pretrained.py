@@ -15,7 +15,7 @@ from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor
 from torchvision.models import get_model_weights
 
-from engines.preprocess import Preprocess
+from engines.published.preprocess import Preprocess
 from models.card import Architecture, Weights
 from models.zoo import ZOO, build
 from training import checkpoint

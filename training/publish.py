@@ -15,13 +15,13 @@ from PIL import Image
 from safetensors.numpy import save
 from sklearn.datasets import load_sample_images
 
-from engines import manifest, store
-from engines.engine import Engine, EngineError
-from engines.manifest import GRAPHS, Accuracy, Calibration, Complexity, File, Manifest, ManifestError
-from engines.openvino import OpenVINOEngine
-from engines.preprocess import Preprocess
-from engines.torch import FromPixels, Normalise, TorchEngine
-from engines.verify import all_logits, logit_error
+from engines.measured.verify import all_logits, logit_error
+from engines.published import manifest, store
+from engines.published.manifest import GRAPHS, Accuracy, Calibration, Complexity, File, Manifest, ManifestError
+from engines.published.preprocess import Preprocess
+from engines.runtimes.engine import Engine, EngineError
+from engines.runtimes.openvino import OpenVINOEngine
+from engines.runtimes.torch import FromPixels, Normalise, TorchEngine
 from models.complexity import complexity
 from models.zoo import ZOO, build
 from training import checkpoint, evaluate

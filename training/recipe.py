@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from engines.preprocess import Preprocess
+from engines.published.preprocess import Preprocess
 from models.card import Architecture
 from training.errors import RecipeError
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from engines import store
-from engines.engine import Engine
-from engines.preprocess import Preprocess
-from engines.runtime import EngineSpec, open_engine
-from engines.torch import TorchEngine
+from engines.published import store
+from engines.published.preprocess import Preprocess
+from engines.runtimes.engine import Engine
+from engines.runtimes.registry import EngineSpec, open_engine
+from engines.runtimes.torch import TorchEngine
 from training import checkpoint, data, plot
 from training.errors import TrainingError
 from training.evaluate import evaluate, held_out_logits

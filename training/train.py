@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer, RMSprop
 from tqdm import tqdm
 
-from engines.torch import DTYPES, Normalise
+from engines.runtimes.torch import DTYPES, Normalise
 from models.card import Architecture
 from models.stochastic_depth import StochasticBlock, StochasticDepthResNet
 from training import checkpoint

@@ -10,9 +10,9 @@ import os
 import sys
 from pathlib import Path
 
-from engines.engine import EngineError
-from engines.machine import processor
-from engines.manifest import ManifestError
+from engines.published.manifest import ManifestError
+from engines.runtimes.engine import EngineError
+from engines.runtimes.machine import processor
 from loadtest.peers.frames import Photos
 from loadtest.peers.model import Model, find_tag
 

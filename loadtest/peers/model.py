@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from engines import records, store
-from engines.choose import choose
-from engines.engine import EngineError
-from engines.runtime import open_engine
+from engines.measured import records
+from engines.measured.select_engine import choose
+from engines.published import store
+from engines.runtimes.engine import EngineError
+from engines.runtimes.registry import open_engine
 
 MAX_BATCH = 32  # convserve's default, for every peer that batches
 BATCHES = (1, 2, 4, 8, 16, 32)  # what convserve runs before it serves

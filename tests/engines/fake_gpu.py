@@ -24,7 +24,7 @@ import numpy as np
 import tensorrt_rtx as trt
 from numpy.typing import NDArray
 
-from engines.openvino import OpenVINOEngine
+from engines.runtimes.openvino import OpenVINOEngine
 
 Work = Callable[[], None]
 MB = 1_000_000

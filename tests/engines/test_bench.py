@@ -7,20 +7,19 @@ import json
 import os
 import shutil
 import sys
-from itertools import combinations
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from engines import records, store
 from engines.__main__ import main
-from engines.bench import bench
-from engines.engine import EngineError
-from engines.peak import Peak, bytes_moved
-from engines.roofline import Point, picture
-from engines.runtime import EngineSpec, Measured
-from engines.store import PublishedModel
+from engines.measured import records
+from engines.measured.bench import bench
+from engines.measured.peak import Peak, bytes_moved
+from engines.measured.records import Speed
+from engines.published import store
+from engines.published.store import PublishedModel
+from engines.runtimes.engine import EngineError
+from engines.runtimes.registry import EngineSpec, Measured
 from tests.conftest import Run
 
 PEAK = Peak(device="", runtime_version="", gmacs_per_s={"fp32": 100.0}, gb_per_s=10.0)
@@ -108,40 +107,16 @@ def test_a_model_that_is_not_published_is_named(run: Run, lenet5: PublishedModel
     assert f"lenet6 is not published; there are {lenet5.manifest.tag}" in refused.stderr
 
 
-def test_the_roofline_is_drawn_of_what_was_timed(run: Run, lenet5: PublishedModel, tmp_path: Path) -> None:
-    run("engines", "bench", "lenet5", "--runtimes", "openvino", "--batches", "8", "--seconds", "0.03")
-    lines = run("engines", "roofline", "--out", tmp_path / "docs" / "roof").stdout.splitlines()
-    assert lines[0].startswith(lenet5.manifest.tag)
-    assert " GMAC/s: by " in lines[0]
-    assert (tmp_path / "docs" / "roof.png").read_bytes().startswith(b"\x89PNG")
-    drawn = (tmp_path / "docs" / "roof.svg").read_text()
-    assert "<svg" in drawn
-    nothing = run("engines", "roofline", check=False, BENTOML_HOME=str(tmp_path))
-    assert nothing.returncode == 1
-    assert "nothing is measured here: python -m engines bench" in nothing.stderr
+def test_an_engine_is_bound_by_the_peak_that_it_is_nearer(lenet5: PublishedModel) -> None:
+    (row,) = bench(lenet5, [EngineSpec("openvino", "fp32")], [1], 0.03, PEAK)
 
+    def speed(of_compute: float | None, of_bandwidth: float | None) -> Speed:
+        return row.model_copy(update={"of_compute": of_compute, "of_bandwidth": of_bandwidth})
 
-def test_every_precision_has_its_panel_and_every_engine_its_name() -> None:
-    def point(tag: str, precision: str, share: float) -> Point:
-        return Point(tag, precision, 100 * share, 20 * share, share, share / 2)
-
-    tags = ("lenet5:mnist5k-1", "resnet18:mnist5k-1", "resnet18:cifar10-1")
-    points = [point(tag, precision, 0.3 + 0.2 * i) for precision in ("fp32", "bf16") for i, tag in enumerate(tags)]
-    figure = picture(points, PEAK.model_copy(update={"gmacs_per_s": {"fp32": 100.0, "bf16": 200.0, "int8": 400.0}}))
-    assert [axes.get_title() for axes in figure.axes] == ["fp32", "bf16"]
-    for axes, top in zip(figure.axes, (100, 200), strict=True):
-        assert {text.get_text() for text in axes.texts if text.get_text()} == {"lenet5", *tags[1:]}
-        engines, roof = axes.lines
-        assert np.asarray(engines.get_ydata()) == pytest.approx([30, 50, 70])
-        assert np.max(roof.get_ydata()) == top
-        boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
-        assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
-
-
-def test_an_engine_is_bound_by_the_peak_that_it_is_nearer() -> None:
-    assert Point("", "fp32", 0, 0, 0.5, 0.4).bound == "by arithmetic: 50% of its peak"
-    assert Point("", "fp32", 0, 0, 0.5, 0.7).bound == "by memory: 70% of its bandwidth"
-    assert Point("", "fp32", 0, 0, 0.1, 0.2).bound == "by neither: 10% of the arithmetic, 20% of the bandwidth"
+    assert speed(None, None).bound is None
+    assert speed(of_compute=0.5, of_bandwidth=0.4).bound == "by arithmetic: 50% of its peak"
+    assert speed(of_compute=0.5, of_bandwidth=0.7).bound == "by memory: 70% of its bandwidth"
+    assert speed(of_compute=0.1, of_bandwidth=0.2).bound == "by neither: 10% of the arithmetic, 20% of the bandwidth"
 
 
 def test_bytes_moved_are_weights_once_and_activations_by_image(lenet5: PublishedModel) -> None:

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from engines import manifest, store
-from engines.cache import cached
-from engines.engine import EngineError
-from engines.runtime import EngineSpec, make_engine
-from engines.store import PublishedModel
+from engines.published import manifest, store
+from engines.published.store import PublishedModel
+from engines.runtimes.cache import cached
+from engines.runtimes.engine import EngineError
+from engines.runtimes.registry import EngineSpec, make_engine
 
 KEY = ("sha", "runtime", "1.0", "processor", "fp32")
 
@@ -109,8 +109,8 @@ def test_of_several_that_want_it_one_builds_it() -> None:
 
 PROCESS = """
 import sys, time
-from engines.cache import cached
-from engines.engine import EngineError
+from engines.runtimes.cache import cached
+from engines.runtimes.engine import EngineError
 
 def build():
     print("building", flush=True)

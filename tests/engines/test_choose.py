@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from engines import records, store
-from engines.choose import choose
-from engines.records import EngineRecord, Fidelity, Speed
-from engines.runtime import Measured
-from engines.store import PublishedModel
+from engines.measured import records
+from engines.measured.records import EngineRecord, Fidelity, Speed
+from engines.measured.select_engine import choose
+from engines.published import store
+from engines.published.store import PublishedModel
+from engines.runtimes.registry import Measured
 
 FAITHFUL = Fidelity(images=256, top1=0.97, top5=1, torch_top1=0.97, agreement=1, logit_error=0.01)
 FAITHLESS = FAITHFUL.model_copy(update={"agreement": 0.98})
@@ -35,7 +36,7 @@ FP32 = record("openvino", "fp32", FAITHFUL, 100)
 
 
 def test_without_records_it_is_openvino_in_fp32_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engines.choose.preferred", lambda precision: "openvino")
+    monkeypatch.setattr("engines.measured.select_engine.preferred", lambda precision: "openvino")
     assert choose([], "auto", "auto") == ("openvino", "fp32", 1, None)
     assert choose([], "torch", "auto") == ("torch", "fp32", 1, None)
     assert choose([], "openvino", "bf16") == ("openvino", "bf16", 1, None)

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from engines import manifest
-from engines.engine import EngineError
-from engines.manifest import ManifestError
-from engines.onnxruntime import ONNXRuntimeEngine
-from engines.openvino import OpenVINOEngine, core
-from engines.preprocess import Preprocess
-from engines.runtime import EngineSpec, Runtime, make_engine, open_engine
-from engines.store import PublishedModel
-from engines.torch import open_torch
+from engines.published import manifest
+from engines.published.manifest import ManifestError
+from engines.published.preprocess import Preprocess
+from engines.published.store import PublishedModel
+from engines.runtimes.engine import EngineError
+from engines.runtimes.onnxruntime import ONNXRuntimeEngine
+from engines.runtimes.openvino import OpenVINOEngine, core
+from engines.runtimes.registry import EngineSpec, Runtime, make_engine, open_engine
+from engines.runtimes.torch import open_torch
 from tests.serving import ROOT
 
 
@@ -65,7 +65,7 @@ def test_null_answers_zeros(lenet5: PublishedModel) -> None:
 def test_a_runtime_that_is_not_installed_says_what_installs_it(
     lenet5: PublishedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "engines.onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "engines.runtimes.onnxruntime", None)
     with pytest.raises(EngineError, match=r"onnxruntime is not installed here .*: pip install '\.\[training\]'"):
         open_engine(lenet5, EngineSpec("onnxruntime", "fp32"))
 
@@ -121,7 +121,7 @@ def test_a_damaged_file_is_not_opened(lenet5: PublishedModel, tmp_path: Path) ->
 GOES_IN_ANOTHER_THREAD = """
 import os, signal, sys, threading
 from pathlib import Path
-from engines.openvino import OpenVINOEngine
+from engines.runtimes.openvino import OpenVINOEngine
 
 signal.signal(signal.SIGUSR1, lambda *_: print("alive"))
 engines = [OpenVINOEngine(Path(sys.argv[1]), "fp32")]

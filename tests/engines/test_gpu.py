@@ -11,14 +11,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from engines import manifest
-from engines.engine import EngineError
-from engines.manifest import Calibration
-from engines.plan import TensorRT, check
-from engines.quantize import quantize
-from engines.store import PublishedModel
-from engines.tensorrt import TensorRTEngine
-from engines.torch import FromPixels, Normalise
+from engines.published import manifest
+from engines.published.manifest import Calibration
+from engines.published.store import PublishedModel
+from engines.runtimes.engine import EngineError
+from engines.runtimes.tensorrt.engine import TensorRTEngine
+from engines.runtimes.tensorrt.plan import TensorRT, check
+from engines.runtimes.torch import FromPixels, Normalise
 from models.zoo import build
 from tests.conftest import Run
 from tests.serving import ROOT, serving
@@ -26,6 +25,7 @@ from tests.training.test_export import after_a_step, quick_input
 from training.data import DataSet
 from training.export import export
 from training.precisions import export_half
+from training.quantize import quantize
 
 pytestmark = pytest.mark.gpu
 NETS = (

@@ -13,9 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from engines import cache, manifest, plan, store
-from engines.engine import EngineError
-from engines.inspector import (
+from engines.published import manifest, store
+from engines.published.manifest import Calibration
+from engines.published.store import PublishedModel
+from engines.runtimes import cache
+from engines.runtimes.engine import EngineError
+from engines.runtimes.tensorrt import plan
+from engines.runtimes.tensorrt.inspect import (
     EngineLayer,
     Node,
     Tensor,
@@ -26,16 +30,14 @@ from engines.inspector import (
     nodes_of,
     report,
 )
-from engines.manifest import Calibration
-from engines.quantize import quantize
-from engines.store import PublishedModel
-from engines.torch import FromPixels, Normalise
+from engines.runtimes.torch import FromPixels, Normalise
 from models.zoo import build
 from tests.conftest import Run
 from tests.training.test_export import SE_RESNEXT, after_a_step, quick_input
 from training.data import DataSet
 from training.export import export
 from training.precisions import export_half
+from training.quantize import quantize
 
 CAPABILITIES = ("8.6", "8.9", "12.0")
 TYPES = {"fp32": "float", "fp16": "half", "int8": "int8"}

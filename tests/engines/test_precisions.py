@@ -16,15 +16,15 @@ from onnx import TensorProto
 from onnxruntime.quantization.calibrate import HistogramCalibrater, MinMaxCalibrater
 from PIL import Image
 
-from engines import manifest
-from engines.engine import EngineError
-from engines.manifest import Calibration, ManifestError
-from engines.quantize import BATCH, METHODS, quantize
-from engines.runtime import graph_of
-from engines.store import PublishedModel
-from engines.verify import compare
+from engines.measured.verify import compare
+from engines.published import manifest
+from engines.published.manifest import Calibration, ManifestError
+from engines.published.store import PublishedModel
+from engines.runtimes.engine import EngineError
+from engines.runtimes.registry import graph_of
 from tests.conftest import Run
 from tests.processor import INT8_OVERFLOWS
+from training.quantize import BATCH, METHODS, quantize
 
 
 def test_int8_is_explicit_symmetric_and_by_channel(lenet5_everywhere: PublishedModel) -> None:

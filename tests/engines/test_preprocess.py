@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engines.preprocess import Preprocess
+from engines.published.preprocess import Preprocess
 
 DIGIT = Preprocess(mode="L", resize_edge=28, crop=28, pad=2)
 PHOTO = Preprocess(mode="RGB", resize_edge=8, crop=6)

@@ -17,16 +17,16 @@ import pytest
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.models import ModelStore
 
-from engines import manifest, store
-from engines.manifest import ManifestError
-from engines.store import PublishedModel
+from engines.published import manifest, store
+from engines.published.manifest import ManifestError
+from engines.published.store import PublishedModel
 from tests.serving import ROOT
 
 # Adds the entry of argv[1] to the store; killed by -9 just before its argv[2]th change to a file of it.
 KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
-from engines import manifest, store
+from engines.published import manifest, store
 
 left = int(sys.argv[2])
 CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "shutil.copyfile"}

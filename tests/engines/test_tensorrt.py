@@ -17,12 +17,15 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from engines import gpu, manifest, plan, runtime, store, tensorrt
-from engines.choose import choose
-from engines.engine import Engine, EngineError
-from engines.plan import TensorRT
-from engines.runtime import EngineSpec, Runtime, open_engine
-from engines.store import PublishedModel
+from engines.measured.select_engine import choose
+from engines.published import manifest, store
+from engines.published.store import PublishedModel
+from engines.runtimes import registry
+from engines.runtimes.engine import Engine, EngineError
+from engines.runtimes.registry import EngineSpec, Runtime, open_engine
+from engines.runtimes.tensorrt import engine as tensorrt
+from engines.runtimes.tensorrt import gpu, plan
+from engines.runtimes.tensorrt.plan import TensorRT
 from tests.engines import fake_gpu
 from tests.engines.fake_gpu import GPU, MB
 
@@ -46,7 +49,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[GPU]:
         return built
 
     monkeypatch.setattr(tensorrt, "build", build)
-    remembered = (gpu.device, gpu.name, plan.journal, runtime.preferred)
+    remembered = (gpu.device, gpu.name, plan.journal, registry.preferred)
     for function in remembered:
         function.cache_clear()
     yield there
@@ -67,7 +70,7 @@ def on_gpu(request: pytest.FixtureRequest) -> Runtime:
         request.getfixturevalue("fake")
         return name
     try:
-        runtime.check(name)
+        registry.check(name)
     except EngineError as error:
         pytest.skip(str(error))
     return name
@@ -305,16 +308,16 @@ def test_where_there_is_a_gpu_it_is_taken(caplog: pytest.LogCaptureFixture, monk
     assert choose([], "auto", "auto")[:2] == ("tensorrt", "fp32")
     assert "tensorrt can run here" in caplog.text
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    runtime.preferred.cache_clear()
+    registry.preferred.cache_clear()
     assert choose([], "auto", "auto")[:2] == ("tensorrt_rtx", "fp32")
     assert "not tensorrt: tensorrt is not installed here: pip install '.[tensorrt]'" in caplog.text
     monkeypatch.setattr(type(gpu.device()), "compute_capability", (9, 0))
-    runtime.preferred.cache_clear()
-    runtime.preferred("fp32")
+    registry.preferred.cache_clear()
+    registry.preferred("fp32")
     assert "not tensorrt_rtx: the GPU has compute capability 9.0, and tensorrt_rtx is for 7.5, 8.0, 8.6" in caplog.text
     monkeypatch.setattr(type(gpu.device()), "compute_capability", (7, 5))
-    runtime.preferred.cache_clear()
-    runtime.preferred("fp32")
+    registry.preferred.cache_clear()
+    registry.preferred("fp32")
     assert "not tensorrt_rtx: tensorrt_rtx has only fp16 for compute capability 7.5" in caplog.text
 
 
@@ -323,13 +326,13 @@ def test_a_gpu_or_a_driver_that_is_too_old_is_not_taken(
 ) -> None:
     caplog.set_level(logging.INFO)
     fake.cuda = 12080
-    assert runtime.preferred("fp32") == "openvino"
+    assert registry.preferred("fp32") == "openvino"
     for name in BOTH:
         assert f"not {name}: {name} needs NVIDIA's driver 580 or newer" in caplog.text
     fake.cuda = 13010
     monkeypatch.setattr(type(gpu.device()), "compute_capability", (7, 0))
-    runtime.preferred.cache_clear()
-    assert runtime.preferred("fp32") == "openvino"
+    registry.preferred.cache_clear()
+    assert registry.preferred("fp32") == "openvino"
     assert "not tensorrt: the GPU has compute capability 7.0, and tensorrt is for 7.5 and newer" in caplog.text
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.store import PublishedModel
+from engines.published.store import PublishedModel
 from loadtest.peers.results import Results, table
 from loadtest.peers.servers import SERVERS
 from loadtest.traffic import ScenarioError

@@ -25,8 +25,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic import ValidationError
 
-from engines import manifest, store
-from engines.store import PublishedModel
+from engines.published import manifest, store
+from engines.published.store import PublishedModel
 from service.api import create_api
 from service.cost import Cost
 from service.loading import Slot

@@ -12,9 +12,9 @@ import pytest
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.models import ModelStore
 
-from engines import manifest
-from engines.runtime import EngineSpec
-from engines.store import PublishedModel
+from engines.published import manifest
+from engines.published.store import PublishedModel
+from engines.runtimes.registry import EngineSpec
 from models.zoo import ZOO
 from service.catalog import Catalog
 from service.errors import Problem

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from engines.store import PublishedModel
+from engines.published.store import PublishedModel
 from tests.conftest import Run
 from tests.processor import INT8_OVERFLOWS
 from tests.serving import ROOT, serving

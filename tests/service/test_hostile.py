@@ -19,7 +19,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from engines.store import PublishedModel
+from engines.published.store import PublishedModel
 from tests.service.test_images import chunks_of, encoded, png
 from tests.service.test_server import DIGIT, HEAD, MEBIBYTE, classify
 from tests.serving import serving

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engines.preprocess import Preprocess
+from engines.published.preprocess import Preprocess
 from service.errors import Problem
 from service.images import FORMATS, decode, opened
 from service.scheduler import Pixels

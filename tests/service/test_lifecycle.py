@@ -17,8 +17,8 @@ import httpx
 import psutil
 import pytest
 
-from engines import manifest
-from engines.store import PublishedModel
+from engines.published import manifest
+from engines.published.store import PublishedModel
 from tests.serving import ROOT, is_ready, serving
 
 DIGIT = (ROOT / "docs" / "digit.png").read_bytes()

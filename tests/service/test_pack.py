@@ -12,7 +12,7 @@ import httpx
 import pytest
 import yaml
 
-from engines.store import PublishedModel
+from engines.published.store import PublishedModel
 from tests.conftest import Run
 from tests.service.test_server import DIGIT, classify
 from tests.serving import ROOT, serving

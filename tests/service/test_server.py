@@ -16,8 +16,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from engines.runtime import EngineSpec, open_engine
-from engines.store import PublishedModel
+from engines.published.store import PublishedModel
+from engines.runtimes.registry import EngineSpec, open_engine
 from tests.service.test_images import encoded
 from tests.serving import ROOT, serving
 from training.data import DataSet

@@ -19,7 +19,7 @@ from torch.amp import GradScaler
 from training import checkpoint
 from training.papers import PAPERS
 from training.recipe import Input
-from engines.preprocess import Preprocess
+from engines.published.preprocess import Preprocess
 
 folder, left = Path(sys.argv[1]), int(sys.argv[2])
 net = nn.Linear(2, 2)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engines.store import PublishedModel
+from engines.published.store import PublishedModel
 from models.zoo import ZOO
 from tests.conftest import Run
 from training import checkpoint, results

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engines.manifest import Calibration
-from engines.onnxruntime import ONNXRuntimeEngine
-from engines.openvino import OpenVINOEngine
-from engines.quantize import LAYERS, METHODS, gates, layers, quantize
-from engines.torch import FromPixels, Normalise, TorchEngine
+from engines.published.graph import LAYERS, gates, layers
+from engines.published.manifest import Calibration
+from engines.runtimes.onnxruntime import ONNXRuntimeEngine
+from engines.runtimes.openvino import OpenVINOEngine
+from engines.runtimes.torch import FromPixels, Normalise, TorchEngine
 from models.densenet import cifar_densenet
 from models.layers import Concat
 from models.preact_resnet import PreActBasicBlock, PreActResNet
@@ -29,6 +29,7 @@ from training import precisions
 from training.data import DataSet
 from training.export import export
 from training.precisions import ways
+from training.quantize import METHODS, quantize
 from training.recipe import Input, input_of, quick
 
 TOLERANCE = 1e-4  # of the largest logit, both float32

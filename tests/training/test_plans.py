@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from engines.plan import PRECISIONS
-from engines.plans import Target
+from engines.measured.plans import Target
+from engines.runtimes.tensorrt.plan import PRECISIONS
 from models.zoo import ZOO
 from tests.serving import ROOT
 from training.errors import TrainingError

@@ -19,9 +19,9 @@ from timm.data.transforms_factory import create_transform
 from torch import nn
 from torchvision.models import get_model, get_model_weights
 
-from engines.openvino import OpenVINOEngine
-from engines.preprocess import Preprocess
-from engines.store import published
+from engines.published.preprocess import Preprocess
+from engines.published.store import published
+from engines.runtimes.openvino import OpenVINOEngine
 from models.zoo import ZOO
 from tests.conftest import Run
 from tests.serving import serving

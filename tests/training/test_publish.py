@@ -13,8 +13,8 @@ import onnx
 import pytest
 from safetensors.numpy import load_file
 
-from engines import manifest
-from engines.store import PublishedModel
+from engines.published import manifest
+from engines.published.store import PublishedModel
 from models.complexity import complexity
 from models.zoo import ZOO
 from tests.conftest import Run

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Sequence
 from typing import Literal
 
-from engines.records import EngineRecord, Speed
-from engines.runtime import EngineSpec, Runtime, preferred
+from engines.measured.records import EngineRecord, Speed
+from engines.runtimes.registry import EngineSpec, Runtime, preferred
 
 STREAMS_GAIN = 1.1  # less is no reason to give a single image only a part of the threads
 logger = logging.getLogger("bentoml.convserve")

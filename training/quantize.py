@@ -10,19 +10,17 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-from engines.manifest import Calibration
+from engines.published.graph import LAYERS
+from engines.published.manifest import Calibration
 
 BATCH = 8  # images whose activations, of every layer, are in memory at a time
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
     "percentile": CalibrationMethod.Percentile,
 }
-LAYERS = ("Conv", "Gemm")
-AVERAGES = ("GlobalAveragePool", "ReduceMean")
 
 
 class Pixels(CalibrationDataReader):  # type: ignore[misc]
@@ -83,23 +81,3 @@ def quantize(source: Path, out: Path, pixels: NDArray[np.uint8], how: Calibratio
             )
     finally:
         logging.disable(before)
-
-
-def layers(graph: onnx.GraphProto) -> list[str]:
-    """Names of the convolutions and linear layers of a graph, from the input on."""
-    return [node.name for node in graph.node if node.op_type in LAYERS]
-
-
-def gates(graph: onnx.GraphProto) -> list[str]:
-    """Names of those that squeeze-and-excitation has between an average over the map and a sigmoid."""
-    made_by = {output: node for node in graph.node for output in node.output}
-    found: set[str] = set()
-    for sigmoid in (node for node in graph.node if node.op_type == "Sigmoid"):
-        chain = []
-        node = made_by.get(sigmoid.input[0])
-        while node and node.op_type in ("Relu", "Flatten", "Reshape", *LAYERS):
-            chain.append(node.name)
-            node = made_by.get(node.input[0])
-        if node and node.op_type in AVERAGES:
-            found.update(chain)
-    return [name for name in layers(graph) if name in found]

@@ -14,12 +14,13 @@ from typing import get_args
 
 from pydantic import ValidationError
 
-from engines import files, manifest, store
-from engines.machine import processor
-from engines.manifest import Record
-from engines.runtime import Measured, gpu_of
-from engines.store import PublishedModel
+from engines.published import files, manifest, store
+from engines.published.manifest import Record
+from engines.published.store import PublishedModel
+from engines.runtimes.machine import processor
+from engines.runtimes.registry import Measured, gpu_of
 
+UNBOUND_SHARE = 0.25  # an engine that uses less of either peak spends its time elsewhere
 TOP1_LOST = 0.005  # more than that is too much
 AGREEING = 0.99  # less than that is too little
 BATCH = 8  # at which engines are compared
@@ -76,6 +77,17 @@ class Speed(Record):
     of_bandwidth: float | None
     memory_mb: float | None
     runs: int
+
+    @property
+    def bound(self) -> str | None:
+        """Peak of this machine that the engine is nearer to, and its share of it; None if no peak is known."""
+        if self.of_compute is None or self.of_bandwidth is None:
+            return None
+        if max(self.of_compute, self.of_bandwidth) < UNBOUND_SHARE:
+            return f"by neither: {self.of_compute:.0%} of the arithmetic, {self.of_bandwidth:.0%} of the bandwidth"
+        if self.of_compute >= self.of_bandwidth:
+            return f"by arithmetic: {self.of_compute:.0%} of its peak"
+        return f"by memory: {self.of_bandwidth:.0%} of its bandwidth"
 
 
 class EngineRecord(Record):

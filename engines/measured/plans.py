@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from engines.engine import EngineError
-from engines.inspector import EngineLayer, computed_in, engine_layers, fallen_back, nodes_of, report
-from engines.plan import Plan, TensorRT, prepare
-from engines.runtime import graph_of
-from engines.store import PublishedModel
-from engines.tensorrt import layers_of
+from engines.published.store import PublishedModel
+from engines.runtimes.engine import EngineError
+from engines.runtimes.registry import graph_of
+from engines.runtimes.tensorrt.engine import layers_of
+from engines.runtimes.tensorrt.inspect import EngineLayer, computed_in, engine_layers, fallen_back, nodes_of, report
+from engines.runtimes.tensorrt.plan import Plan, TensorRT, prepare
 
 HEAD = ("| model | input |", "| --- | --- |")
 

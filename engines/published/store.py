@@ -13,9 +13,9 @@ import bentoml
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.models import ModelStore
 
-from engines import manifest
-from engines.files import locked
-from engines.manifest import Manifest, ManifestError
+from engines.published import manifest
+from engines.published.files import locked
+from engines.published.manifest import Manifest, ManifestError
 
 logger = logging.getLogger("convserve.store")
 

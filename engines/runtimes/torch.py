@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from engines import manifest
-from engines.engine import EngineError
-from engines.store import PublishedModel
+from engines.published import manifest
+from engines.published.store import PublishedModel
+from engines.runtimes.engine import EngineError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file
 
-from engines import manifest
-from engines.engine import Engine, in_batches
-from engines.preprocess import draft
-from engines.records import Fidelity
-from engines.runtime import EngineSpec, open_engine
-from engines.store import PublishedModel
+from engines.measured.records import Fidelity
+from engines.published import manifest
+from engines.published.preprocess import draft
+from engines.published.store import PublishedModel
+from engines.runtimes.engine import Engine, in_batches
+from engines.runtimes.registry import EngineSpec, open_engine
 
 
 def verify(model: PublishedModel, spec: EngineSpec) -> Fidelity:

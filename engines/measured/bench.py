@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.engine import Engine, EngineError
-from engines.memory import added_mb
-from engines.peak import Peak
-from engines.records import Speed
-from engines.runtime import EngineSpec, gpu_of, open_engine
-from engines.store import PublishedModel
+from engines.measured.memory import added_mb
+from engines.measured.peak import Peak
+from engines.measured.records import Speed
+from engines.published.store import PublishedModel
+from engines.runtimes.engine import Engine, EngineError
+from engines.runtimes.registry import EngineSpec, gpu_of, open_engine
 
 ROUNDS = 3
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from engines.engine import EngineError
+from engines.runtimes.engine import EngineError
 
 PRECISIONS = ("fp32", "int8")
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engines import records
-from engines.choose import choose
-from engines.machine import processor
-from engines.records import BATCH, EngineRecord
-from engines.runtime import EngineSpec
-from engines.store import PublishedModel
+from engines.measured import records
+from engines.measured.records import BATCH, EngineRecord
+from engines.measured.select_engine import choose
+from engines.published.store import PublishedModel
+from engines.runtimes.machine import processor
+from engines.runtimes.registry import EngineSpec
 
 BASE = "onnxruntime fp32"  # what one would have without us
 LOWER = ("openvino bf16", "openvino int8")

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
-from engines import files, store
+from engines.published import files, store
 
 Compiled = TypeVar("Compiled")
 DIGEST_BYTES = 32

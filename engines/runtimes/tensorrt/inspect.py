@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from engines.engine import EngineError
+from engines.runtimes.engine import EngineError
 
 TENSOR = re.compile(r"Dimensions: \[([-\d,]*)\].*?Datatype: (\w+), Format: \(?(\w+)")  # of TensorRT for RTX
 OTHER_TENSOR = re.compile(r"Dimensions: \[([-\d,]*)\].*?Format/Datatype: ([^}]+?)\.? *\}")  # of TensorRT
@@ -98,7 +98,7 @@ def nodes_of(path: Path) -> dict[str, Node]:
     try:
         import onnx
 
-        from engines.quantize import LAYERS
+        from engines.published.graph import LAYERS
     except ModuleNotFoundError as error:
         raise EngineError(f"{error}: pip install '.[training]'") from error
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from engines import cache, gpu
-from engines.engine import EngineError
+from engines.runtimes import cache
+from engines.runtimes.engine import EngineError
+from engines.runtimes.tensorrt import gpu
 
 if TYPE_CHECKING:
     import tensorrt_rtx as trt  # what both have; a test compares it with the other's, and says what it alone has

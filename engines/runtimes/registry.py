@@ -12,16 +12,26 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from engines import gpu, manifest, plan
-from engines.engine import BATCH, Engine, EngineError
-from engines.machine import accelerator
-from engines.plan import TensorRT
-from engines.store import PublishedModel
+from engines.published import manifest
+from engines.published.store import PublishedModel
+from engines.runtimes.engine import BATCH, Engine, EngineError
+from engines.runtimes.machine import accelerator
+from engines.runtimes.tensorrt import gpu, plan
+from engines.runtimes.tensorrt.plan import TensorRT
 
 Measured = Literal["openvino", "onnxruntime", "torch", "torch_compile", TensorRT]
 Runtime = Literal[Measured, "null"]
 PREFERRED: tuple[Measured, ...] = ("tensorrt", "tensorrt_rtx", "torch")  # where there is a GPU
 ON_GPU = (*PREFERRED, "torch_compile")
+MODULES: dict[Runtime, str] = {  # of engines.runtimes; each imports its library
+    "openvino": "openvino",
+    "onnxruntime": "onnxruntime",
+    "torch": "torch",
+    "torch_compile": "torch",
+    "tensorrt": "tensorrt.engine",
+    "tensorrt_rtx": "tensorrt.engine",
+    "null": "null",
+}
 HAS = {"tensorrt": plan.PRECISIONS, "tensorrt_rtx": plan.PRECISIONS, "torch": ("fp32", "bf16", "fp16")}
 logger = logging.getLogger("bentoml.convserve")
 
@@ -68,7 +78,7 @@ def check(runtime: Runtime) -> None:
                 raise EngineError("torch is not installed here: pip install '.[training]'")
             if not gpu_of(runtime):
                 raise EngineError("there is no NVIDIA GPU that may be used")
-            if import_module("engines.torch").DEVICE == "cpu":
+            if import_module("engines.runtimes.torch").DEVICE == "cpu":
                 raise EngineError("this torch has no CUDA, or the driver is too old for it")
 
 
@@ -112,26 +122,26 @@ def make_engine(model: PublishedModel, spec: EngineSpec, max_batch: int = BATCH)
     runtime, precision, streams, threads = spec
     match runtime:
         case "openvino":
-            from engines.openvino import OpenVINOEngine
+            from engines.runtimes.openvino import OpenVINOEngine
 
             graph = graph_of(model, precision)
             sha256 = model.manifest.files[graph.name].sha256
             return OpenVINOEngine(graph, precision, streams=streams, threads=threads, sha256=sha256)
         case "tensorrt" | "tensorrt_rtx":
-            from engines.tensorrt import TensorRTEngine
+            from engines.runtimes.tensorrt.engine import TensorRTEngine
 
             graph = graph_of(model, precision)
             sha256 = model.manifest.files[graph.name].sha256
             return TensorRTEngine(graph, precision, runtime=runtime, sha256=sha256, max_batch=max_batch)
         case "onnxruntime":
-            from engines.onnxruntime import ONNXRuntimeEngine
+            from engines.runtimes.onnxruntime import ONNXRuntimeEngine
 
             return ONNXRuntimeEngine(graph_of(model, precision), precision)
         case "torch" | "torch_compile":
-            from engines.torch import open_torch
+            from engines.runtimes.torch import open_torch
 
             return open_torch(model, precision, compiled=runtime == "torch_compile")
         case "null":
-            from engines.null import NullEngine
+            from engines.runtimes.null import NullEngine
 
             return NullEngine(len(model.manifest.labels))

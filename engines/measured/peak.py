@@ -12,10 +12,10 @@ import openvino
 from openvino import opset13 as ops
 from pydantic import ValidationError
 
-from engines import files, store
-from engines.machine import processor
-from engines.manifest import Complexity, Record
-from engines.openvino import PRECISIONS, core, supported
+from engines.published import files, store
+from engines.published.manifest import Complexity, Record
+from engines.runtimes.machine import processor
+from engines.runtimes.openvino import PRECISIONS, core, supported
 
 FLOAT_BYTES = 4
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from engines.preprocess import Preprocess
+from engines.published.preprocess import Preprocess
 
 FILE = "manifest.json"
 WEIGHTS = "checkpoint.safetensors"

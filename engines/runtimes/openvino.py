@@ -11,9 +11,9 @@ import openvino
 from numpy.typing import NDArray
 from openvino import opset13 as ops
 
-from engines.cache import cached
-from engines.engine import EngineError
-from engines.machine import processor
+from engines.runtimes.cache import cached
+from engines.runtimes.engine import EngineError
+from engines.runtimes.machine import processor
 
 # Always passed: left alone, OpenVINO runs an fp32 file in bf16 where the processor can. What an INT8 file has in float
 # is run in float32: bf16 there gained nothing.

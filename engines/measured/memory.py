@@ -10,10 +10,10 @@ from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 
-from engines import gpu
-from engines.engine import EngineError
-from engines.runtime import EngineSpec, gpu_of, open_engine
-from engines.store import PublishedModel
+from engines.published.store import PublishedModel
+from engines.runtimes.engine import EngineError
+from engines.runtimes.registry import MODULES, EngineSpec, gpu_of, open_engine
+from engines.runtimes.tensorrt import gpu
 
 
 def added_mb(model: PublishedModel, spec: EngineSpec, batch: int) -> float | None:
@@ -31,7 +31,7 @@ def added_mb(model: PublishedModel, spec: EngineSpec, batch: int) -> float | Non
 
 def grown_mb(model: PublishedModel, spec: EngineSpec, batch: int) -> float:
     """By how much the memory in use grew; importing the library is not counted."""
-    module = import_module(f"engines.{spec.runtime.removesuffix('_compile').removesuffix('_rtx')}")
+    module = import_module(f"engines.runtimes.{MODULES[spec.runtime]}")
     if spec.runtime == "openvino":
         module.supported(spec.precision)  # loads what any engine needs
     used_mb = gpu.used_mb if gpu_of(spec.runtime) else resident_mb

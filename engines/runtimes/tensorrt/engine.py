@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from engines import cache, gpu
-from engines.engine import EngineError
-from engines.plan import Plan, TensorRT, build, building, content, hardware, journal, key_of, library
+from engines.runtimes import cache
+from engines.runtimes.engine import EngineError
+from engines.runtimes.tensorrt import gpu
+from engines.runtimes.tensorrt.plan import Plan, TensorRT, build, building, content, hardware, journal, key_of, library
 
 if TYPE_CHECKING:
     import tensorrt_rtx as trt

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from engines.engine import EngineError
+from engines.runtimes.engine import EngineError
 
 if TYPE_CHECKING:
     from cuda.core import Device, Stream

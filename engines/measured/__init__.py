@@ -1,0 +1,1 @@
+"""What was found about engines on this machine."""

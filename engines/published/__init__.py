@@ -1,0 +1,1 @@
+"""What passes from training to serving: a published model and its files."""

@@ -1,0 +1,1 @@
+"""The libraries that run a published model, behind one protocol."""
