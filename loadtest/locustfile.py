@@ -1,143 +1,36 @@
-"""Locust users that send real images and check the answers, when a scenario says; each model is a row.
+"""Locust file: options and hooks of a load run; Locust lists each model as a row.
 
-Stands alone: `locust -f loadtest/locustfile.py --host http://localhost:3000 --scenario server --rate 100`
+Usage: `locust -f loadtest/locustfile.py --host http://localhost:3000 --scenario server --rate 100`
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random
-from typing import Any, ClassVar
+from typing import Any
 
 import gevent
-from gevent.pool import Group
-from locust import FastHttpUser, constant, events, task
+from locust import events
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
-from locust.exception import StopUser
 from locust.rpc import Message
 from locust.runners import MasterRunner, WorkerRunner
 
-from loadtest.scenarios import SCENARIOS, Scenario, arrivals
+from loadtest.load_run import ClassifyUser, LoadRun
+from loadtest.scenarios import SCENARIOS
 from loadtest.tally import Tally
-from loadtest.traffic import ScenarioError, Traffic, make_traffic, path_of, read_label, read_weights
+from loadtest.traffic import ScenarioError, make_traffic, path_of, read_weights
 
-PATIENCE_S = 60.0  # for what is still asked at the end of an open loop
-SILENCE_S = 5.0  # with failures alone: the server is gone
+SILENCE_S = 5.0  # with failures only, after which the server counts as gone
 GONE, FELL_BEHIND = 1, 3  # exit codes
-FINISH, TALLIES = "finish", "tallies"  # messages: a master's, and what a worker answers
+FINISH, TALLIES = "finish", "tallies"  # messages: from the master to a worker, and the worker's answer
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class Run:
-    """What is sent, where and when, and what came of it, in this process.
-
-    `path` is asked with the model's name in it. `rate`, requests a second, is that of each user of an open loop;
-    `seconds` is how long the run is meant to be.
-    """
-
-    scenario: Scenario
-    traffic: Traffic
-    path: str = path_of("{model}")
-    headers: Mapping[str, str] = field(default_factory=dict)
-    rate: float = 0.0
-    seconds: float = 60.0
-    process: int = 0
-    tallies: dict[str, Tally] = field(default_factory=dict)
-    workers: int = 0
-    added: int = 0
-    asked: Group = field(default_factory=Group)
-    started: float = field(default_factory=time.perf_counter)
-    streams: itertools.count[int] = field(default_factory=itertools.count)
-
-    def __post_init__(self) -> None:
-        self.tallies = {model: Tally() for model in self.traffic.weights}
-
-    def stop(self) -> None:
-        """Nothing more is asked."""
-        for tally in self.tallies.values():
-            tally.seconds = tally.seconds or time.perf_counter() - self.started
-
-    @property
-    def stopped(self) -> bool:
-        """Whether it was."""
-        return any(tally.seconds for tally in self.tallies.values())
-
-    def end(self) -> None:
-        """Stop, and wait until all that was asked is answered or given up."""
-        self.stop()
-        self.asked.join(timeout=PATIENCE_S)
-
-    def add(self, tallies: dict[str, Tally]) -> None:
-        """What another process has seen."""
-        for model, tally in tallies.items():
-            self.tallies[model].add(tally)
-        self.added += 1
-
-    def gather(self, processes: int) -> None:
-        """Wait until so many have told what they have seen."""
-        deadline = time.perf_counter() + 2 * PATIENCE_S
-        while self.added < processes and time.perf_counter() < deadline:
-            gevent.sleep(0.1)
-
-
-class Classifier(FastHttpUser):
-    """In a closed loop asks without a pause; in an open one is a stream of requests, each asked when it is due."""
-
-    wait_time = constant(0)
-    concurrency = 10_000  # connections; of an open loop none waits for another's
-    run_: ClassVar[Run | None] = None
-
-    @task
-    def go(self) -> None:
-        """One request of a closed loop, or all of an open one."""
-        run = self.run_
-        if run is None or run.stopped:
-            raise StopUser
-        if run.scenario.in_flight:
-            self.ask(run, time.perf_counter())
-            return
-        random = Random(f"{run.process}/{next(run.streams)}")  # noqa: S311 (no secret)
-        for seconds in arrivals(run.scenario, run.rate, run.seconds, random):
-            due = run.started + seconds
-            gevent.sleep(max(0.0, due - time.perf_counter()))
-            if run.stopped:
-                return
-            run.asked.spawn(self.ask, run, due)
-
-    def ask(self, run: Run, due: float) -> None:
-        """One request; an answer that is not well formed is a failure, a wrong class is not."""
-        model, image = next(run.traffic)
-        tally = run.tallies[model]
-        tally.send(time.perf_counter() - due)
-        path = run.path.format(model=model)
-        with self.client.post(
-            path,
-            data=image.body,  # type: ignore[arg-type]
-            headers=dict(run.headers),
-            name=model,
-            catch_response=True,
-        ) as response:
-            since_due = time.perf_counter() - due
-            response.request_meta["response_time"] = since_due * 1000
-            try:
-                label = read_label(response)
-            except ValueError as error:
-                tally.failures += 1
-                response.failure(str(error))
-                return
-        tally.answer(since_due, label == image.label, time.perf_counter() - run.started)
-
-
 def add_options(parser: LocustArgumentParser, **_: Any) -> None:
-    """Our own options, on the command line and on Locust's page."""
+    """Add the options of this file to Locust's command line and page."""
     parser.add_argument("--models", default="lenet5", help="names, or names and weights: vgg19=1,lenet5=20")
     parser.add_argument("--precision", default="", help="of all models; without, the server chooses")
     parser.add_argument("--images", default="images/mnist5k", help="folder of images, a sub-folder a label")
@@ -150,35 +43,35 @@ def add_options(parser: LocustArgumentParser, **_: Any) -> None:
     parser.add_argument("--rate", type=float, default=10.0, help="requests a second, of all users, in an open loop")
 
 
-def users_of(environment: Environment, **_: Any) -> None:
-    """As many as the scenario has in flight, unless told otherwise, and at once."""
+def set_users(environment: Environment, **_: Any) -> None:
+    """Start as many users as the scenario has requests in flight, all at once, unless -u or -r say otherwise."""
     if options := environment.parsed_options:
         options.num_users = options.num_users or SCENARIOS[options.scenario].in_flight or 1
         options.spawn_rate = options.spawn_rate or options.num_users
 
 
 def prepare(environment: Environment, **_: Any) -> None:
-    """Make the run, or say why there is none and end."""
-    Classifier.run_ = None
+    """Prepare the run, or log the reason and end with exit code 2."""
+    ClassifyUser.load_run = None
     runner, options = environment.runner, environment.parsed_options
     if runner is None or options is None:
         return
     try:
-        Classifier.run_ = make_run(environment)
+        ClassifyUser.load_run = make_run(environment)
         if not isinstance(runner, WorkerRunner):
-            gevent.spawn(watch, environment, Classifier.run_)
+            gevent.spawn(watch, environment, ClassifyUser.load_run)
     except ScenarioError as error:
         logger.error("%s", error)
         environment.process_exit_code = 2
         if isinstance(runner, WorkerRunner):
-            return  # its master ends the run
+            return  # the master ends the run
         if environment.web_ui is None:
             sys.exit(2)
         runner.quit()
 
 
-def make_run(environment: Environment) -> Run:
-    """What the options ask for; ScenarioError if it cannot be had."""
+def make_run(environment: Environment) -> LoadRun:
+    """Return the run of these options. Raises ScenarioError for a bad option or a model that is not served."""
     options, runner = environment.parsed_options, environment.runner
     assert options
     if not environment.host:
@@ -189,16 +82,16 @@ def make_run(environment: Environment) -> Run:
     weights, precision = read_weights(options.models), options.precision or None
     traffic = make_traffic(environment.host, weights, Path(options.images), process, precision)
     path, rate = path_of("{model}", precision), options.rate / options.num_users
-    run = Run(SCENARIOS[options.scenario], traffic, path, rate=rate, process=process)
+    run = LoadRun(SCENARIOS[options.scenario], traffic, path, rate=rate, process=process)
     run.seconds = options.run_time or run.seconds
     run.workers = runner.worker_count if isinstance(runner, MasterRunner) else 0
     return run
 
 
-def watch(environment: Environment, run: Run) -> None:
-    """End a run whose server is gone: for a while now every request has failed."""
+def watch(environment: Environment, run: LoadRun) -> None:
+    """End the run once every request of the last SILENCE_S seconds has failed: the server is gone."""
     runner, answered, since = environment.runner, 0, time.perf_counter()
-    while runner and Classifier.run_ is run and not run.stopped:
+    while runner and ClassifyUser.load_run is run and not run.stopped:
         gevent.sleep(0.5)
         total = runner.stats.total
         if total.num_requests - total.num_failures > answered or not total.num_failures:
@@ -212,21 +105,24 @@ def watch(environment: Environment, run: Run) -> None:
 
 
 def stop(**_: Any) -> None:
-    """Nothing more is asked."""
-    if run := Classifier.run_:
+    """Stop the run when Locust begins to stop its users."""
+    if run := ClassifyUser.load_run:
         run.stop()
 
 
 def finish(environment: Environment, **_: Any) -> None:
-    """Wait for what is still asked; log a line a model, of all processes, and whether the generator kept up."""
-    run, runner = Classifier.run_, environment.runner
+    """Wait for open requests, then log the tally of each model over all processes.
+
+    Exit code 3 (FELL_BEHIND) if the load generator did not keep up, 1 (GONE) if a process sent no tallies.
+    """
+    run, runner = ClassifyUser.load_run, environment.runner
     if run is None or isinstance(runner, WorkerRunner):
-        return  # whose master asks for what it has seen
+        return  # the master requests the tallies of a worker with FINISH
     if isinstance(runner, MasterRunner):
         runner.send_message(FINISH)
         run.gather(runner.worker_count)
         if run.added < run.workers:
-            logger.error("%d of %d processes did not tell what they had seen", run.workers - run.added, run.workers)
+            logger.error("%d of %d processes sent no tallies", run.workers - run.added, run.workers)
             environment.process_exit_code = GONE
     else:
         run.end()
@@ -238,30 +134,30 @@ def finish(environment: Environment, **_: Any) -> None:
                 environment.process_exit_code = FELL_BEHIND
 
 
-def tell(environment: Environment, **_: Any) -> None:
-    """Of a worker: what it has seen, once all that it asked is answered."""
-    if (run := Classifier.run_) and environment.runner:
+def send_tallies(environment: Environment, **_: Any) -> None:
+    """Send the tallies of this worker to the master, once all requests are answered."""
+    if (run := ClassifyUser.load_run) and environment.runner:
         run.end()
         environment.runner.send_message(TALLIES, {model: tally.dump() for model, tally in run.tallies.items()})
 
 
-def hear(msg: Message, **_: Any) -> None:
-    """Of a master: what a worker has seen."""
-    if run := Classifier.run_:
+def receive_tallies(msg: Message, **_: Any) -> None:
+    """Add the tallies of a worker to the tallies of this master."""
+    if run := ClassifyUser.load_run:
         run.add({model: Tally.load(dumped) for model, dumped in msg.data.items()})
 
 
-def listen(environment: Environment, **_: Any) -> None:
-    """To each other, where there are several processes."""
+def register_messages(environment: Environment, **_: Any) -> None:
+    """Register the messages between master and workers, if there are several processes."""
     if isinstance(environment.runner, MasterRunner):
-        environment.runner.register_message(TALLIES, hear)
+        environment.runner.register_message(TALLIES, receive_tallies)
     elif isinstance(environment.runner, WorkerRunner):
-        environment.runner.register_message(FINISH, tell, concurrent=True)
+        environment.runner.register_message(FINISH, send_tallies, concurrent=True)
 
 
 events.init_command_line_parser.add_listener(add_options)
-events.init.add_listener(users_of)
-events.init.add_listener(listen)
+events.init.add_listener(set_users)
+events.init.add_listener(register_messages)
 events.test_start.add_listener(prepare)
 events.test_stopping.add_listener(stop)
 events.test_stop.add_listener(finish)

@@ -7,19 +7,19 @@ import time
 import gevent
 from locust.env import Environment
 
-from loadtest.locustfile import PATIENCE_S, Classifier, Run
+from loadtest.load_run import PATIENCE_S, ClassifyUser, LoadRun
 from loadtest.tally import Tally
 from loadtest.traffic import ScenarioError
 
 
-def measure(host: str, run: Run, users: int = 1) -> Tally:
+def measure(host: str, run: LoadRun, users: int = 1) -> Tally:
     """What came of `run`, of one model, in its seconds; ScenarioError, with the last failure, if nothing was answered.
 
     `users` are the requests in flight of a closed loop, or the streams of an open one.
     """
     (model,) = run.traffic.weights
-    Classifier.run_ = run
-    runner = Environment(user_classes=[Classifier], host=host).create_local_runner()
+    ClassifyUser.load_run = run
+    runner = Environment(user_classes=[ClassifyUser], host=host).create_local_runner()
     runner.start(users, spawn_rate=users)
     gevent.sleep(run.seconds)
     run.stop()

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from loadtest.locustfile import Run
+from loadtest.load_run import LoadRun
 from loadtest.measure import measure
 from loadtest.scenarios import SCENARIOS
 from loadtest.traffic import LabelledImage, ScenarioError, Traffic, path_of, probe, read_images
@@ -21,7 +21,7 @@ def smoke(host: str, models: Sequence[str], folder: Path) -> None:
     for model, (name, scenario) in itertools.product(models, SCENARIOS.items()):
         alone = [LabelledImage(image.body, label_of(host, model, image)) for image in images]
         traffic = Traffic({model: 1}, {model: itertools.cycle(alone)})
-        tally = measure(host, Run(scenario, traffic, rate=RATE, seconds=SECONDS), scenario.in_flight or 1)
+        tally = measure(host, LoadRun(scenario, traffic, rate=RATE, seconds=SECONDS), scenario.in_flight or 1)
         other = tally.answers - tally.right
         print(f"{name}: {model}: {tally.answers} answers, {tally.failures} failed, {other} other than alone")
         lost = tally.sent - tally.answers - tally.failures - (scenario.in_flight or 0)  # a closed loop's end cuts those

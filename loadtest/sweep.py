@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest import rows, server
-from loadtest.locustfile import Run
+from loadtest.load_run import LoadRun
 from loadtest.measure import measure
 from loadtest.rows import Architecture, Engine, Load, Point
 from loadtest.scenarios import SCENARIOS
@@ -140,7 +140,7 @@ def measure_point(
     path = path_of("{model}", row.precision)
     before = server.usage(host, row.tag)
     tally = measure(
-        host, Run(SCENARIOS[scenario], traffic, path, rate=rate or 0.0, seconds=seconds, process=seed), users
+        host, LoadRun(SCENARIOS[scenario], traffic, path, rate=rate or 0.0, seconds=seconds, process=seed), users
     )
     after = server.usage(host, row.tag)
     return Point(

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from loadtest.locustfile import Run
+from loadtest.load_run import LoadRun
 from loadtest.measure import measure
 from loadtest.peers.photos import FOLDER, HEADERS, find_photos, form
 from loadtest.peers.results import Results, Row, table
@@ -186,10 +186,10 @@ def over_http(peer: Peer, server: Server, model: Model, connections: int, second
     return figures(run.tallies[model.tag]) | used | {"error": error} | ({} if peer.checked else {"wrong": None})
 
 
-def make_run(peer: Peer, model: Model, seconds: float) -> Run:
+def make_run(peer: Peer, model: Model, seconds: float) -> LoadRun:
     """A closed loop over the photos."""
     traffic = Traffic({model.tag: 1}, {model.tag: itertools.cycle(model.images)})
-    return Run(SCENARIOS["offline"], traffic, path=peer.path, headers=HEADERS, seconds=seconds)
+    return LoadRun(SCENARIOS["offline"], traffic, path=peer.path, headers=HEADERS, seconds=seconds)
 
 
 def client_cpu_s() -> float:
