@@ -79,7 +79,7 @@ class AlexNetOWT(nn.Module):
         return logits
 
 
-ALEXNET = (
+ARCHITECTURES = (
     Architecture(
         name="alexnet",
         family="alexnet",

@@ -123,7 +123,7 @@ torchvision = partial(Weights, library="torchvision", rename=((r"\.(norm|conv)\.
 table_3 = partial(single_crop, source="paper, Table 3")
 readme = partial(on_cifar10, source="authors' README")
 
-DENSENET = (
+ARCHITECTURES = (
     imagenet(
         name="densenet121",
         build=partial(imagenet_densenet, growth=32, depths=(6, 12, 24, 16)),

@@ -115,7 +115,7 @@ variant = partial(
     small=64,
 )
 
-GOOGLENET = (
+ARCHITECTURES = (
     variant(
         name="googlenet",
         smallest=31,

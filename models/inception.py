@@ -279,7 +279,7 @@ INCEPTION_V4_PAPER = Paper(
 crop_299 = partial(single_crop, edge=299)
 paper_crop = partial(Published, data="ImageNet", protocol="validation without 1,762 blacklisted images, one 299 crop")
 
-INCEPTION = (
+ARCHITECTURES = (
     Architecture(
         name="inception_v2",
         family="inception",

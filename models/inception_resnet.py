@@ -142,7 +142,7 @@ variant = partial(
     small=80,
 )
 
-INCEPTION_RESNET = (
+ARCHITECTURES = (
     variant(
         name="inception_resnet_v1",
         build=inception_resnet_v1,

@@ -162,7 +162,7 @@ def variant(name: str, build: Callable[[int], nn.Module], *published: Published)
     )
 
 
-LENET = (
+ARCHITECTURES = (
     variant(
         "lenet5",
         LeNet5,

@@ -64,7 +64,7 @@ variant = partial(
     paper=Paper(title="Network In Network", authors="M. Lin, Q. Chen, S. Yan", year=2013, id="arXiv:1312.4400"),
 )
 
-NIN = (
+ARCHITECTURES = (
     variant(
         name="nin_cifar10",
         input_shape=(3, 32, 32),

@@ -113,7 +113,7 @@ def bottlenecks(blocks: int) -> Callable[[int], nn.Module]:
 
 table_2 = partial(on_cifar10, source="paper, Table 2, median of 5 runs")
 
-PREACT_RESNET = (
+ARCHITECTURES = (
     cifar(
         name="preact_resnet110",
         build=partial(PreActResNet, block=partial(PreActBasicBlock, shortcut=OptionA), depths=(18, 18, 18)),

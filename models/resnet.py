@@ -213,7 +213,7 @@ def basic_blocks(blocks: int) -> Callable[[int], nn.Module]:
 
 table_6 = partial(on_cifar10, source="paper, Table 6")
 
-RESNET = (
+ARCHITECTURES = (
     imagenet("resnet18", BasicBlock, (2, 2, 2, 2), single_crop(69.758, 89.078)),
     imagenet("resnet34", BasicBlock, (3, 4, 6, 3), single_crop(73.314, 91.42), ten_crop(75.48, 92.54)),
     imagenet("resnet50", Bottleneck, (3, 4, 6, 3), single_crop(76.13, 92.862), ten_crop(77.15, 93.29)),

@@ -44,7 +44,7 @@ def resnext29(groups: int) -> Callable[[int], nn.Module]:
 readme = partial(single_crop, source="authors' README")
 table_7 = partial(on_cifar10, source="paper, Table 7, mean of 10 runs")
 
-RESNEXT = (
+ARCHITECTURES = (
     imagenet(
         name="resnext50_32x4d",
         build=resnext((3, 4, 6, 3), 32, 4),

@@ -80,7 +80,7 @@ def of_timm(model: str, accuracy: tuple[float, float], rename: tuple[tuple[str, 
     return Weights(library="timm", model=model, accuracy=accuracy, rename=rename)
 
 
-SENET = (
+ARCHITECTURES = (
     variant(
         name="se_resnet50",
         build=partial(se_resnet, depths=(3, 4, 6, 3)),

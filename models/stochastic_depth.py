@@ -60,7 +60,7 @@ class StochasticDepthResNet(ResNet):
             module.survival = 1 - number / len(blocks) * (1 - last)
 
 
-STOCHASTIC_DEPTH = (
+ARCHITECTURES = (
     Architecture(
         name="resnet110_sd",
         family="stochastic_depth",

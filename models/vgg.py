@@ -77,7 +77,7 @@ def variant(name: str, *published: Published) -> Architecture:
 
 dense = partial(Published, data="ImageNet", protocol="validation, one network, dense", source="paper, Table 3")
 
-VGG_VARIANTS = (
+ARCHITECTURES = (
     variant("vgg11", single_crop(69.02, 88.628), dense(top1=70.4, top5=89.6)),
     variant("vgg11_bn", single_crop(70.37, 89.81)),
     variant("vgg13", single_crop(69.928, 89.246), dense(top1=71.3, top5=90.1)),

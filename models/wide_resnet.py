@@ -41,7 +41,7 @@ def wrn_bottleneck(depths: Sequence[int]) -> Callable[[int], nn.Module]:
     return partial(ResNet, block=partial(Bottleneck, width=128), depths=depths)
 
 
-WIDE_RESNET = (
+ARCHITECTURES = (
     cifar(
         name="wrn_16_8",
         build=wrn(16, 8),

@@ -66,7 +66,7 @@ variant = partial(
 )
 table_2 = partial(Published, data="ImageNet", protocol="validation, ten crops", source="paper, Table 2")
 
-ZFNET = (
+ARCHITECTURES = (
     variant(
         name="zfnet",
         build=partial(ZFNet, widths=(384, 384, 256)),

@@ -17,7 +17,7 @@ from torchvision.models import get_model_weights
 
 from engines.published.preprocess import Preprocess
 from models.card import Architecture, Weights
-from models.zoo import ZOO, build
+from models.zoo import ZOO
 from training import checkpoint
 from training.checkpoint import Checkpoint, Imported
 from training.data import DataSet
@@ -156,7 +156,7 @@ def import_weights(name: str, file: Path | None, data: DataSet | None, out: Path
         entry, labels, name_of_data, spec = offer.input, offer.labels, "imagenet", "imagenet"
         imported = of_file(file) if file else of_offer(offer)
     state = read(file) if file else download(card)
-    ours = build(name, len(labels))
+    ours = ZOO[name].build(len(labels))
     if card.weights and not state.keys() <= ours.state_dict().keys():
         state = card.weights.translate(state)
     try:

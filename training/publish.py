@@ -23,7 +23,7 @@ from engines.runtimes.engine import Engine, EngineError
 from engines.runtimes.openvino import OpenVINOEngine
 from engines.runtimes.torch import FromPixels, Normalise, TorchEngine
 from models.complexity import complexity
-from models.zoo import ZOO, build
+from models.zoo import ZOO
 from training import checkpoint, evaluate
 from training.checkpoint import Checkpoint
 from training.data import load
@@ -101,7 +101,7 @@ def restored(folder: Path, saved: Checkpoint) -> FromPixels:
     """The checkpoint's network, from pixels to logits; CheckpointError if it is none of the lecture's."""
     if saved.architecture not in ZOO:
         raise CheckpointError(f"{folder}: there is no architecture {saved.architecture}")
-    net = build(saved.architecture, len(saved.labels))
+    net = ZOO[saved.architecture].build(len(saved.labels))
     checkpoint.restore(folder, saved, net)
     return FromPixels(net, Normalise(saved.input.mean, saved.input.std)).eval()
 

@@ -107,13 +107,13 @@ class Recorded:
 
 def open_torch(model: PublishedModel, precision: str, *, compiled: bool = False) -> TorchEngine:
     """A published model from its checkpoint; EngineError if it does not say how pixels are normalised."""
-    from models.zoo import build
+    from models.zoo import ZOO
 
     entry = model.manifest
     normalisation: dict[str, Any] | None = entry.provenance.get("input")
     if normalisation is None:
         raise EngineError(f"{entry.tag} does not say how its pixels are normalised: publish it again")
-    net = build(entry.architecture, len(entry.labels))
+    net = ZOO[entry.architecture].build(len(entry.labels))
     net.load_state_dict(load_file(model.folder / manifest.WEIGHTS))
     normalise = Normalise(tuple(normalisation["mean"]), tuple(normalisation["std"]))
     return TorchEngine(FromPixels(net, normalise), precision, compiled=compiled)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,7 @@ from engines.runtimes.tensorrt.inspect import (
     report,
 )
 from engines.runtimes.torch import FromPixels, Normalise
-from models.zoo import build
+from models.zoo import ZOO
 from tests.conftest import Run
 from tests.training.test_export import SE_RESNEXT, after_a_step, quick_input
 from training.data import DataSet
@@ -42,7 +41,7 @@ from training.quantize import quantize
 CAPABILITIES = ("8.6", "8.9", "12.0")
 TYPES = {"fp32": "float", "fp16": "half", "int8": "int8"}
 NETS: dict[str, Callable[[int], nn.Module]] = {
-    "resnet20_cifar": partial(build, "resnet20_cifar"),
+    "resnet20_cifar": ZOO["resnet20_cifar"].build,
     "se_resnext": SE_RESNEXT,
 }
 

@@ -13,7 +13,7 @@ from torch import nn
 from models.__main__ import describe
 from models.complexity import Complexity, complexity, trace
 from models.layers import Concat, SqueezeExcitation
-from models.zoo import ZOO, build
+from models.zoo import ZOO
 
 # parameters, MACs, activations at the paper's input and classes: those of torchvision's, timm's and the authors'
 # Caffe networks, and, where there is none, of implementations from the paper made apart from this one
@@ -113,7 +113,7 @@ def test_counts_are_exact() -> None:
 @pytest.mark.parametrize("name", ZOO)
 def test_no_parameter_is_missed(name: str) -> None:
     with torch.device("meta"):
-        net = build(name, ZOO[name].classes)
+        net = ZOO[name].build(ZOO[name].classes)
     expected = WITH_AUXILIARY_HEADS.get(name, cost(name).params)
     assert sum(parameter.numel() for parameter in net.parameters()) == expected
     in_training = sum(parameter.numel() for key, parameter in net.named_parameters() if key.startswith("aux"))
@@ -180,7 +180,7 @@ def test_a_smaller_input_costs_less_and_has_the_same_parameters() -> None:
 
 def test_an_unknown_architecture_is_a_key_error() -> None:
     with pytest.raises(KeyError):
-        build("lenet6", 10)
+        ZOO["lenet6"].build(10)
 
 
 def test_what_the_service_shows_is_what_the_networks_cost() -> None:

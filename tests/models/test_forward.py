@@ -13,14 +13,14 @@ from models.layers import Concat, SqueezeExcitation, grid_mean
 from models.preact_resnet import PreActBasicBlock, PreActResNet
 from models.resnet import OptionA
 from models.stochastic_depth import AverageOptionA, StochasticBlock, StochasticDepthResNet
-from models.zoo import ZOO, build
+from models.zoo import ZOO
 
 
 @pytest.mark.parametrize("name", ZOO)
 def test_each_parameter_gets_a_gradient(name: str) -> None:
     torch.manual_seed(0)
     card = ZOO[name]
-    net = build(name, 10)
+    net = ZOO[name].build(10)
     for module in net.modules():
         if isinstance(module, StochasticBlock):
             module.survival = 1
@@ -48,7 +48,7 @@ def takes(net: nn.Module, channels: int, edge: int) -> bool:
 def test_the_smallest_input_is_found(name: str) -> None:
     card = ZOO[name]
     with torch.device("meta"):
-        net = build(name, 10)
+        net = ZOO[name].build(10)
     edge = card.smallest
     assert takes(net, card.input_shape[0], edge)
     assert edge == 1 or not takes(net, card.input_shape[0], edge - 1)
@@ -58,7 +58,7 @@ def test_the_smallest_input_is_found(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name, card in ZOO.items() if card.family in {"alexnet", "zfnet", "vgg"}])
 def test_at_the_papers_input_the_adaptive_pool_changes_nothing(name: str) -> None:
     with torch.device("meta"):
-        net = build(name, 10).eval()
+        net = ZOO[name].build(10).eval()
         pool = net.get_submodule("adapt" if hasattr(net, "adapt") else "avgpool")
         seen: list[tuple[Tensor, Tensor]] = []
         pool.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
@@ -78,7 +78,7 @@ def test_the_auxiliary_heads_pool_is_the_papers_where_it_fits() -> None:
 
 @pytest.mark.parametrize(("name", "heads"), [("googlenet", 2), ("googlenet_bn_tv", 2), ("inception_v3", 1)])
 def test_auxiliary_heads_answer_in_training_only(name: str, heads: int) -> None:
-    net, x = build(name, 10), torch.randn(2, 3, ZOO[name].small, ZOO[name].small)
+    net, x = ZOO[name].build(10), torch.randn(2, 3, ZOO[name].small, ZOO[name].small)
     assert len(net(x)) == 1 + heads
     calls: list[str] = []
     for key, module in net.named_children():
@@ -103,7 +103,7 @@ def test_the_average_option_a_means_2x2_pixels_and_appends_zeros() -> None:
 
 
 def test_survival_falls_linearly_to_a_half() -> None:
-    net = build("resnet110_sd", 10)
+    net = ZOO["resnet110_sd"].build(10)
     survival = [module.survival for module in net.modules() if isinstance(module, StochasticBlock)]
     assert survival[0] == 1 - 1 / 54 * 0.5
     assert survival[-1] == 0.5

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models.complexity import trace
 from models.googlenet import inception
 from models.layers import Concat, ConvReLU
-from models.zoo import ZOO, build
+from models.zoo import ZOO
 
 Shape = tuple[int, ...]
 
@@ -22,7 +22,7 @@ def outputs(name: str) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {}
     card = ZOO[name]
     with torch.device("meta"), torch.no_grad():
-        net = build(name, card.classes).eval()
+        net = ZOO[name].build(card.classes).eval()
         for key, module in net.named_modules():
             module.register_forward_hook(lambda _, __, output, key=key: shapes.update({key: tuple(output.shape[1:])}))
         net(torch.empty(1, *card.input_shape))
@@ -134,7 +134,7 @@ def test_each_network_has_a_reference_or_a_trace() -> None:
 def layers_in_depth(name: str) -> int:
     """Convolutions and linear layers one after another: no shortcuts, no squeezes, no auxiliary heads."""
     with torch.device("meta"):
-        net = build(name, 10)
+        net = ZOO[name].build(10)
     beside = ("downsample", ".gate.", "aux")
     return sum(
         isinstance(module, nn.Conv2d | nn.Linear) and not any(part in key for part in beside)
@@ -174,7 +174,7 @@ def test_names_that_count_otherwise(name: str, depth: int) -> None:
 
 def test_googlenet_is_22_layers_deep() -> None:
     longest = 0  # of all paths
-    for name, module in build("googlenet", 10).named_children():
+    for name, module in ZOO["googlenet"].build(10).named_children():
         branches = module.children() if isinstance(module, Concat) else () if name.startswith("aux") else (module,)
         paths = [sum(isinstance(part, nn.Conv2d | nn.Linear) for part in branch.modules()) for branch in branches]
         longest += max(paths, default=0)
@@ -186,7 +186,7 @@ def test_googlenet_is_22_layers_deep() -> None:
 
 def test_alexnet_is_the_lectures_table() -> None:
     with torch.device("meta"):
-        state = build("alexnet", 1000).state_dict()
+        state = ZOO["alexnet"].build(1000).state_dict()
     assert {key.removesuffix(".weight"): value.numel() for key, value in state.items() if key.endswith("weight")} == {
         "conv1": 11 * 11 * 3 * 96,  # "35K"
         "conv2": 256 * 48 * 25,  # two halves that do not see each other, as in CONV4 and CONV5
@@ -201,7 +201,7 @@ def test_alexnet_is_the_lectures_table() -> None:
 
 def test_vgg16_is_the_lectures_table() -> None:
     with torch.device("meta"):
-        layers, _ = trace(build("vgg16", 1000).eval(), torch.empty(1, 3, 224, 224))
+        layers, _ = trace(ZOO["vgg16"].build(1000).eval(), torch.empty(1, 3, 224, 224))
     weights = [layer.params - layer.output_shape[0] for layer in layers if layer.params]
     assert weights == [
         *(1_728, 36_864, 73_728, 147_456, 294_912, 589_824, 589_824, 1_179_648),

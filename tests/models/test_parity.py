@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.card import Weights
 from models.preact_resnet import PreActBottleneck, PreActResNet
 from models.resnet import imagenet_stem
-from models.zoo import ZOO, build
+from models.zoo import ZOO
 
 WITH_WEIGHTS = [name for name, card in ZOO.items() if card.weights]
 TOLERANCE = 1e-5  # of the largest logit
@@ -64,7 +64,7 @@ def test_the_same_weights_give_the_same_logits(name: str) -> None:
     card = ZOO[name]
     assert card.weights
     with torch.device("meta"):
-        ours, theirs = build(name, 1000), reference(card.weights)
+        ours, theirs = ZOO[name].build(1000), reference(card.weights)
     found = error(ours, theirs, card.weights.translate, card.input_shape[1])
     print(f"{name}: {found:.1e} of the largest logit")  # shown by -s
     assert found <= TOLERANCE
@@ -75,7 +75,7 @@ def test_the_same_weights_give_the_same_logits(name: str) -> None:
 
 def test_densenet264_is_torchvisions_class_with_its_depths() -> None:
     with torch.device("meta"):
-        ours, theirs = build("densenet264", 1000), torchvision.models.DenseNet(32, (6, 12, 64, 48), 64)
+        ours, theirs = ZOO["densenet264"].build(1000), torchvision.models.DenseNet(32, (6, 12, 64, 48), 64)
     assert error(ours, theirs, dict, 224) <= TOLERANCE
 
 
