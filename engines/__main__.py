@@ -21,9 +21,9 @@ from engines.measured.verify import verify, verify_scaled
 from engines.published import store
 from engines.published.manifest import ManifestError
 from engines.published.store import PublishedModel
-from engines.runtimes.engine import BATCH, EngineError
+from engines.runtimes.engine import MAX_BATCH, EngineError
 from engines.runtimes.registry import EngineSpec, Measured, preferred
-from engines.runtimes.tensorrt.plan import PRECISIONS, TensorRT
+from engines.runtimes.tensorrt.library import PRECISIONS, TensorRT
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
             help="default: tensorrt if it is here, and no --capability",
         )
         subparser.add_argument("--capability", help="of GPUs, such as 8.9, by commas (default: this machine's GPU)")
-        subparser.add_argument("--max-batch", type=positive, default=BATCH, help="images (default: %(default)s)")
+        subparser.add_argument("--max-batch", type=positive, default=MAX_BATCH, help="images (default: %(default)s)")
     verify_parser.add_argument("--jpegs", type=jpegs, help="folder: also decode its .jpg scaled down, and compare")
     bench_parser.add_argument("--batches", type=positives, default="1,8,16,32", help="default: %(default)s")
     bench_parser.add_argument("--streams", type=positives, default="1", help="of OpenVINO (default: %(default)s)")

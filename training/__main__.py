@@ -278,10 +278,10 @@ def plans_command(arguments: list[str]) -> None:
     check_names(parser, options.names)
 
     from engines.measured.plans import Target
-    from engines.runtimes.engine import BATCH
+    from engines.runtimes.engine import MAX_BATCH
     from training import plans
 
-    target = Target("tensorrt_rtx", BATCH, options.capability.split(","))
+    target = Target("tensorrt_rtx", MAX_BATCH, options.capability.split(","))
     try:
         plans.sweep(options.names or list(ZOO), target, options.results)
     finally:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from engines.published.manifest import Accuracy
 from engines.published.preprocess import Preprocess
-from engines.runtimes.engine import BATCH, Engine
+from engines.runtimes.engine import MAX_BATCH, Engine
 from training.data import Images
 
 BINS = 15  # Guo et al. 2017, arXiv:1706.04599
@@ -20,7 +20,7 @@ BINS = 15  # Guo et al. 2017, arXiv:1706.04599
 
 def held_out_logits(engine: Engine, images: Images, preprocess: Preprocess) -> NDArray[np.float32]:
     """The engine's logits of every image, of which no more than a batch are in memory."""
-    batches = np.array_split(np.arange(len(images)), math.ceil(len(images) / BATCH))
+    batches = np.array_split(np.arange(len(images)), math.ceil(len(images) / MAX_BATCH))
     progress = tqdm(batches, "evaluating", leave=False, disable=None)
     return np.concatenate([engine.infer(images.pixels(preprocess, batch)) for batch in progress])
 

@@ -18,7 +18,7 @@ from engines.published.preprocess import Preprocess
 from engines.runtimes.engine import EngineError
 from engines.runtimes.tensorrt import plan
 from engines.runtimes.tensorrt.inspect import Node, computed_in, fallen_back, nodes_of
-from engines.runtimes.tensorrt.plan import PRECISIONS, library
+from engines.runtimes.tensorrt.library import PRECISIONS, library
 from engines.runtimes.torch import FromPixels, Normalise
 from models.card import Architecture
 from models.zoo import ZOO

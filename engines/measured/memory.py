@@ -12,7 +12,7 @@ from pathlib import Path
 
 from engines.published.store import PublishedModel
 from engines.runtimes.engine import EngineError
-from engines.runtimes.registry import MODULES, EngineSpec, gpu_of, open_engine
+from engines.runtimes.registry import RUNTIMES, EngineSpec, gpu_of, open_engine
 from engines.runtimes.tensorrt import gpu
 
 
@@ -31,7 +31,7 @@ def added_mb(model: PublishedModel, spec: EngineSpec, batch: int) -> float | Non
 
 def grown_mb(model: PublishedModel, spec: EngineSpec, batch: int) -> float:
     """By how much the memory in use grew; importing the library is not counted."""
-    module = import_module(f"engines.runtimes.{MODULES[spec.runtime]}")
+    module = import_module(f"engines.runtimes.{RUNTIMES[spec.runtime].module}")
     if spec.runtime == "openvino":
         module.supported(spec.precision)  # loads what any engine needs
     used_mb = gpu.used_mb if gpu_of(spec.runtime) else resident_mb

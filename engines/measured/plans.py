@@ -12,7 +12,8 @@ from engines.runtimes.engine import EngineError
 from engines.runtimes.registry import graph_of
 from engines.runtimes.tensorrt.engine import layers_of
 from engines.runtimes.tensorrt.inspect import EngineLayer, computed_in, engine_layers, fallen_back, nodes_of, report
-from engines.runtimes.tensorrt.plan import Plan, TensorRT, prepare
+from engines.runtimes.tensorrt.library import TensorRT
+from engines.runtimes.tensorrt.plan import Plan, prepare
 
 HEAD = ("| model | input |", "| --- | --- |")
 

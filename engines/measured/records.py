@@ -18,7 +18,7 @@ from engines.published import files, manifest, store
 from engines.published.manifest import Record
 from engines.published.store import PublishedModel
 from engines.runtimes.machine import processor
-from engines.runtimes.registry import Measured, gpu_of
+from engines.runtimes.registry import RUNTIMES, Measured, gpu_of
 
 UNBOUND_SHARE = 0.25  # an engine that uses less of either peak spends its time elsewhere
 TOP1_LOST = 0.005  # more than that is too much
@@ -135,7 +135,7 @@ def path_of(model: PublishedModel, runtime: Measured, precision: str) -> Path:
 
 def key_of(model: PublishedModel, runtime: Measured, precision: str) -> tuple[str, str, str, str, str]:
     """File, runtime and its version, device, precision: if any of them is another, so is the engine."""
-    library = runtime.removesuffix("_compile")
+    library = RUNTIMES[runtime].library
     file = manifest.WEIGHTS if library == "torch" else manifest.GRAPHS[precision]
     return model.manifest.files[file].sha256, runtime, version_of(library), gpu_of(runtime) or processor(), precision
 

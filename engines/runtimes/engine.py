@@ -27,9 +27,9 @@ class Engine(Protocol):
         """Logits, (N, classes), of pixels, (N, height, width, channels)."""
 
 
-BATCH = 32
+MAX_BATCH = 32
 
 
 def in_batches(pixels: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     """The same pixels, at most 32 images at a time."""
-    return [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
+    return [pixels[start : start + MAX_BATCH] for start in range(0, len(pixels), MAX_BATCH)]

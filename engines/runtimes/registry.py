@@ -14,26 +14,35 @@ import numpy as np
 
 from engines.published import manifest
 from engines.published.store import PublishedModel
-from engines.runtimes.engine import BATCH, Engine, EngineError
+from engines.runtimes.engine import MAX_BATCH, Engine, EngineError
 from engines.runtimes.machine import accelerator
-from engines.runtimes.tensorrt import gpu, plan
-from engines.runtimes.tensorrt.plan import TensorRT
+from engines.runtimes.tensorrt import gpu, library
+from engines.runtimes.tensorrt.library import TensorRT
 
 Measured = Literal["openvino", "onnxruntime", "torch", "torch_compile", TensorRT]
 Runtime = Literal[Measured, "null"]
-PREFERRED: tuple[Measured, ...] = ("tensorrt", "tensorrt_rtx", "torch")  # where there is a GPU
-ON_GPU = (*PREFERRED, "torch_compile")
-MODULES: dict[Runtime, str] = {  # of engines.runtimes; each imports its library
-    "openvino": "openvino",
-    "onnxruntime": "onnxruntime",
-    "torch": "torch",
-    "torch_compile": "torch",
-    "tensorrt": "tensorrt.engine",
-    "tensorrt_rtx": "tensorrt.engine",
-    "null": "null",
-}
-HAS = {"tensorrt": plan.PRECISIONS, "tensorrt_rtx": plan.PRECISIONS, "torch": ("fp32", "bf16", "fp16")}
 logger = logging.getLogger("bentoml.convserve")
+
+
+class RuntimeInfo(NamedTuple):
+    """Row of RUNTIMES: facts about a runtime that are known without its library."""
+
+    module: str  # in engines.runtimes; importing the module imports the library
+    library: str  # Python package whose version decides how an engine computes
+    on_gpu: bool
+    precisions: tuple[str, ...]
+
+
+RUNTIMES: dict[Runtime, RuntimeInfo] = {
+    "openvino": RuntimeInfo("openvino", "openvino", on_gpu=False, precisions=("fp32", "bf16", "fp16", "int8")),
+    "onnxruntime": RuntimeInfo("onnxruntime", "onnxruntime", on_gpu=False, precisions=("fp32", "int8")),
+    "torch": RuntimeInfo("torch", "torch", on_gpu=True, precisions=("fp32", "bf16", "fp16")),
+    "torch_compile": RuntimeInfo("torch", "torch", on_gpu=True, precisions=("fp32", "bf16", "fp16")),
+    "tensorrt": RuntimeInfo("tensorrt.engine", "tensorrt", on_gpu=True, precisions=library.PRECISIONS),
+    "tensorrt_rtx": RuntimeInfo("tensorrt.engine", "tensorrt_rtx", on_gpu=True, precisions=library.PRECISIONS),
+    "null": RuntimeInfo("null", "numpy", on_gpu=False, precisions=("none",)),
+}
+PREFERRED: tuple[Measured, ...] = ("tensorrt", "tensorrt_rtx", "torch")  # the order in which `auto` tries a GPU
 
 
 class EngineSpec(NamedTuple):
@@ -49,7 +58,7 @@ def gpu_of(runtime: Runtime) -> str | None:
     """The GPU that a runtime uses on this machine, if it uses one."""
     if runtime in get_args(TensorRT):
         return gpu.name() or accelerator()
-    return accelerator() if runtime in ON_GPU else None
+    return accelerator() if RUNTIMES[runtime].on_gpu else None
 
 
 @cache
@@ -57,7 +66,7 @@ def preferred(precision: str) -> Measured:
     """What runs a model of whose engines nothing is known: the first that has a GPU here, else OpenVINO; logs why."""
     for runtime in PREFERRED:
         try:
-            if precision not in HAS[runtime]:
+            if precision not in RUNTIMES[runtime].precisions:
                 raise EngineError(f"it has no {precision}")
             check(runtime)
         except EngineError as error:
@@ -72,7 +81,7 @@ def check(runtime: Runtime) -> None:
     """EngineError, with what is missing, unless a runtime of GPUs can run on this machine's."""
     match runtime:
         case "tensorrt" | "tensorrt_rtx":
-            plan.check(runtime)
+            library.check(runtime)
         case "torch":
             if not find_spec("torch"):
                 raise EngineError("torch is not installed here: pip install '.[training]'")
@@ -83,7 +92,7 @@ def check(runtime: Runtime) -> None:
 
 
 def open_engine(
-    model: PublishedModel, spec: EngineSpec, batches: Sequence[int] = (1,), max_batch: int = BATCH
+    model: PublishedModel, spec: EngineSpec, batches: Sequence[int] = (1,), max_batch: int = MAX_BATCH
 ) -> Engine:
     """An engine that has run once at each of these batch sizes, so that no request waits for a compilation.
 
@@ -117,7 +126,7 @@ def graph_of(model: PublishedModel, precision: str) -> Path:
     return model.folder / manifest.GRAPHS[precision]
 
 
-def make_engine(model: PublishedModel, spec: EngineSpec, max_batch: int = BATCH) -> Engine:
+def make_engine(model: PublishedModel, spec: EngineSpec, max_batch: int = MAX_BATCH) -> Engine:
     """The engine of one runtime, whose library is imported only now."""
     runtime, precision, streams, threads = spec
     match runtime:

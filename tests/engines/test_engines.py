@@ -15,12 +15,19 @@ from engines.published import manifest
 from engines.published.manifest import ManifestError
 from engines.published.preprocess import Preprocess
 from engines.published.store import PublishedModel
+from engines.runtimes import onnxruntime, openvino, torch
 from engines.runtimes.engine import EngineError
 from engines.runtimes.onnxruntime import ONNXRuntimeEngine
 from engines.runtimes.openvino import OpenVINOEngine, core
-from engines.runtimes.registry import EngineSpec, Runtime, make_engine, open_engine
+from engines.runtimes.registry import RUNTIMES, EngineSpec, Runtime, make_engine, open_engine
 from engines.runtimes.torch import open_torch
 from tests.serving import ROOT
+
+
+def test_the_table_of_runtimes_names_the_precisions_of_each_module() -> None:
+    assert RUNTIMES["openvino"].precisions == tuple(openvino.PRECISIONS)
+    assert RUNTIMES["onnxruntime"].precisions == onnxruntime.PRECISIONS
+    assert RUNTIMES["torch"].precisions == RUNTIMES["torch_compile"].precisions == tuple(torch.DTYPES)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 32, 256])

@@ -16,9 +16,9 @@ from engines.published.manifest import Calibration
 from engines.published.store import PublishedModel
 from engines.runtimes.engine import EngineError
 from engines.runtimes.tensorrt.engine import TensorRTEngine
-from engines.runtimes.tensorrt.plan import TensorRT, check
+from engines.runtimes.tensorrt.library import TensorRT, check
 from engines.runtimes.torch import FromPixels, Normalise
-from models.zoo import build
+from models.zoo import ZOO
 from tests.conftest import Run
 from tests.serving import ROOT, serving
 from tests.training.test_export import after_a_step, quick_input
@@ -52,7 +52,7 @@ def test_ten_nets_answer_as_on_a_cpu(runtime: TensorRT, name: str, digits: DataS
     entry = quick_input(name, digits)
     pixels = digits.held_out.pixels(entry.preprocess, np.arange(0, 1000, 20))
     torch.manual_seed(0)
-    module = FromPixels(build(name, 10), Normalise(entry.mean, entry.std))
+    module = FromPixels(ZOO[name].build(10), Normalise(entry.mean, entry.std))
     module = after_a_step(module, torch.from_numpy(digits.train.pixels(entry.preprocess, np.arange(16))))
     paths = {precision: tmp_path / f"{precision}.onnx" for precision in TOLERANCE}
     export(module, entry.preprocess, paths["fp32"])

@@ -13,7 +13,7 @@ import pytest
 from tests.serving import ROOT
 from tests.stubs import read_off, write
 
-CALLERS = ("engines/plan.py", "engines/tensorrt.py")
+CALLERS = tuple(f"engines/runtimes/tensorrt/{name}.py" for name in ("library", "plan", "engine"))
 ONLY_FOR_RTX = {
     "ComputeCapability",
     "DynamicShapesKernelSpecializationStrategy",

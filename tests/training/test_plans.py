@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engines.measured.plans import Target
-from engines.runtimes.tensorrt.plan import PRECISIONS
+from engines.runtimes.tensorrt.library import PRECISIONS
 from models.zoo import ZOO
 from tests.serving import ROOT
 from training.errors import TrainingError

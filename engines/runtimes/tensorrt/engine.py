@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from engines.runtimes import cache
 from engines.runtimes.engine import EngineError
 from engines.runtimes.tensorrt import gpu
-from engines.runtimes.tensorrt.plan import Plan, TensorRT, build, building, content, hardware, journal, key_of, library
+from engines.runtimes.tensorrt.library import TensorRT, building, content, hardware, journal, library
+from engines.runtimes.tensorrt.plan import Plan, build, key_of
 
 if TYPE_CHECKING:
     import tensorrt_rtx as trt

@@ -6,31 +6,28 @@ compute capabilities that are named, and makes the kernels where the plan is run
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Sequence
-from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from engines.runtimes import cache
 from engines.runtimes.engine import EngineError
-from engines.runtimes.tensorrt import gpu
+from engines.runtimes.tensorrt.library import (
+    PRECISIONS,
+    TensorRT,
+    building,
+    capabilities_of,
+    content,
+    hardware,
+    journal,
+    library,
+)
 
 if TYPE_CHECKING:
-    import tensorrt_rtx as trt  # what both have; a test compares it with the other's, and says what it alone has
+    import tensorrt_rtx as trt
 
-TensorRT = Literal["tensorrt", "tensorrt_rtx"]
-PRECISIONS = ("fp32", "fp16", "int8")
-DRIVER = 13000  # CUDA 13, which drivers have from 580 on
-OLDEST = (7, 5)  # compute capability
-TURING = "7.5"  # for which TensorRT for RTX has no float32 linear layers, and no INT8
 FORMAT = "1"  # of our plans: another one where they are built otherwise
 OPTIMAL = 8  # the batch for which TensorRT chooses kernels
-logger = logging.getLogger("bentoml.convserve")
-building = threading.RLock()  # of one plan at a time, whose messages the journal has
 
 
 class Plan(NamedTuple):
@@ -38,75 +35,6 @@ class Plan(NamedTuple):
 
     data: bytes
     layers: str
-
-
-def library(runtime: TensorRT) -> ModuleType:
-    """NVIDIA's module; EngineError if it is not installed, or cannot be loaded."""
-    try:
-        return import_module(runtime)
-    except ModuleNotFoundError as error:
-        raise EngineError(f"{runtime} is not installed here: pip install '.[{runtime.replace('_', '-')}]'") from error
-    except (ImportError, OSError) as error:
-        raise EngineError(f"{runtime} cannot be loaded: {error}") from error
-
-
-def check(runtime: TensorRT) -> None:
-    """EngineError, with what is missing, unless the library is here and a GPU that it runs fp32 on."""
-    device = gpu.device()
-    trt = library(runtime)
-    if gpu.driver() < DRIVER:
-        raise EngineError(f"{runtime} needs NVIDIA's driver 580 or newer, which `nvidia-smi` tells")
-    found = gpu.capability()
-    if device.compute_capability < OLDEST:
-        raise EngineError(f"the GPU has compute capability {found}, and {runtime} is for 7.5 and newer")
-    if runtime == "tensorrt_rtx":
-        known = capabilities_of(trt)
-        if found not in known:
-            raise EngineError(f"the GPU has compute capability {found}, and tensorrt_rtx is for {', '.join(known)}")
-        if found == TURING:
-            raise EngineError(f"tensorrt_rtx has only fp16 for compute capability {found}: name both to have it")
-
-
-@lru_cache
-def journal(runtime: TensorRT) -> Journal:
-    """What the library tells, which takes one listener a process."""
-    if not TYPE_CHECKING:
-        trt = library(runtime)
-
-    class Listener(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.journal = Journal(self)
-
-        def log(self, severity: trt.ILogger.Severity, message: str) -> None:
-            self.journal.note(int(severity), message)
-
-    return Listener().journal
-
-
-class Journal:
-    """Errors and the layers of what was built last."""
-
-    def __init__(self, listener: trt.ILogger) -> None:
-        self.listener = listener
-        self.errors: list[str] = []
-        self.layers = ""
-
-    def clear(self) -> None:
-        """Before something is tried."""
-        self.errors, self.layers = [], ""
-
-    def note(self, severity: int, message: str) -> None:
-        """Of a severity from 0, an internal error, to 4, what only its makers read."""
-        if severity <= 1:
-            self.errors.append(message)
-        elif message.startswith("Layers:"):
-            self.layers = message
-
-    @property
-    def reason(self) -> str:
-        """Why what was tried failed."""
-        return "; ".join(self.errors) or "it does not say why"
 
 
 def prepare(
@@ -170,11 +98,6 @@ def build(runtime: TensorRT, onnx: Path, max_batch: int, capabilities: Sequence[
         return Plan(content(data), told.layers)
 
 
-def content(memory: trt.IHostMemory) -> bytes:
-    """A copy of the library's memory."""
-    return bytes(memory)  # type: ignore[call-overload, no-any-return]  # a buffer, which its types do not say
-
-
 def for_capabilities(config: trt.IBuilderConfig, capabilities: Sequence[str]) -> None:
     """Have TensorRT for RTX build for these, or for this machine's; EngineError if one is not known."""
     if not TYPE_CHECKING:
@@ -187,12 +110,6 @@ def for_capabilities(config: trt.IBuilderConfig, capabilities: Sequence[str]) ->
     for index, capability in enumerate(wanted):
         config.set_compute_capability(capability, index)
     config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # else it might allocate while a CUDA graph is recorded
-
-
-def capabilities_of(trt: ModuleType) -> dict[str, trt.ComputeCapability]:
-    """Those that TensorRT for RTX knows, such as "8.9"."""
-    members = trt.ComputeCapability.__members__.items()
-    return {f"{name[2:-1]}.{name[-1]}": member for name, member in members if name.startswith("SM")}
 
 
 def with_timings(
@@ -208,8 +125,3 @@ def with_timings(
     if data is not None:
         cache.keep(path, content(timings.serialize()))
     return data
-
-
-def hardware(runtime: TensorRT) -> str:
-    """What this machine's plans are for."""
-    return gpu.capability() if runtime == "tensorrt_rtx" else f"{gpu.device().name}, {gpu.capability()}"

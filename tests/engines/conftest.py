@@ -1,0 +1,62 @@
+"""Fixtures of TensorRT's tests: a fake GPU, and engines on it."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import cuda.bindings
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from engines.published import manifest, store
+from engines.published.store import PublishedModel
+from engines.runtimes import registry
+from engines.runtimes.engine import Engine
+from engines.runtimes.registry import EngineSpec, Runtime, open_engine
+from engines.runtimes.tensorrt import engine as tensorrt
+from engines.runtimes.tensorrt import gpu, library, plan
+from engines.runtimes.tensorrt.library import TensorRT
+from tests.engines import fake_gpu, fake_tensorrt
+from tests.engines.fake_gpu import GPU
+
+BOTH: tuple[TensorRT, ...] = ("tensorrt", "tensorrt_rtx")
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[GPU]:
+    """A machine with a GPU and both libraries, and an empty cache."""
+    there = GPU()
+    for name, module in (fake_gpu.modules(there) | fake_tensorrt.libraries(there)).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(cuda.bindings, "runtime", sys.modules["cuda.bindings.runtime"], raising=False)
+    monkeypatch.setattr(store, "root", lambda: tmp_path / "models")
+
+    def build(runtime: TensorRT, onnx: Path, max_batch: int) -> plan.Plan:
+        built = plan.build(runtime, onnx, max_batch)
+        there.plans[hashlib.sha256(built.data).hexdigest()] = onnx, max_batch
+        there.done["built"] += 1
+        return built
+
+    monkeypatch.setattr(tensorrt, "build", build)
+    remembered = (gpu.device, gpu.name, library.journal, registry.preferred)
+    for function in remembered:
+        function.cache_clear()
+    yield there
+    for function in remembered:
+        function.cache_clear()
+
+
+def digits_of(model: PublishedModel, count: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Pixels of real digits, some of them again if there are too few, and torch's logits."""
+    tensors = load_file(model.folder / manifest.VERIFICATION)
+    which = np.arange(count) % len(tensors["pixels"])
+    return tensors["pixels"][which], tensors["logits"][which]
+
+
+def opened(model: PublishedModel, name: Runtime, precision: str = "fp32", max_batch: int = 32) -> Engine:
+    return open_engine(model, EngineSpec(name, precision), max_batch=max_batch)
