@@ -14,9 +14,10 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.card import Architecture, Weights
-from models.inception import INCEPTION_V4_PAPER, chain, crop_299, mean_chain, paper_crop, reduction_a
-from models.layers import Classifier, Concat, ConvBN
+from models.card import Architecture, Weights, single_crop
+from models.inception_v3 import paper_crop
+from models.inception_v4 import PAPER, mean_chain, reduction_a
+from models.layers import Classifier, Concat, ConvBN, chain
 
 
 class ResidualInception(nn.Module):
@@ -135,7 +136,7 @@ def inception_resnet_v2(classes: int) -> nn.Module:
 variant = partial(
     Architecture,
     family="inception_resnet",
-    paper=INCEPTION_V4_PAPER,
+    paper=PAPER,
     input_shape=(3, 299, 299),
     classes=1000,
     smallest=75,
@@ -152,7 +153,7 @@ ARCHITECTURES = (
         name="inception_resnet_v2",
         build=inception_resnet_v2,
         published=(
-            crop_299(80.434, 95.312, "timm tf_in1k"),
+            single_crop(80.434, 95.312, "timm tf_in1k", edge=299),
             paper_crop(top1=80.1, top5=95.1, source="paper, Table 2"),
         ),
         weights=Weights(

@@ -65,6 +65,20 @@ class Concat(nn.ModuleDict):
         return torch.cat([branch(x) for branch in self.values()], dim=1)
 
 
+def chain(inputs: int, *convs: tuple[int, Kernel] | tuple[int, Kernel, int]) -> nn.Sequential:
+    """ConvBNs of (outputs, kernel), padded to keep the size, or of (outputs, kernel, stride), not padded."""
+    layers = []
+    for outputs, kernel, *stride in convs:
+        layers.append(ConvBN(inputs, outputs, kernel, stride[0], 0) if stride else ConvBN(inputs, outputs, kernel))
+        inputs = outputs
+    return nn.Sequential(*layers)
+
+
+def split(inputs: int, outputs: int) -> Concat:
+    """1x3 | 3x1."""
+    return Concat(a=ConvBN(inputs, outputs, (1, 3)), b=ConvBN(inputs, outputs, (3, 1)))
+
+
 def grid_mean(x: Tensor, kernel: int, stride: int, grid: int) -> Tensor:
     """Mean of each `kernel` x `kernel` window, (N, C, grid, grid); of maps too small for that many, of equal parts."""
     if min(x.shape[2:]) >= kernel + (grid - 1) * stride:

@@ -13,18 +13,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from models.card import Architecture, on_cifar10, single_crop
-from models.resnet import (
-    IDENTITY_MAPPINGS,
-    Block,
-    OptionA,
-    ResidualBlock,
-    ResNet,
-    Shortcut,
-    Stem,
-    cifar_stem,
-    imagenet_stem,
-)
+from models.card import Architecture, Paper, on_cifar10, single_crop
+from models.residual import Block, OptionA, ResidualBlock, ResNet, Shortcut, Stem, cifar_stem, imagenet_stem
 
 
 def projection(inputs: int, outputs: int, stride: int) -> nn.Module:
@@ -96,6 +86,13 @@ class PreActResNet(ResNet):
         features: Tensor = self.relu(self.norm(super().features(x)))
         return features
 
+
+IDENTITY_MAPPINGS = Paper(
+    title="Identity Mappings in Deep Residual Networks",
+    authors="K. He, X. Zhang, S. Ren, J. Sun",
+    year=2016,
+    id="arXiv:1603.05027",
+)
 
 variant = partial(
     Architecture,

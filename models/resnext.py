@@ -12,7 +12,7 @@ from functools import partial
 from torch import nn
 
 from models.card import Architecture, Paper, Weights, on_cifar10, single_crop
-from models.resnet import Bottleneck, ResNet, cifar_stem
+from models.residual import Bottleneck, ResNet, cifar_stem
 
 variant = partial(
     Architecture,

@@ -12,9 +12,9 @@ from functools import partial
 from torch import nn
 
 from models.card import Architecture, Paper, Published, Weights, single_crop
-from models.inception import inception_v2
+from models.inception_v2 import inception_v2
 from models.layers import SqueezeExcitation
-from models.resnet import Bottleneck, ResNet, Stem
+from models.residual import Bottleneck, ResNet, Stem
 
 
 class SENetBottleneck(Bottleneck):

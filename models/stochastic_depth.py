@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.card import Architecture, Paper, on_cifar10
-from models.resnet import BasicBlock, Block, ResNet, Shortcut, cifar_stem
+from models.residual import BasicBlock, Block, ResNet, Shortcut, cifar_stem
 
 
 class AverageOptionA(nn.Module):

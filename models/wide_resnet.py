@@ -13,7 +13,7 @@ from torch import nn
 
 from models.card import Architecture, Paper, Weights, on_cifar10, single_crop
 from models.preact_resnet import PreActBasicBlock, PreActResNet
-from models.resnet import Bottleneck, ResNet
+from models.residual import Bottleneck, ResNet
 
 variant = partial(
     Architecture,

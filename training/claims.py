@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.layers import SqueezeExcitation
 from models.preact_resnet import PreActBasicBlock, PreActResNet
-from models.resnet import BasicBlock, OptionA, ResNet, cifar_stem
+from models.residual import BasicBlock, OptionA, ResNet, cifar_stem
 from models.stochastic_depth import StochasticBlock, StochasticDepthResNet
 from models.zoo import ZOO
 from training.campaign import Run

@@ -11,7 +11,7 @@ from models.densenet import DenseBlock, DenseLayer
 from models.inception_resnet import ResidualInception
 from models.layers import Concat, SqueezeExcitation, grid_mean
 from models.preact_resnet import PreActBasicBlock, PreActResNet
-from models.resnet import OptionA
+from models.residual import OptionA
 from models.stochastic_depth import AverageOptionA, StochasticBlock, StochasticDepthResNet
 from models.zoo import ZOO
 

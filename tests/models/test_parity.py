@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.card import Weights
 from models.preact_resnet import PreActBottleneck, PreActResNet
-from models.resnet import imagenet_stem
+from models.residual import imagenet_stem
 from models.zoo import ZOO
 
 WITH_WEIGHTS = [name for name, card in ZOO.items() if card.weights]

@@ -21,7 +21,7 @@ from engines.runtimes.torch import FromPixels, Normalise, TorchEngine
 from models.densenet import cifar_densenet
 from models.layers import Concat
 from models.preact_resnet import PreActBasicBlock, PreActResNet
-from models.resnet import ResNet
+from models.residual import ResNet
 from models.senet import caffe_stem, se_bottleneck
 from models.zoo import ZOO
 from tests.processor import INT8_OVERFLOWS
