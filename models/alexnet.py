@@ -94,6 +94,7 @@ ARCHITECTURES = (
         smallest=67,
         small=96,
         build=AlexNet,
+        recipe="alexnet",
         published=(
             single_crop(57.1, 80.2, "BVLC's README", edge=227),
             Published(data="ImageNet", top1=59.3, top5=81.8, protocol="validation, ten crops", source="paper"),
@@ -113,6 +114,7 @@ ARCHITECTURES = (
         smallest=63,
         small=96,
         build=AlexNetOWT,
+        recipe="alexnet_owt",
         published=(single_crop(56.522, 79.066),),
         weights=Weights(library="torchvision", model="alexnet"),
     ),

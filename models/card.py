@@ -76,12 +76,13 @@ class Weights:
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """One variant of a family.
+    """Card of one variant of a family: everything the project knows about a network before any weights exist.
 
-    `input_shape` is the paper's (channels, height, width), `classes` its number of classes; `smallest` is the edge
-    in pixels of the smallest square image it takes, `small` the edge at which it is trained on small images.
-    `build(classes)` makes the network with fresh weights, drawn from torch's global generator. Of `published`
-    results the first is the one to compare by.
+    `input_shape` (channels, height, width) and `classes` are the paper's. `smallest` is the edge in pixels of the
+    smallest square image that the network accepts; `small` is the edge for training on small images. `build(classes)`
+    returns the network with fresh weights, drawn from torch's global generator. `recipe` is the key of the paper's
+    training recipe in the training package; "modern" stands for a present-day recipe where the paper has none. The
+    first of the `published` results is the one for comparisons.
     """
 
     name: str
@@ -92,5 +93,6 @@ class Architecture:
     smallest: int
     small: int
     build: Callable[[int], nn.Module]
+    recipe: str = "modern"
     published: tuple[Published, ...] = ()
     weights: Weights | None = None

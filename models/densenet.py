@@ -116,8 +116,8 @@ variant = partial(
         id="arXiv:1608.06993",
     ),
 )
-imagenet = partial(variant, input_shape=(3, 224, 224), classes=1000, smallest=29, small=64)
-cifar = partial(variant, input_shape=(3, 32, 32), classes=10, smallest=4, small=32)
+imagenet = partial(variant, input_shape=(3, 224, 224), classes=1000, smallest=29, small=64, recipe="facebook")
+cifar = partial(variant, input_shape=(3, 32, 32), classes=10, smallest=4, small=32, recipe="densenet_cifar")
 # as they were named when the weights were published: "norm.1" for "norm1"
 torchvision = partial(Weights, library="torchvision", rename=((r"\.(norm|conv)\.(\d)\.", r".\1\2."),))
 table_3 = partial(single_crop, source="paper, Table 3")

@@ -120,6 +120,7 @@ ARCHITECTURES = (
         name="googlenet",
         smallest=31,
         build=partial(GoogLeNet, batch_norm=False),
+        recipe="googlenet",
         published=(
             single_crop(68.7, 88.9, "BVLC's README"),
             Published(data="ImageNet", top5=89.93, protocol="validation, one crop", source="paper, Table 3"),
@@ -130,6 +131,7 @@ ARCHITECTURES = (
         name="googlenet_bn_tv",
         smallest=15,
         build=partial(GoogLeNet, batch_norm=True),
+        recipe="googlenet_bn_tv",
         published=(single_crop(69.778, 89.53),),
         weights=Weights(library="torchvision", model="googlenet"),
     ),

@@ -141,6 +141,7 @@ variant = partial(
     classes=1000,
     smallest=75,
     small=80,
+    recipe="inception_v4",
 )
 
 ARCHITECTURES = (

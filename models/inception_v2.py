@@ -84,6 +84,7 @@ ARCHITECTURES = (
         smallest=31,
         small=64,
         build=inception_v2,
+        recipe="inception_v2",
         published=(
             single_crop(74.8, 92.2, "paper"),
             Published(data="ImageNet", top5=95.18, protocol="test, 6 networks, 144 crops", source="paper"),

@@ -135,6 +135,7 @@ ARCHITECTURES = (
         smallest=75,
         small=80,
         build=InceptionV3,
+        recipe="inception_v3",
         published=(
             single_crop(77.294, 93.45, edge=299),
             paper_crop(top1=78.8, top5=94.4, source="paper, Table 3"),

@@ -109,6 +109,7 @@ ARCHITECTURES = (
         smallest=75,
         small=80,
         build=inception_v4,
+        recipe="inception_v4",
         published=(
             single_crop(80.144, 94.982, "timm tf_in1k", edge=299),
             paper_crop(top1=80.0, top5=95.0, source="paper, Table 2"),

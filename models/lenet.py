@@ -158,6 +158,7 @@ def variant(name: str, build: Callable[[int], nn.Module], *published: Published)
         smallest=32,
         small=32,
         build=build,
+        recipe=name,
         published=published,
     )
 

@@ -72,6 +72,7 @@ ARCHITECTURES = (
         smallest=4,
         small=32,
         build=nin_cifar10,
+        recipe="nin_cifar",
         published=(
             Published(data="CIFAR-10", top1=91.19, protocol="test, with augmentation", source="paper, Table 1"),
             Published(data="CIFAR-10", top1=89.59, protocol="test, without augmentation", source="paper, Table 1"),
@@ -84,6 +85,7 @@ ARCHITECTURES = (
         smallest=39,
         small=96,
         build=nin_imagenet,
+        recipe="nin_imagenet",
         published=(
             Published(data="ImageNet", top1=59.36, protocol="validation, one 224 crop", source="author's README"),
         ),

@@ -100,7 +100,7 @@ variant = partial(
     paper=IDENTITY_MAPPINGS,
     smallest=1,
 )
-cifar = partial(variant, input_shape=(3, 32, 32), classes=10, small=32)
+cifar = partial(variant, input_shape=(3, 32, 32), classes=10, small=32, recipe="warmed_up")
 
 
 def bottlenecks(blocks: int) -> Callable[[int], nn.Module]:
@@ -131,6 +131,7 @@ ARCHITECTURES = (
         input_shape=(3, 224, 224),
         classes=1000,
         small=64,
+        recipe="preact_resnet200",
         build=partial(
             PreActResNet,
             block=partial(PreActBottleneck, stride_in_3x3=True),

@@ -39,12 +39,22 @@ def imagenet(name: str, block: Block, depths: Sequence[int], *published: Publish
         smallest=1,
         small=64,
         build=partial(ResNet, block=block, depths=depths),
+        recipe="resnet",
         published=published,
         weights=Weights(library="torchvision", model=name),
     )
 
 
-cifar = partial(Architecture, family="resnet", paper=PAPER, input_shape=(3, 32, 32), classes=10, smallest=1, small=32)
+cifar = partial(
+    Architecture,
+    family="resnet",
+    paper=PAPER,
+    input_shape=(3, 32, 32),
+    classes=10,
+    smallest=1,
+    small=32,
+    recipe="resnet_cifar",
+)
 
 
 def basic_blocks(blocks: int) -> Callable[[int], nn.Module]:
@@ -72,9 +82,12 @@ ARCHITECTURES = (
     cifar(name="resnet44_cifar", build=basic_blocks(7), published=(table_6(92.83),)),
     cifar(name="resnet56_cifar", build=basic_blocks(9), published=(table_6(93.03),)),
     cifar(
-        name="resnet110_cifar", build=basic_blocks(18), published=(on_cifar10(93.57, "paper, Table 6, best of 5 runs"),)
+        name="resnet110_cifar",
+        build=basic_blocks(18),
+        recipe="warmed_up",
+        published=(on_cifar10(93.57, "paper, Table 6, best of 5 runs"),),
     ),
-    cifar(name="resnet1202_cifar", build=basic_blocks(200), published=(table_6(92.07),)),
+    cifar(name="resnet1202_cifar", build=basic_blocks(200), recipe="warmed_up", published=(table_6(92.07),)),
     cifar(  # the baseline of the pre-activation paper, its stride in the first 1x1
         name="resnet164_cifar",
         paper=IDENTITY_MAPPINGS,
@@ -85,6 +98,7 @@ ARCHITECTURES = (
             stem=cifar_stem,
             planes=16,
         ),
+        recipe="warmed_up",
         published=(on_cifar10(94.07, "paper, Table 2"),),
     ),
 )

@@ -25,8 +25,8 @@ variant = partial(
     ),
     smallest=1,
 )
-imagenet = partial(variant, input_shape=(3, 224, 224), classes=1000, small=64)
-cifar = partial(variant, input_shape=(3, 32, 32), classes=10, small=32)
+imagenet = partial(variant, input_shape=(3, 224, 224), classes=1000, small=64, recipe="resnext")
+cifar = partial(variant, input_shape=(3, 32, 32), classes=10, small=32, recipe="resnext_cifar")
 
 
 def resnext(depths: Sequence[int], groups: int, width: int) -> Callable[[int], nn.Module]:

@@ -66,6 +66,7 @@ variant = partial(
     classes=1000,
     smallest=3,
     small=64,
+    recipe="senet",
 )
 readme = partial(single_crop, source="authors' README")
 table_2 = partial(single_crop, source="paper, Table 2")
@@ -120,6 +121,7 @@ ARCHITECTURES = (
     variant(
         name="senet154",
         build=partial(ResNet, block=SENetBottleneck, depths=(3, 8, 36, 3), stem=deep_stem, dropout=0.2),
+        recipe="senet154",
         published=(
             readme(81.32, 95.53),
             single_crop(82.72, 96.21, "paper", edge=320),

@@ -75,6 +75,7 @@ ARCHITECTURES = (
         smallest=1,
         small=32,
         build=partial(StochasticDepthResNet, depths=(18, 18, 18), last=0.5),
+        recipe="stochastic_depth",
         published=(on_cifar10(94.75, "authors' README"),),
     ),
 )

@@ -70,6 +70,7 @@ def variant(name: str, *published: Published) -> Architecture:
         smallest=32,
         small=64,
         build=partial(VGG, column=COLUMNS[name.removesuffix("_bn")], batch_norm=name.endswith("_bn")),
+        recipe="torchvision" if name.endswith("_bn") else "vgg",
         published=published,
         weights=Weights(library="torchvision", model=name),
     )

@@ -27,7 +27,7 @@ variant = partial(
     smallest=1,
 )
 cifar = partial(variant, input_shape=(3, 32, 32), classes=10, small=32)
-imagenet = partial(variant, input_shape=(3, 224, 224), classes=1000, small=64)
+imagenet = partial(variant, input_shape=(3, 224, 224), classes=1000, small=64, recipe="facebook")
 
 
 def wrn(depth: int, widening: int) -> Callable[[int], nn.Module]:
@@ -45,11 +45,13 @@ ARCHITECTURES = (
     cifar(
         name="wrn_16_8",
         build=wrn(16, 8),
+        recipe="wrn_16_8",
         published=(on_cifar10(95.73, "paper, Table 5, trained without dropout"),),
     ),
     cifar(
         name="wrn_28_10",
         build=wrn(28, 10),
+        recipe="wrn_28_10",
         published=(on_cifar10(96.11, "authors' README"), on_cifar10(96.0, "authors' README, trained without dropout")),
     ),
     imagenet(

@@ -63,6 +63,7 @@ variant = partial(
     classes=1000,
     smallest=63,
     small=96,
+    recipe="zfnet",
 )
 table_2 = partial(Published, data="ImageNet", protocol="validation, ten crops", source="paper, Table 2")
 
