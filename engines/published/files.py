@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all, and one process at a time."""
+"""Atomic writes, and locks between processes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def write(path: Path, *parts: bytes) -> None:
-    """Write a file that a reader sees as it was, or whole; folders that are missing are made."""
+def write(path: Path, *parts: bytes | str) -> None:
+    """Replace a file atomically: readers see the old contents or the new. Text is UTF-8; missing folders are created.
+
+    The contents reach the disk (fsync) before the file takes its name, so a power cut leaves no truncated file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}.", delete=False) as file:
         try:
             for part in parts:
-                file.write(part)
+                file.write(part.encode() if isinstance(part, str) else part)
             file.flush()
             os.fsync(file.fileno())
             os.replace(file.name, path)
@@ -26,16 +29,16 @@ def write(path: Path, *parts: bytes) -> None:
 
 
 def link(path: Path, other: Path) -> None:
-    """Have a file by another name too, whose reader sees what was there before, or it, whole."""
+    """Add a second name to a file, replacing atomically the file that had the name."""
     with tempfile.TemporaryDirectory(dir=other.parent) as folder:
-        made = Path(folder) / other.name
-        made.hardlink_to(path)
-        made.replace(other)
+        second_name = Path(folder) / other.name
+        second_name.hardlink_to(path)
+        second_name.replace(other)
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock `path`, which one thread of one process has at a time, and which dies with it."""
+    """Hold the lock file `path` exclusively, among threads and processes. The lock ends with its process."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
