@@ -38,8 +38,8 @@ check: $(VENV)/dev.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-architectures: $(VENV)/training.installed ## write service/architectures.json anew from models/
-	$(BIN)/python -m models --json --layers > service/architectures.json
+architectures: $(VENV)/training.installed ## write service/architectures.json and service/layers.jsonl.gz anew from models/
+	$(BIN)/python -m models --json --layers | $(BIN)/python -m service.architectures
 
 images/mnist5k: | $(VENV)/training.installed
 	$(BIN)/python -m training images mnist5k

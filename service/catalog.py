@@ -10,16 +10,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
 from engines.measured import records
 from engines.published import store
+from service.architectures import read_cards
 from service.errors import Problem
 from service.loading import Loader, Model, Slot
-from service.schema import Architecture
+from service.schema import ArchitectureCard
 from service.settings import EMBEDDED_DATASET, Settings
 
-ARCHITECTURES = Path(__file__).with_name("architectures.json")
 logger = logging.getLogger("bentoml.convserve")
 
 
@@ -28,8 +26,7 @@ class Catalog:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        cards = TypeAdapter(list[Architecture]).validate_json(ARCHITECTURES.read_bytes())
-        self.architectures = {card.name: card for card in cards}
+        self.architectures = read_cards()
         self.models: dict[str, Model] = {}
         self._seen: dict[Path, int] | None = None
         self.loader = Loader(settings, lambda: (slot for _, slot in self.slots))
@@ -57,7 +54,7 @@ class Catalog:
             except Exception:  # whatever is wrong with one entry must not stop the others
                 logger.exception("cannot take up what is published")
 
-    def architecture(self, name: str) -> Architecture:
+    def architecture(self, name: str) -> ArchitectureCard:
         """Problem 404, with near names, if there is none."""
         if name not in self.architectures:
             near = difflib.get_close_matches(name, self.architectures)

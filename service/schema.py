@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from engines.measured.records import Fidelity, Speed
-from engines.published.manifest import Accuracy, Complexity, Totals
+from engines.published.manifest import Accuracy
+from models.card import Paper, Published
+from models.cost import Complexity, Totals
 
 Status = Literal["published", "loading", "ready", "failed"]
 
 
-class Paper(BaseModel):
-    """Where an architecture was published."""
-
-    title: str
-    authors: str
-    year: int
-    id: str
-
-
-class Published(BaseModel):
-    """Accuracies, in percent, that `source` states of the images and crops that `protocol` names."""
-
-    data: str
-    top1: float | None
-    top5: float | None
-    protocol: str
-    source: str
-
-
-class Card(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class Card:
     """What is known of an architecture before any weights exist."""
+
+    # A `top1` or `top5` that the source lacks is sent as null, never left out.
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
 
     name: str
     family: str
@@ -41,8 +29,9 @@ class Card(BaseModel):
     published: list[Published]
 
 
-class Architecture(Card, Complexity):
-    """An architecture and its cost at the paper's input: an entry of architectures.json."""
+@dataclass(frozen=True, kw_only=True)
+class ArchitectureCard(Card, Totals):
+    """Card of an architecture with its total cost at the paper's input: an item of architectures.json."""
 
 
 class Prediction(BaseModel):
@@ -141,6 +130,7 @@ class PublishedModel(BaseModel):
     engines: list[EngineSummary]
 
 
+@dataclass(frozen=True, kw_only=True)
 class ModelSummary(Card, Totals):
     """An architecture's card, its cost at the paper's input, and what is published of it."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from service import schema
+from service.architectures import with_layers
 from service.choice import accuracy_of, comparable, front, options
 from service.errors import Problem
 from service.loading import Model
@@ -35,7 +37,7 @@ async def model_complexity(name: str, server: Shared) -> schema.ModelComplexity:
     own = {model.manifest.tag: model.manifest.complexity for model in server.catalog.published(name)}
     at_paper = (paper.input_shape, paper.classes)
     different = {tag: cost for tag, cost in own.items() if (cost.input_shape, cost.classes) != at_paper}
-    return schema.ModelComplexity(paper=paper, models=different)
+    return schema.ModelComplexity(paper=await asyncio.to_thread(with_layers, paper), models=different)
 
 
 @router.get("/models/{name}/latency", responses=problems(404))
@@ -125,9 +127,9 @@ async def unload(name: str, server: Shared) -> schema.PublishedModel:
     return published_model(model)
 
 
-def summary(server: Server, card: schema.Architecture) -> schema.ModelSummary:
+def summary(server: Server, card: schema.ArchitectureCard) -> schema.ModelSummary:
     """A card with its cost and what is published of it, without the layers."""
-    return schema.ModelSummary(**card.model_dump(exclude={"layers"}), models=published(server, card.name))
+    return schema.ModelSummary(**vars(card), models=published(server, card.name))
 
 
 def published(server: Server, architecture: str) -> list[schema.PublishedModel]:

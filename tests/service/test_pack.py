@@ -11,8 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from bentoml._internal.bento.build_config import BentoPathSpec
 
 from engines.published.store import PublishedModel
+from service.architectures import CARDS, LAYERS
 from tests.conftest import Run
 from tests.service.test_server import DIGIT, classify
 from tests.serving import ROOT, serving
@@ -23,6 +25,13 @@ def test_the_bentos_packages_are_the_projects_dependencies_and_have_no_torch() -
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert bento["python"]["packages"] == project["dependencies"]
     assert not any(package.startswith(("torch", "nvidia")) for package in project["dependencies"])
+
+
+def test_the_bento_includes_the_architectures_and_their_layers() -> None:
+    bento = yaml.safe_load((ROOT / "bentofile.yaml").read_text())
+    packed = BentoPathSpec(bento["include"], bento["exclude"])
+    assert all(packed.includes(str(file.relative_to(ROOT))) for file in (CARDS, LAYERS))
+    assert CARDS.stat().st_size + LAYERS.stat().st_size < 400_000
 
 
 def test_a_model_that_is_not_published_is_named(run: Run, lenet5: PublishedModel) -> None:
@@ -48,7 +57,9 @@ def test_a_bento_carried_elsewhere_answers_the_same(
     assert "openvino==" in requirements
     assert "torch" not in requirements
     with serving(tag, cwd=elsewhere, BENTOML_HOME=str(home)) as (client, _):
+        costs = [source.get("/models/senet154/complexity").text for source in (server, client)]
         answers = [classify(source, DIGIT).json() for source in (server, client)]
+    assert costs[0] == costs[1]
     for answer in answers:
         answer.pop("timing_ms")
     assert answers[0] == answers[1]

@@ -18,6 +18,7 @@ from PIL import Image
 
 from engines.published.store import PublishedModel
 from engines.runtimes.registry import EngineSpec, open_engine
+from models.zoo import ZOO
 from tests.service.test_images import encoded
 from tests.serving import ROOT, serving
 from training.data import DataSet
@@ -223,7 +224,7 @@ def test_a_client_that_goes_away_is_counted_and_harms_nobody(server: httpx.Clien
 
 def test_the_catalogue(server: httpx.Client, lenet5: PublishedModel) -> None:
     catalogue = {model["name"]: model for model in server.get("/models").json()}
-    assert len(catalogue) == 67
+    assert list(catalogue) == list(ZOO)
     resnet50 = catalogue["resnet50"]
     assert (resnet50["family"], resnet50["year"], resnet50["macs"]) == ("resnet", 2015, 4_089_184_256)
     assert resnet50["published"][0]["top1"] == 76.13

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from engines.measured.plans import Target
 from engines.runtimes.tensorrt.library import PRECISIONS
 from models.zoo import ZOO
+from service.architectures import read_layers
 from tests.serving import ROOT
 from training.errors import TrainingError
 from training.plans import PlanResult, read, sweep, table
@@ -46,10 +46,8 @@ def test_the_table_is_that_of_the_committed_results_and_lacks_nothing() -> None:
     rows = [PlanResult.model_validate_json(line) for line in RESULTS.read_text().splitlines()]
     assert table(rows) in (ROOT / "docs" / "tensorrt.md").read_text()
     assert {(row.architecture, row.precision) for row in rows} == {(name, each) for name in ZOO for each in PRECISIONS}
-    cards = json.loads((ROOT / "service" / "architectures.json").read_text())
-    layers = {card["name"]: card["layers"] for card in cards}
     for row in rows:
-        weighted = sum(layer["macs"] > 0 for layer in layers[row.architecture])
+        weighted = sum(layer.macs > 0 for layer in read_layers(row.architecture))
         kind = {"fp32": "float", "fp16": "half", "int8": "int8"}[row.precision]
         assert row.computed_in == {kind: weighted}, row.architecture
         assert not row.fallen_back
