@@ -1,1 +1,1 @@
-"""From a published model to an engine that runs it."""
+"""Engines: published models, the runtimes that run them, and measurements of both on this machine."""

@@ -1,4 +1,4 @@
-"""Types for mypy, of modules that come without: TensorRT for RTX's, read off its bindings, and cuda.core's own."""
+"""Type stubs for mypy: TensorRT for RTX's, generated from its bindings, and copies of cuda.core's own."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def write(out: Path) -> None:
     """Write `tensorrt_rtx.pyi` and `cuda/core` into the folder `out`."""
     read_off("tensorrt_rtx_bindings.tensorrt_rtx", out / "tensorrt_rtx.pyi")
     core = Path(str(distribution("cuda-core").locate_file("cuda/core")))
-    # it is typed, but in a folder below where mypy looks
+    # cuda.core has types, but one folder below the place where mypy looks for them.
     typed = out / "cuda" / "core"
     shutil.copytree(core / "cu13", typed, ignore=NO_TYPES, dirs_exist_ok=True)
     shutil.copy(core / "__init__.py", typed)
-    for path in (typed / "__init__.py", typed / "_memory" / "__init__.py"):  # lists of names that mypy cannot follow
+    for path in (typed / "__init__.py", typed / "_memory" / "__init__.py"):  # mypy cannot follow these lists of names
         path.write_text(path.read_text().partition("\n__all__ = [")[0])
 
 
 def read_off(module: str, path: Path, **environment: str) -> None:
-    """Write the types of a compiled module, as its docstrings give them."""
+    """Generate the types of a compiled module from its docstrings, and write them to `path`."""
     with TemporaryDirectory() as folder:
         stubgen = Path(sys.executable).with_name("stubgen")
         subprocess.run([stubgen, "--inspect-mode", "-q", "-m", module, "-o", folder], env=environment, check=True)
@@ -36,7 +36,7 @@ def read_off(module: str, path: Path, **environment: str) -> None:
 
 
 def parsable(text: str) -> str:
-    """Without the lines that are no Python, such as a parameter without a default after one that has one."""
+    """Remove lines that are not valid Python, such as a parameter without a default after one with a default."""
     while True:
         try:
             ast.parse(text)

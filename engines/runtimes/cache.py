@@ -1,4 +1,4 @@
-"""Compiled engines on disk: made by one process, kept whole or not at all, made anew where damaged."""
+"""Cache of compiled engines on disk: one process builds, files are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -22,49 +22,49 @@ def cached(
     dump: Callable[[Compiled], bytes],
     load: Callable[[bytes], Compiled],
 ) -> Compiled:
-    """What `load` makes of the entry that `key` names; where there is none that is whole, what `build` makes.
+    """Load the compiled engine of `key` with `load`; if no undamaged one is cached, call `build` and cache the result.
 
-    That is kept, in the form that `dump` gives it. Of several processes that want the same entry, one builds it. Where
-    nothing can be written, it is built each time.
+    `dump` turns the result into the bytes to write. If several processes need the same engine, one builds it and the
+    others wait. Where nothing can be written, every call builds.
     """
     path = path_of(key)
-    if (found := read(path, load)) is not None:
-        return found
+    if (compiled := read(path, load)) is not None:
+        return compiled
     with ExitStack() as stack:
         try:
             stack.enter_context(files.locked(path.with_suffix(".lock")))
         except OSError as error:
-            logger.warning("what is compiled cannot be kept: %s", error)
+            logger.warning("the compiled engine cannot be cached: %s", error)
             return build()
-        if (found := read(path, load)) is not None:  # another has built it meanwhile
-            return found
+        if (compiled := read(path, load)) is not None:  # another process has built it meanwhile
+            return compiled
         compiled = build()
         keep(path, dump(compiled))
         return compiled
 
 
 def path_of(key: Sequence[str]) -> Path:
-    """Where the entry that a key names is, or would be."""
+    """Return the path of the file for a key, whether or not the file exists."""
     return store.root().parent / "convserve-engines" / hashlib.sha256("\n".join(key).encode()).hexdigest()
 
 
 def keep(path: Path, content: bytes, others: Sequence[Path] = ()) -> None:
-    """Write an entry, the same by other names too, if that can be done."""
+    """Write a file of the cache and link it under the paths of `others`; log a warning if either fails."""
     try:
         files.write(path, hashlib.sha256(content).digest(), content)
         for other in others:
             files.link(path, other)
     except OSError as error:
-        logger.warning("what is compiled cannot be kept: %s", error)
+        logger.warning("the compiled engine cannot be cached: %s", error)
 
 
 def read(path: Path, load: Callable[[bytes], Compiled]) -> Compiled | None:
-    """What an entry holds; None if there is none, or it is not what was written, or cannot be loaded."""
+    """Load a file of the cache; return None if it is absent, damaged, or refused by `load` with a RuntimeError."""
     try:
-        entry = path.read_bytes()
+        data = path.read_bytes()
     except OSError:
         return None
-    digest, content = entry[:DIGEST_BYTES], entry[DIGEST_BYTES:]
+    digest, content = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
     if hashlib.sha256(content).digest() != digest:
         logger.warning("%s is damaged, and is compiled again", path)
         return None

@@ -1,4 +1,4 @@
-"""What every runtime offers."""
+"""Protocol that the engines of every runtime implement."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from numpy.typing import NDArray
 
 
 class EngineError(Exception):
-    """An engine that cannot be made or run here; says what to do about it."""
+    """Raised when an engine cannot be opened or run on this machine; the message says what to do about it."""
 
 
 class Engine(Protocol):
-    """A model ready to run; `infer` is called from one thread at a time."""
+    """Model that is ready to run; `infer` is called from one thread at a time."""
 
     @property
     def runtime(self) -> str:
-        """Its name, such as "openvino"."""
+        """Name of the runtime, such as "openvino"."""
 
     @property
     def precision(self) -> str:
-        """What it computes in, such as "fp32"."""
+        """Precision of the arithmetic, such as "fp32"."""
 
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Logits, (N, classes), of pixels, (N, height, width, channels)."""
+        """Return logits, (N, classes), for pixels, (N, height, width, channels)."""
 
 
-MAX_BATCH = 32
+MAX_BATCH = 32  # images; default size of the largest batch an engine runs
 
 
 def in_batches(pixels: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-    """The same pixels, at most 32 images at a time."""
+    """Split pixels into batches of at most MAX_BATCH images."""
     return [pixels[start : start + MAX_BATCH] for start in range(0, len(pixels), MAX_BATCH)]

@@ -1,4 +1,4 @@
-"""Which machine this is."""
+"""Names of this machine's processor and GPU, and the number of usable cores."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 @cache
 def processor() -> str:
-    """The processor's name and how many cores of it may be used."""
+    """Return the processor's name and the number of cores that this process may use."""
     name = field(Path("/proc/cpuinfo"), "model name") or platform.processor() or platform.machine()
     return f"{name}, {cores()} cores"
 
 
 @cache
 def accelerator() -> str | None:
-    """The first NVIDIA GPU's name, if there is one that may be used."""
+    """Return the name of the first NVIDIA GPU, or None if none exists or CUDA_VISIBLE_DEVICES hides all."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}:
         return None
     names = (field(path, "Model") for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")))
@@ -25,14 +25,14 @@ def accelerator() -> str | None:
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def field(path: Path, name: str) -> str | None:
-    """The first value of `name: value` in a file of the kernel's, if it is there."""
+    """Return the first value of a line `name: value` in a file of the kernel, or None without such a line."""
     try:
         lines = path.read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""An engine that computes nothing: what is left of a latency with it is the server's own."""
+"""Engine that computes nothing, so that a measured latency is the server's own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 class NullEngine:
-    """Answers zeros at once."""
+    """Engine that returns zeros at once."""
 
     runtime = "null"
     precision = "none"
@@ -16,5 +16,5 @@ class NullEngine:
         self._classes = classes
 
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Zeros, (N, classes)."""
+        """Return zeros, (N, classes), for N images."""
         return np.zeros((len(pixels), self._classes), np.float32)

@@ -15,17 +15,17 @@ from engines.runtimes.cache import cached
 from engines.runtimes.engine import EngineError
 from engines.runtimes.machine import processor
 
-# Always passed: left alone, OpenVINO runs an fp32 file in bf16 where the processor can. What an INT8 file has in float
-# is run in float32: bf16 there gained nothing.
+# The precision is always passed: by default, OpenVINO runs an fp32 file in bf16 where the processor supports bf16. The
+# float layers of an INT8 file run in float32, because bf16 made them no faster.
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 
 
 class OpenVINOEngine:
-    """An ONNX file compiled for this machine's processor.
+    """Engine of an ONNX file compiled for this machine's processor.
 
-    With several streams a batch is divided among them, each with its part of the threads: throughput mode. With one,
-    all threads work on the whole batch: latency mode. `threads` is OpenVINO's choice, of as many as there are cores,
-    unless given.
+    With several streams, a batch is divided among them and each stream has its share of the threads: throughput mode.
+    With one stream, all threads work on the whole batch: latency mode. Without `threads`, OpenVINO chooses a number of
+    threads up to the number of cores.
     """
 
     runtime = "openvino"
@@ -39,9 +39,10 @@ class OpenVINOEngine:
         threads: int | None = None,
         sha256: str | None = None,
     ) -> None:
-        """Compile `onnx`, or take what was compiled of it before if its `sha256` is given.
+        """Compile `onnx`, or load the compiled model from the cache if `sha256`, the file's checksum, is passed.
 
-        EngineError if the precision is unknown or not this processor's, or OpenVINO cannot read or compile the file.
+        Raises EngineError if the precision is unknown or the processor does not support it, if OpenVINO cannot read or
+        compile the file, or if it would run in other numbers of streams or threads.
         """
         if precision not in PRECISIONS:
             raise EngineError(f"openvino has no precision {precision!r}; it has {', '.join(PRECISIONS)}")
@@ -64,7 +65,7 @@ class OpenVINOEngine:
                 cached(
                     (sha256, self.runtime, version("openvino"), processor(), precision),
                     build,
-                    lambda made: made.export_model().getvalue(),
+                    lambda model: model.export_model().getvalue(),
                     lambda data: core().import_model(data, "CPU", options),
                 )
                 if sha256
@@ -72,13 +73,13 @@ class OpenVINOEngine:
             )
         except RuntimeError as error:
             raise EngineError(f"openvino cannot compile {onnx}: {error}") from error
-        runs_in = compiled.get_property("NUM_STREAMS"), compiled.get_property("INFERENCE_NUM_THREADS")
-        if runs_in != (streams, threads or runs_in[1]):
-            raise EngineError("openvino would run in {} streams and {} threads on this processor".format(*runs_in))
+        actual = compiled.get_property("NUM_STREAMS"), compiled.get_property("INFERENCE_NUM_THREADS")
+        if actual != (streams, threads or actual[1]):
+            raise EngineError("openvino would run in {} streams and {} threads on this processor".format(*actual))
         self._requests = [compiled.create_infer_request() for _ in range(streams)]
 
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Logits, (N, classes), of pixels, (N, height, width, channels)."""
+        """Return logits, (N, classes), for pixels, (N, height, width, channels)."""
         logits: NDArray[np.float32]
         if len(self._requests) == 1 or len(pixels) == 1:
             logits = self._requests[0].infer({0: pixels}, share_inputs=True)[0]
@@ -96,19 +97,20 @@ class OpenVINOEngine:
 
 @cache
 def core() -> openvino.Core:
-    """OpenVINO, as long as the process lives.
+    """Return the process's only OpenVINO core, which lives as long as the process.
 
-    Its first sets aside a stack for the signals of the thread that it is made in. Where the last that needed it went in
-    another thread, that stack was freed and still in use: the next signal killed the process (2026.4).
+    The first core reserves a signal stack for the thread that creates the core. When the core's last user was deleted
+    in another thread, OpenVINO freed the stack while it was still in use, and the next signal killed the process
+    (OpenVINO 2026.4).
     """
     return openvino.Core()
 
 
 @cache
 def supported(precision: str) -> bool:
-    """Whether this processor computes in a precision: where it does not, OpenVINO would silently use another."""
-    wanted = PRECISIONS[precision]
-    entry = ops.parameter([1], openvino.Type.f32)
-    net = openvino.Model([ops.relu(entry)], [entry])
-    compiled = core().compile_model(net, "CPU", {"INFERENCE_PRECISION_HINT": wanted})
-    return bool(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == wanted)
+    """Return True if this processor computes in a precision; where it does not, OpenVINO silently uses another one."""
+    hint = PRECISIONS[precision]
+    parameter = ops.parameter([1], openvino.Type.f32)
+    net = openvino.Model([ops.relu(parameter)], [parameter])
+    compiled = core().compile_model(net, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+    return bool(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == hint)

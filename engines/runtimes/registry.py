@@ -1,4 +1,4 @@
-"""Which runtime runs a published model, and which ones this machine has."""
+"""Table of the runtimes; opens the engine of a published model, and selects a runtime for this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from engines.published import manifest
+from engines.published.manifest import GRAPHS
 from engines.published.store import PublishedModel
 from engines.runtimes.engine import MAX_BATCH, Engine, EngineError
 from engines.runtimes.machine import accelerator
@@ -46,7 +46,7 @@ PREFERRED: tuple[Measured, ...] = ("tensorrt", "tensorrt_rtx", "torch")  # the o
 
 
 class EngineSpec(NamedTuple):
-    """Which engine of a model: `streams` and `threads` are OpenVINO's."""
+    """Choice of one engine of a model. Only OpenVINO uses `streams` and `threads`."""
 
     runtime: Runtime
     precision: str
@@ -55,7 +55,7 @@ class EngineSpec(NamedTuple):
 
 
 def gpu_of(runtime: Runtime) -> str | None:
-    """The GPU that a runtime uses on this machine, if it uses one."""
+    """Return the name of the GPU that a runtime uses on this machine, or None."""
     if runtime in get_args(TensorRT):
         return gpu.name() or accelerator()
     return accelerator() if RUNTIMES[runtime].on_gpu else None
@@ -63,11 +63,14 @@ def gpu_of(runtime: Runtime) -> str | None:
 
 @cache
 def preferred(precision: str) -> Measured:
-    """What runs a model of whose engines nothing is known: the first that has a GPU here, else OpenVINO; logs why."""
+    """Return the runtime for a model without measured engines: the first that can use the GPU, else OpenVINO.
+
+    Logs the reason for each runtime that is passed over.
+    """
     for runtime in PREFERRED:
         try:
             if precision not in RUNTIMES[runtime].precisions:
-                raise EngineError(f"it has no {precision}")
+                raise EngineError(f"it does not support {precision}")
             check(runtime)
         except EngineError as error:
             logger.info("not %s: %s", runtime, error)
@@ -78,7 +81,7 @@ def preferred(precision: str) -> Measured:
 
 
 def check(runtime: Runtime) -> None:
-    """EngineError, with what is missing, unless a runtime of GPUs can run on this machine's."""
+    """Raise EngineError, naming the missing part, unless a GPU runtime can run on this machine."""
     match runtime:
         case "tensorrt" | "tensorrt_rtx":
             library.check(runtime)
@@ -94,40 +97,40 @@ def check(runtime: Runtime) -> None:
 def open_engine(
     model: PublishedModel, spec: EngineSpec, batches: Sequence[int] = (1,), max_batch: int = MAX_BATCH
 ) -> Engine:
-    """An engine that has run once at each of these batch sizes, so that no request waits for a compilation.
+    """Open an engine and run it once at each size of `batches`, so that no request waits for a compilation.
 
-    ManifestError if a file is missing or not the published one, EngineError if the runtime cannot run it. `max_batch`
-    is the most images that TensorRT has memory for at a time.
+    TensorRT reserves memory for `max_batch` images. Raises ManifestError if a file is missing or differs from the
+    published one, EngineError if the runtime cannot run the model.
     """
-    entry = model.manifest
-    entry.check_files(model.folder)
+    manifest = model.manifest
+    manifest.check_files(model.folder)
     try:
         engine = make_engine(model, spec, max_batch)
         for batch in batches:
-            logits = engine.infer(np.zeros((batch, *entry.preprocess.shape), np.uint8))
+            logits = engine.infer(np.zeros((batch, *manifest.preprocess.shape), np.uint8))
     except ModuleNotFoundError as error:
         raise EngineError(f"{spec.runtime} is not installed here ({error}): pip install '.[training]'") from error
     except RuntimeError as error:
-        raise EngineError(f"{spec.runtime} cannot run {entry.tag}: {error}") from error
-    if logits.shape != (batch, len(entry.labels)):
-        raise EngineError(f"{entry.tag} has {len(entry.labels)} labels, but its graph gives {logits.shape[1:]}")
+        raise EngineError(f"{spec.runtime} cannot run {manifest.tag}: {error}") from error
+    if logits.shape != (batch, len(manifest.labels)):
+        raise EngineError(f"{manifest.tag} has {len(manifest.labels)} labels, but its graph returns {logits.shape[1:]}")
     return engine
 
 
 def graph_of(model: PublishedModel, precision: str) -> Path:
-    """The file that has a precision; EngineError if there is none."""
-    entry = model.manifest
-    if precision not in manifest.GRAPHS:
-        raise EngineError(f"there is no precision {precision!r}; there are {', '.join(manifest.GRAPHS)}")
-    if precision not in entry.precisions:
+    """Return the path of the ONNX file in a precision. Raises EngineError if the model has no such file."""
+    manifest = model.manifest
+    if precision not in GRAPHS:
+        raise EngineError(f"there is no precision {precision!r}; there are {', '.join(GRAPHS)}")
+    if precision not in manifest.precisions:
         raise EngineError(
-            f"{entry.tag} has no {precision}: python -m training publish CHECKPOINT --precisions fp32,{precision}"
+            f"{manifest.tag} has no {precision}: python -m training publish CHECKPOINT --precisions fp32,{precision}"
         )
-    return model.folder / manifest.GRAPHS[precision]
+    return model.folder / GRAPHS[precision]
 
 
 def make_engine(model: PublishedModel, spec: EngineSpec, max_batch: int = MAX_BATCH) -> Engine:
-    """The engine of one runtime, whose library is imported only now."""
+    """Create an engine without running it. The runtime's library is imported only here."""
     runtime, precision, streams, threads = spec
     match runtime:
         case "openvino":

@@ -1,4 +1,4 @@
-"""Fixtures of TensorRT's tests: a fake GPU, and engines on it."""
+"""Fixture of a machine with a fake GPU, and helpers that open engines on the GPU."""
 
 from __future__ import annotations
 
@@ -29,34 +29,35 @@ BOTH: tuple[TensorRT, ...] = ("tensorrt", "tensorrt_rtx")
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[GPU]:
-    """A machine with a GPU and both libraries, and an empty cache."""
-    there = GPU()
-    for name, module in (fake_gpu.modules(there) | fake_tensorrt.libraries(there)).items():
+    """Fake GPU with both TensorRT libraries and an empty cache of plans."""
+    fake_gpu_state = GPU()
+    for name, module in (fake_gpu.modules(fake_gpu_state) | fake_tensorrt.libraries(fake_gpu_state)).items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(cuda.bindings, "runtime", sys.modules["cuda.bindings.runtime"], raising=False)
     monkeypatch.setattr(store, "root", lambda: tmp_path / "models")
 
     def build(runtime: TensorRT, onnx: Path, max_batch: int) -> plan.Plan:
         built = plan.build(runtime, onnx, max_batch)
-        there.plans[hashlib.sha256(built.data).hexdigest()] = onnx, max_batch
-        there.done["built"] += 1
+        fake_gpu_state.plans[hashlib.sha256(built.data).hexdigest()] = onnx, max_batch
+        fake_gpu_state.done["built"] += 1
         return built
 
     monkeypatch.setattr(tensorrt, "build", build)
-    remembered = (gpu.device, gpu.name, library.journal, registry.preferred)
-    for function in remembered:
+    cached_functions = (gpu.device, gpu.name, library.journal, registry.preferred)
+    for function in cached_functions:
         function.cache_clear()
-    yield there
-    for function in remembered:
+    yield fake_gpu_state
+    for function in cached_functions:
         function.cache_clear()
 
 
 def digits_of(model: PublishedModel, count: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Pixels of real digits, some of them again if there are too few, and torch's logits."""
+    """Return pixels of `count` digits, repeated if the verification set has fewer, and torch's logits."""
     tensors = load_file(model.folder / manifest.VERIFICATION)
-    which = np.arange(count) % len(tensors["pixels"])
-    return tensors["pixels"][which], tensors["logits"][which]
+    rows = np.arange(count) % len(tensors["pixels"])
+    return tensors["pixels"][rows], tensors["logits"][rows]
 
 
 def opened(model: PublishedModel, name: Runtime, precision: str = "fp32", max_batch: int = 32) -> Engine:
+    """Open an engine of a model by the name of its runtime."""
     return open_engine(model, EngineSpec(name, precision), max_batch=max_batch)

@@ -1,8 +1,8 @@
-"""A GPU that is none: what engines may count on of CUDA, and no more.
+"""Fake GPU: an emulation of the parts of CUDA that engines use, which guarantees no more than CUDA does.
 
-Work that is enqueued happens when its stream is synchronised. Memory that is freed is gone for what was enqueued and
-for recorded graphs too. A thread has to make the device its current one. While a graph is recorded nothing runs, and
-neither memory nor kernels can be made.
+Enqueued work runs when its stream is synchronised. Freed memory is also gone for enqueued work and for recorded graphs.
+Every thread must make the device its current one. While a graph is recorded, nothing runs, no memory can be allocated
+and no kernel can be compiled.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MB = 1_000_000
 
 
 class Status(NamedTuple):
-    """What CUDA's own calls give first."""
+    """Status that every CUDA call returns first."""
 
     name: str
 
@@ -32,12 +32,12 @@ SUCCESS = Status("cudaSuccess")
 
 
 class CUDAError(Exception):
-    """What cuda.core raises."""
+    """Raised where cuda.core would raise its own error."""
 
 
 @dataclass
 class GPU:
-    """What is there, what was done, and what shall fail."""
+    """State of the fake GPU: memory, streams and plans, counts of what was `done`, and the failures to simulate."""
 
     total: int = 1000 * MB
     needed_per_image: int = MB
@@ -93,7 +93,7 @@ class GPU:
 
 
 class Stream:
-    """Work in order."""
+    """Stream that runs its work in order, when synchronised."""
 
     def __init__(self, gpu: GPU) -> None:
         self.gpu = gpu
@@ -116,7 +116,7 @@ class Stream:
 
 
 class Captures:
-    """CUDA's own calls for graphs; a recording that failed has no graph, and leaves the stream as it was."""
+    """CUDA's calls for graphs. A failed recording returns no graph and ends the stream's recording state."""
 
     def __init__(self, gpu: GPU) -> None:
         self.gpu = gpu
@@ -159,11 +159,11 @@ class Captures:
 
 
 class Buffer:
-    """Memory that goes with its owner."""
+    """Memory that is freed when the buffer is deleted."""
 
-    def __init__(self, gpu: GPU, handle: int, size: int, where: dict[int, Any]) -> None:
+    def __init__(self, gpu: GPU, handle: int, size: int, blocks: dict[int, Any]) -> None:
         self.gpu, self.handle, self.size = gpu, handle, size
-        weakref.finalize(self, where.pop, handle)
+        weakref.finalize(self, blocks.pop, handle)
 
     def copy_from(self, source: Buffer, *, stream: Stream) -> None:
         source.copy_to(self, stream=stream)
@@ -171,17 +171,17 @@ class Buffer:
     def copy_to(self, target: Buffer, *, stream: Stream) -> None:
         if self.size != target.size:
             raise ValueError("buffers of different sizes")
-        gpu, here, there, size = self.gpu, self.handle, target.handle, self.size
+        gpu, source, destination, size = self.gpu, self.handle, target.handle, self.size
 
         def copy() -> None:
-            gpu.write(there, gpu.read(here, size))
-            gpu.done["bytes to the GPU" if there in gpu.memory else "bytes from the GPU"] += size
+            gpu.write(destination, gpu.read(source, size))
+            gpu.done["bytes to the GPU" if destination in gpu.memory else "bytes from the GPU"] += size
 
         stream.enqueue(copy)
 
 
 class Device:
-    """The one there is: an Ada."""
+    """Only device of the fake GPU: compute capability 8.9, Ada."""
 
     name = "NVIDIA Imaginary"
     compute_capability = (8, 9)
@@ -199,7 +199,7 @@ class Device:
 
 
 def pinned_memory(gpu: GPU) -> type:
-    """cuda.core's LegacyPinnedMemoryResource."""
+    """Return a class in place of cuda.core's LegacyPinnedMemoryResource."""
 
     class Pinned:
         def allocate(self, size: int) -> Buffer:
@@ -214,18 +214,18 @@ def pinned_memory(gpu: GPU) -> type:
 
 
 def modules(gpu: GPU) -> dict[str, types.ModuleType]:
-    """What stands in for cuda.core and CUDA's runtime."""
+    """Return modules that replace cuda.core and CUDA's runtime."""
 
-    class TheDevice(Device):
+    class BoundDevice(Device):
         @staticmethod
         def get_all_devices() -> list[Device]:
             return [device]
 
-    TheDevice.gpu = gpu
-    device = TheDevice()
+    BoundDevice.gpu = gpu
+    device = BoundDevice()
 
     core = types.ModuleType("cuda.core")
-    vars(core).update(Device=TheDevice, LegacyPinnedMemoryResource=pinned_memory(gpu))
+    vars(core).update(Device=BoundDevice, LegacyPinnedMemoryResource=pinned_memory(gpu))
     cuda = types.ModuleType("cuda.bindings.runtime")
     captures = gpu.captures = Captures(gpu)
     vars(cuda).update(

@@ -1,4 +1,4 @@
-"""TensorRT on a GPU that is none: plans are TensorRT for RTX's, and OpenVINO runs the graph they were built of."""
+"""Fake TensorRT: TensorRT for RTX builds the plans, and OpenVINO runs the graphs that the plans were built from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.engines.fake_gpu import GPU
 
 @dataclass
 class RuntimeCache:
-    """Shapes of which kernels are compiled."""
+    """Cache of kernels, as the shapes that kernels are compiled for."""
 
     compiled: set[str] = field(default_factory=set)
     compatible: bool = True
@@ -34,7 +34,7 @@ class RuntimeCache:
 
 
 class RuntimeConfig:
-    """How contexts are made."""
+    """Settings for new execution contexts."""
 
     strategy: object = None
     dynamic_shapes_kernel_specialization_strategy: object = None
@@ -53,8 +53,8 @@ class RuntimeConfig:
         return True
 
 
-class Runtime:
-    """Opens plans."""
+class PlanLoader:
+    """Loader of the plans that GPU.plans lists."""
 
     gpu: GPU
 
@@ -72,7 +72,7 @@ class Runtime:
 
 
 class OpenPlan:
-    """A plan that is open."""
+    """Plan on the fake GPU, run by OpenVINO."""
 
     def __init__(self, gpu: GPU, data: bytes, onnx: Path, largest: int) -> None:
         self.gpu, self.data, self.largest = gpu, data, largest
@@ -98,7 +98,7 @@ class OpenPlan:
 
 
 class Context:
-    """How a plan is run on one shape."""
+    """Execution context of a plan for one shape."""
 
     def __init__(self, engine: OpenPlan, cache: RuntimeCache) -> None:
         self.engine, self.gpu, self.cache = engine, engine.gpu, cache
@@ -143,15 +143,15 @@ class Context:
 
 
 def libraries(gpu: GPU) -> dict[str, types.ModuleType]:
-    """What stands in for both libraries."""
+    """Return modules that replace both libraries."""
 
-    class TheRuntime(Runtime):
+    class BoundLoader(PlanLoader):
         pass
 
-    TheRuntime.gpu = gpu
+    BoundLoader.gpu = gpu
 
     class Builder:
-        """TensorRT for RTX's, which has to be told for which GPU."""
+        """Builder of TensorRT for RTX, set to the fake GPU's compute capability."""
 
         def __init__(self, logger: trt.ILogger) -> None:
             self._builder = trt.Builder(logger)
@@ -173,5 +173,5 @@ def libraries(gpu: GPU) -> dict[str, types.ModuleType]:
     for name in ("tensorrt", "tensorrt_rtx"):
         both[name] = types.ModuleType(name)
         vars(both[name]).update(vars(trt))
-        vars(both[name]).update(Builder=Builder, Runtime=TheRuntime, ComputeCapability=ComputeCapability)
+        vars(both[name]).update(Builder=Builder, Runtime=BoundLoader, ComputeCapability=ComputeCapability)
     return both

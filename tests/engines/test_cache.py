@@ -1,4 +1,4 @@
-"""Compiled engines on disk."""
+"""Tests of the cache of compiled engines on disk."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ KEY = ("sha", "runtime", "1.0", "processor", "fp32")
 
 @pytest.fixture
 def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty cache."""
+    """Folder of an empty cache, which need not exist."""
     monkeypatch.setattr(store, "root", lambda: tmp_path / "models")
     return tmp_path / "convserve-engines"
 
 
 def get(built: list[str], key: tuple[str, ...] = KEY) -> str:
-    """What is cached; `built` grows by what has been built."""
+    """Return the cached text of `key`; append to `built` if it had to be built."""
 
     def build() -> str:
         built.append(key[0])
@@ -40,42 +40,43 @@ def get(built: list[str], key: tuple[str, ...] = KEY) -> str:
     return cached(key, build, str.encode, lambda data: f"{data.decode()}, read")
 
 
-def entry_of(folder: Path) -> Path:
+def only_file(folder: Path) -> Path:
+    """Return the only cached file of a folder."""
     (path,) = (path for path in folder.iterdir() if path.suffix != ".lock")
     return path
 
 
 @pytest.mark.usefixtures("folder")
-def test_what_was_built_is_read_the_next_time() -> None:
+def test_a_second_call_reads_from_the_cache() -> None:
     built: list[str] = []
     assert get(built) == "compiled sha"
     assert get(built) == "compiled sha, read"
     for part in range(len(KEY)):
         get(built, (*KEY[:part], "other", *KEY[part + 1 :]))
-    assert len(built) == 1 + len(KEY)  # another graph, version, processor or precision is another engine
+    assert len(built) == 1 + len(KEY)  # each part of the key distinguishes engines
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"", lambda data: b"?" + data[1:]])
-def test_a_damaged_entry_is_built_again(folder: Path, damage: object) -> None:
+def test_a_damaged_file_is_built_again(folder: Path, damage: object) -> None:
     built: list[str] = []
     get(built)
-    entry = entry_of(folder)
-    entry.write_bytes(damage(entry.read_bytes()))  # type: ignore[operator]
+    cached_file = only_file(folder)
+    cached_file.write_bytes(damage(cached_file.read_bytes()))  # type: ignore[operator]
     assert get(built) == "compiled sha"
     assert get(built) == "compiled sha, read"
     assert len(built) == 2
 
 
-def test_what_the_runtime_cannot_read_is_built_again(folder: Path) -> None:
+def test_a_file_that_the_runtime_refuses_is_built_again(folder: Path) -> None:
     def refuse(data: bytes) -> str:
         raise RuntimeError(data)
 
     assert cached(KEY, lambda: "a", str.encode, refuse) == "a"
     assert cached(KEY, lambda: "b", str.encode, refuse) == "b"
-    assert entry_of(folder).read_bytes().endswith(b"b")
+    assert only_file(folder).read_bytes().endswith(b"b")
 
 
-def test_what_fails_leaves_nothing(folder: Path) -> None:
+def test_a_failed_build_writes_nothing(folder: Path) -> None:
     def fail() -> str:
         raise RuntimeError("no such operator")
 
@@ -84,7 +85,7 @@ def test_what_fails_leaves_nothing(folder: Path) -> None:
     assert [path.suffix for path in folder.iterdir()] == [".lock"]
 
 
-def test_where_nothing_can_be_written_it_is_built_each_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_every_call_builds_where_nothing_can_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr(store, "root", lambda: tmp_path / "file" / "models")
     built: list[str] = []
@@ -93,16 +94,16 @@ def test_where_nothing_can_be_written_it_is_built_each_time(monkeypatch: pytest.
 
 
 @pytest.mark.usefixtures("folder")
-def test_of_several_that_want_it_one_builds_it() -> None:
+def test_one_of_several_threads_builds() -> None:
     built: list[str] = []
     together = threading.Barrier(8)
 
-    def want(_: int) -> str:
+    def request(_: int) -> str:
         together.wait()
         return get(built)
 
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(want, range(8)))
+        answers = list(pool.map(request, range(8)))
     assert len(built) == 1
     assert sorted(answers) == ["compiled sha", *["compiled sha, read"] * 7]
 
@@ -124,7 +125,7 @@ print(cached(("key",), build, str.encode, bytes.decode))
 
 @pytest.fixture
 def processes(tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
-    """Two processes with an empty cache in common, the first of which builds when the second starts."""
+    """Two processes that share an empty cache; the first is building when the second starts."""
     environment = os.environ | {"BENTOML_HOME": str(tmp_path)}
 
     def start(seconds: float) -> subprocess.Popen[str]:
@@ -143,10 +144,10 @@ def processes(tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
         second.kill()
 
 
-def test_a_killed_process_leaves_the_building_to_another(processes: list[subprocess.Popen[str]]) -> None:
+def test_another_process_builds_after_a_kill(processes: list[subprocess.Popen[str]]) -> None:
     first, second = processes
     with pytest.raises(subprocess.TimeoutExpired):
-        second.communicate(timeout=3)  # it waits for the first
+        second.communicate(timeout=3)  # the second process waits for the first
     first.kill()
     assert second.communicate(timeout=20)[0] == "building\ncompiled\n"
 
@@ -168,14 +169,14 @@ def test_a_cached_engine_answers_the_same(
     try:
         built = make_engine(lenet5_everywhere, spec).infer(pixels)
     except EngineError as error:
-        assert "streams" in str(error)  # noqa: PT017  # fewer cores than that
+        assert "streams" in str(error)  # noqa: PT017  # this machine has too few cores
         return
-    entry = entry_of(tmp_path / "convserve-engines")
-    written = entry.stat().st_mtime_ns
+    cached_file = only_file(tmp_path / "convserve-engines")
+    written = cached_file.stat().st_mtime_ns
     read = make_engine(lenet5_everywhere, spec).infer(pixels)
-    assert entry.stat().st_mtime_ns == written  # it was not built again
+    assert cached_file.stat().st_mtime_ns == written  # not built again
     other = make_engine(lenet5_everywhere, EngineSpec("openvino", precision)).infer(pixels)
-    assert entry.stat().st_mtime_ns == written  # streams and threads are not compiled in
+    assert cached_file.stat().st_mtime_ns == written  # streams and threads are not part of the compiled model
     assert np.abs(other - plain).max() <= 1e-5 * np.abs(plain).max()
     assert np.array_equal(built, read)
     assert np.abs(read - plain).max() <= 1e-5 * np.abs(plain).max()

@@ -1,4 +1,4 @@
-"""Engines answer as torch did, whatever the batch."""
+"""Tests that every runtime returns torch's logits at every batch size, and of the errors of opening an engine."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_table_of_runtimes_names_the_precisions_of_each_module() -> None:
 @pytest.mark.parametrize(
     "runtime", ["openvino", "onnxruntime", "torch", pytest.param("torch_compile", marks=pytest.mark.slow)]
 )
-def test_fp32_gives_torchs_logits(lenet5: PublishedModel, runtime: Runtime, batch: int) -> None:
+def test_fp32_returns_torchs_logits(lenet5: PublishedModel, runtime: Runtime, batch: int) -> None:
     verification = load_file(lenet5.folder / manifest.VERIFICATION)
     engine = open_engine(lenet5, EngineSpec(runtime, "fp32"))
     assert (engine.runtime, engine.precision) == (runtime, "fp32")
@@ -47,29 +47,29 @@ def test_fp32_gives_torchs_logits(lenet5: PublishedModel, runtime: Runtime, batc
 @pytest.mark.skipif(
     "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"), reason="no bf16 on this processor"
 )
-def test_bf16_is_another_computation_and_agrees(lenet5: PublishedModel) -> None:
+def test_bf16_differs_from_fp32_and_agrees(lenet5: PublishedModel) -> None:
     verification = load_file(lenet5.folder / manifest.VERIFICATION)
     logits = open_engine(lenet5, EngineSpec("openvino", "bf16")).infer(verification["pixels"])
     assert not np.array_equal(logits, open_engine(lenet5, EngineSpec("openvino", "fp32")).infer(verification["pixels"]))
     assert (logits.argmax(1) == verification["logits"].argmax(1)).mean() >= 0.98
 
 
-def test_a_graph_that_does_not_fit_its_manifest_is_not_opened(lenet5: PublishedModel) -> None:
+def test_a_graph_that_contradicts_its_manifest_is_refused(lenet5: PublishedModel) -> None:
     eleven = lenet5.manifest.model_copy(update={"labels": tuple("0123456789a")})
-    with pytest.raises(EngineError, match="has 11 labels, but its graph gives"):
+    with pytest.raises(EngineError, match="has 11 labels, but its graph returns"):
         open_engine(PublishedModel(lenet5.folder, eleven), EngineSpec("openvino", "fp32"))
     larger = lenet5.manifest.model_copy(update={"preprocess": Preprocess(mode="L", resize_edge=40, crop=40)})
     with pytest.raises(EngineError, match="cannot run lenet5:mnist5k-"):
         open_engine(PublishedModel(lenet5.folder, larger), EngineSpec("openvino", "fp32"))
 
 
-def test_null_answers_zeros(lenet5: PublishedModel) -> None:
+def test_null_returns_zeros(lenet5: PublishedModel) -> None:
     logits = open_engine(lenet5, EngineSpec("null", "fp32")).infer(np.zeros((3, 32, 32, 1), np.uint8))
     assert logits.shape == (3, 10)
     assert not logits.any()
 
 
-def test_a_runtime_that_is_not_installed_says_what_installs_it(
+def test_an_error_names_the_command_that_installs_a_runtime(
     lenet5: PublishedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "engines.runtimes.onnxruntime", None)
@@ -77,7 +77,7 @@ def test_a_runtime_that_is_not_installed_says_what_installs_it(
         open_engine(lenet5, EngineSpec("onnxruntime", "fp32"))
 
 
-def test_an_unknown_precision_is_named(lenet5: PublishedModel) -> None:
+def test_an_error_names_an_unknown_precision(lenet5: PublishedModel) -> None:
     with pytest.raises(EngineError, match="there is no precision 'fp64'; there are fp32, bf16, fp16, int8"):
         open_engine(lenet5, EngineSpec("openvino", "fp64"))
 
@@ -99,7 +99,7 @@ def test_half_precision_agrees_or_is_refused(lenet5: PublishedModel, runtime: Ru
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("batch", [1, 3, 32, 256, 300])
-def test_cuda_graphs_give_torchs_logits(lenet5: PublishedModel, precision: str, batch: int) -> None:
+def test_cuda_graphs_return_torchs_logits(lenet5: PublishedModel, precision: str, batch: int) -> None:
     verification = load_file(lenet5.folder / manifest.VERIFICATION)
     engine = open_torch(lenet5, precision)
     assert engine.device.type == "cuda"
@@ -110,22 +110,22 @@ def test_cuda_graphs_give_torchs_logits(lenet5: PublishedModel, precision: str, 
 
 
 @pytest.mark.parametrize("engine", [OpenVINOEngine, ONNXRuntimeEngine])
-def test_a_file_that_is_no_onnx_is_named(engine: type[OpenVINOEngine | ONNXRuntimeEngine], tmp_path: Path) -> None:
+def test_an_error_names_an_invalid_onnx_file(engine: type[OpenVINOEngine | ONNXRuntimeEngine], tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"not a graph")
     with pytest.raises(EngineError, match=r"cannot (compile|read) .*model\.onnx"):
         engine(path, "fp32")
 
 
-def test_a_damaged_file_is_not_opened(lenet5: PublishedModel, tmp_path: Path) -> None:
-    folder = tmp_path / "entry"
+def test_a_damaged_file_is_refused(lenet5: PublishedModel, tmp_path: Path) -> None:
+    folder = tmp_path / "published"
     shutil.copytree(lenet5.folder, folder)
     (folder / manifest.ONNX).write_bytes((folder / manifest.ONNX).read_bytes()[:-1])
     with pytest.raises(ManifestError, match=r"model.onnx is not the file"):
         open_engine(PublishedModel(folder, lenet5.manifest), EngineSpec("openvino", "fp32"))
 
 
-GOES_IN_ANOTHER_THREAD = """
+DELETED_IN_ANOTHER_THREAD = """
 import os, signal, sys, threading
 from pathlib import Path
 from engines.runtimes.openvino import OpenVINOEngine
@@ -140,6 +140,6 @@ os.kill(os.getpid(), signal.SIGUSR1)
 
 
 def test_a_process_outlives_its_engines(lenet5: PublishedModel) -> None:
-    command = [sys.executable, "-c", GOES_IN_ANOTHER_THREAD, str(lenet5.folder / manifest.ONNX)]
+    command = [sys.executable, "-c", DELETED_IN_ANOTHER_THREAD, str(lenet5.folder / manifest.ONNX)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "alive\n")

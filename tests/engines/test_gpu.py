@@ -1,4 +1,4 @@
-"""On an NVIDIA GPU: ten nets in every precision beside torch on a CPU, and the commands and the server on it."""
+"""Tests on an NVIDIA GPU: ten nets in every precision against torch on the CPU, the commands, and the server."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ RUNTIMES: tuple[TensorRT, ...] = ("tensorrt", "tensorrt_rtx")
 
 @pytest.fixture(params=RUNTIMES)
 def runtime(request: pytest.FixtureRequest) -> TensorRT:
-    """Each library that can run here."""
+    """Name of each TensorRT library that can run on this machine."""
     name: TensorRT = request.param
     try:
         check(name)
@@ -48,29 +48,29 @@ def runtime(request: pytest.FixtureRequest) -> TensorRT:
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_ten_nets_answer_as_on_a_cpu(runtime: TensorRT, name: str, digits: DataSet, tmp_path: Path) -> None:
-    entry = quick_input(name, digits)
-    pixels = digits.held_out.pixels(entry.preprocess, np.arange(0, 1000, 20))
+def test_ten_nets_agree_with_the_cpu(runtime: TensorRT, name: str, digits: DataSet, tmp_path: Path) -> None:
+    inputs = quick_input(name, digits)
+    pixels = digits.held_out.pixels(inputs.preprocess, np.arange(0, 1000, 20))
     torch.manual_seed(0)
-    module = FromPixels(ZOO[name].build(10), Normalise(entry.mean, entry.std))
-    module = after_a_step(module, torch.from_numpy(digits.train.pixels(entry.preprocess, np.arange(16))))
+    module = FromPixels(ZOO[name].build(10), Normalise(inputs.mean, inputs.std))
+    module = after_a_step(module, torch.from_numpy(digits.train.pixels(inputs.preprocess, np.arange(16))))
     paths = {precision: tmp_path / f"{precision}.onnx" for precision in TOLERANCE}
-    export(module, entry.preprocess, paths["fp32"])
-    export_half(module, entry.preprocess, paths["fp16"])
-    how = Calibration(images=50, method="minmax", in_float=())
-    quantize(paths["fp32"], paths["int8"], pixels, how, tmp_path / "ranges.json")
+    export(module, inputs.preprocess, paths["fp32"])
+    export_half(module, inputs.preprocess, paths["fp16"])
+    calibration = Calibration(images=50, method="minmax", in_float=())
+    quantize(paths["fp32"], paths["int8"], pixels, calibration, tmp_path / "ranges.json")
     with torch.inference_mode():
         expected = copy.deepcopy(module).cpu()(torch.from_numpy(pixels)).numpy()
-    beside = {"fp32": expected, "fp16": expected, "int8": by_operator(paths["int8"], pixels)}
+    references = {"fp32": expected, "fp16": expected, "int8": by_operator(paths["int8"], pixels)}
     for precision, path in paths.items():
         sha256 = manifest.sha256(path)
         engine = TensorRTEngine(path, precision, runtime=runtime, sha256=sha256, max_batch=32)
-        error = np.abs(engine.infer(pixels) - beside[precision]).max() / np.abs(beside[precision]).max()
+        error = np.abs(engine.infer(pixels) - references[precision]).max() / np.abs(references[precision]).max()
         assert error <= TOLERANCE[precision], precision
 
 
 def by_operator(path: Path, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What an INT8 file says: what is fused on a CPU without VNNI overflows."""
+    """Return an INT8 file's logits, computed node by node: fused INT8 operations overflow on a CPU without VNNI."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -78,15 +78,15 @@ def by_operator(path: Path, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return logits
 
 
-def test_it_verifies_benches_and_serves(runtime: TensorRT, run: Run, lenet5_everywhere: PublishedModel) -> None:
+def test_the_commands_and_the_server_run(runtime: TensorRT, run: Run, lenet5_everywhere: PublishedModel) -> None:
     home = str(lenet5_everywhere.folder.parents[2])
-    asked = ("--runtimes", runtime, "--precisions", "fp32,fp16,int8")
-    verified = run("engines", "verify", *asked, BENTOML_HOME=home).stdout
+    options = ("--runtimes", runtime, "--precisions", "fp32,fp16,int8")
+    verified = run("engines", "verify", *options, BENTOML_HOME=home).stdout
     assert verified.count(": faithful") == 3
-    benched = run("engines", "bench", *asked, "--batches", "1,8,32", "--seconds", "1", BENTOML_HOME=home).stdout
+    benched = run("engines", "bench", *options, "--batches", "1,8,32", "--seconds", "1", BENTOML_HOME=home).stdout
     assert benched.count(f"\n{runtime} ") == 9
-    told = run("engines", "inspect", "lenet5", "--precisions", "int8", "--runtime", runtime, BENTOML_HOME=home).stdout
-    assert told.splitlines()[-1].endswith("6 in int8")
+    report = run("engines", "inspect", "lenet5", "--precisions", "int8", "--runtime", runtime, BENTOML_HOME=home).stdout
+    assert report.splitlines()[-1].endswith("6 in int8")
     with serving(CONVSERVE_RUNTIME=runtime, BENTOML_HOME=home) as (client, _):
         answer = client.post("/classify?model=lenet5", content=(ROOT / "docs" / "digit.png").read_bytes()).json()
     assert (answer["runtime"], answer["predictions"][0]["label"]) == (runtime, "7")

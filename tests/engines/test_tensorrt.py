@@ -1,4 +1,4 @@
-"""TensorRT's engines: on a GPU that is none (fake_gpu.py), and where there is one, on it."""
+"""Tests of TensorRT's engines on a fake GPU (fake_gpu.py), and on a real GPU where there is one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*Timing cache operations are no
     ]
 )
 def on_gpu(request: pytest.FixtureRequest) -> Runtime:
-    """Each runtime of GPUs: on the fake, and where there is a GPU on that."""
+    """Name of each GPU runtime, on the fake GPU and on a real GPU where there is one."""
     name: Runtime = request.param
     if "gpu" not in request.node.keywords:
         request.getfixturevalue("fake")
@@ -40,7 +40,7 @@ def on_gpu(request: pytest.FixtureRequest) -> Runtime:
 
 
 @pytest.mark.parametrize("batch", [1, 3, 32, 100])
-def test_it_answers_as_torch_did(on_gpu: Runtime, lenet5: PublishedModel, batch: int) -> None:
+def test_logits_equal_those_of_torch(on_gpu: Runtime, lenet5: PublishedModel, batch: int) -> None:
     pixels, expected = digits_of(lenet5, batch)
     engine = opened(lenet5, on_gpu)
     for _ in range(3):
@@ -58,7 +58,7 @@ def test_lower_precisions_agree(on_gpu: Runtime, lenet5_everywhere: PublishedMod
     assert (logits.argmax(1) == expected.argmax(1)).mean() >= 0.99
 
 
-def test_an_answer_stays_when_others_follow(on_gpu: Runtime, lenet5: PublishedModel) -> None:
+def test_later_inferences_do_not_overwrite_earlier_logits(on_gpu: Runtime, lenet5: PublishedModel) -> None:
     pixels, expected = digits_of(lenet5, 8)
     engine = opened(lenet5, on_gpu)
     first, second = engine.infer(pixels[:4]), engine.infer(pixels[4:])
@@ -66,7 +66,7 @@ def test_an_answer_stays_when_others_follow(on_gpu: Runtime, lenet5: PublishedMo
     assert np.abs(together - expected).max() <= 1e-3 * np.abs(expected).max()
 
 
-def test_it_runs_in_other_threads_than_it_was_opened_in(on_gpu: Runtime, lenet5: PublishedModel) -> None:
+def test_an_engine_runs_in_other_threads_than_the_opening_one(on_gpu: Runtime, lenet5: PublishedModel) -> None:
     pixels, expected = digits_of(lenet5, 5)
     with ThreadPoolExecutor(1) as opener:
         engine = opener.submit(opened, lenet5, on_gpu).result()
@@ -77,36 +77,36 @@ def test_it_runs_in_other_threads_than_it_was_opened_in(on_gpu: Runtime, lenet5:
 
 
 @pytest.mark.parametrize("name", BOTH)
-def test_two_engines_side_by_side(fake: GPU, lenet5_everywhere: PublishedModel, name: TensorRT) -> None:
+def test_two_engines_run_side_by_side(fake: GPU, lenet5_everywhere: PublishedModel, name: TensorRT) -> None:
     pixels, expected = digits_of(lenet5_everywhere, 5)
     engines = [opened(lenet5_everywhere, name, precision) for precision in ("fp32", "int8")]
     for _ in range(2):
         for engine in engines:
             assert (engine.infer(pixels).argmax(1) == expected.argmax(1)).all()
-    assert len(fake.streams) == 2  # one each
+    assert len(fake.streams) == 2  # one per engine
 
 
 @pytest.mark.parametrize("name", BOTH)
 def test_pixels_cross_the_bus_as_bytes_and_graphs_are_recorded_once(
     fake: GPU, lenet5: PublishedModel, name: TensorRT
 ) -> None:
-    engine = opened(lenet5, name)  # which runs one image
+    engine = opened(lenet5, name)  # runs one image
     fake.done.clear()
     pixels, _ = digits_of(lenet5, 32)
     for count in (5, 8, 7):
         engine.infer(pixels[:count])
-    assert fake.done["graph"] == 1  # of batches of 8
+    assert fake.done["graph"] == 1  # for batches of 8
     assert fake.done["launch"] == 3
     assert fake.done["compiled"] == (1 if name == "tensorrt_rtx" else fake.done["compiled"])
-    runs = 3 + 1  # and one before the graph is recorded
+    runs = 3 + 1  # and one run before the graph is recorded
     assert fake.done["bytes to the GPU"] == runs * 8 * 32 * 32
     assert fake.done["bytes from the GPU"] == runs * 8 * 10 * 4
     engine.infer(np.concatenate([pixels] * 3)[:70])
-    assert fake.done["inference"] == runs + 1 + 3  # 32, 32 and 6; and one before the graph of 32 is recorded
+    assert fake.done["inference"] == runs + 1 + 3  # 32, 32 and 6, and one run before the graph of 32 is recorded
 
 
 @pytest.mark.parametrize("name", BOTH)
-def test_nothing_is_left_when_it_goes(fake: GPU, lenet5: PublishedModel, name: TensorRT) -> None:
+def test_a_deleted_engine_frees_its_memory_and_graphs(fake: GPU, lenet5: PublishedModel, name: TensorRT) -> None:
     engine = opened(lenet5, name)
     engine.infer(digits_of(lenet5, 9)[0])
     assert fake.memory
@@ -122,7 +122,7 @@ def test_nothing_is_left_when_it_goes(fake: GPU, lenet5: PublishedModel, name: T
 
 
 @pytest.mark.parametrize("name", BOTH)
-def test_without_graphs_it_runs_all_the_same(
+def test_an_engine_runs_without_cuda_graphs(
     fake: GPU, lenet5: PublishedModel, name: TensorRT, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake.records_graphs = False
@@ -136,13 +136,13 @@ def test_without_graphs_it_runs_all_the_same(
 @pytest.mark.parametrize("name", BOTH)
 def test_pixels_of_another_size_are_refused(fake: GPU, lenet5: PublishedModel, name: TensorRT) -> None:
     engine = opened(lenet5, name)
-    with pytest.raises(RuntimeError, match=r"pixels are \(1, 1, 1\), and have to be \(32, 32, 1\)"):
+    with pytest.raises(RuntimeError, match=r"pixels are \(1, 1, 1\), but must be \(32, 32, 1\)"):
         engine.infer(np.zeros((2, 1, 1, 1), np.uint8))
     assert fake.done["inference"] == 2
 
 
 @pytest.mark.parametrize("name", BOTH)
-def test_where_memory_is_short_batches_are_smaller(
+def test_batches_are_halved_where_memory_is_short(
     fake: GPU, lenet5: PublishedModel, name: TensorRT, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake.total = 10 * MB
@@ -154,7 +154,7 @@ def test_where_memory_is_short_batches_are_smaller(
 
 
 @pytest.mark.parametrize("name", BOTH)
-def test_where_one_image_is_too_much_it_says_what_it_takes(fake: GPU, lenet5: PublishedModel, name: TensorRT) -> None:
+def test_an_error_names_the_memory_that_one_image_needs(fake: GPU, lenet5: PublishedModel, name: TensorRT) -> None:
     fake.total, fake.needed_per_image = 10 * MB, 11 * MB
     with pytest.raises(EngineError, match=f"{name} needs 11 MB of GPU memory for batches of 1; 10 are free"):
         opened(lenet5, name)
@@ -162,11 +162,11 @@ def test_where_one_image_is_too_much_it_says_what_it_takes(fake: GPU, lenet5: Pu
     fake.done.clear()
     with pytest.raises(EngineError, match=r"refuses a plan of \d+ MB, where 10 MB are free: out of memory"):
         opened(lenet5, name)
-    assert fake.done["built"] == 0  # the plan is as good as before
+    assert fake.done["built"] == 0  # the cached plan is still valid
 
 
 @pytest.mark.parametrize("name", BOTH)
-def test_what_cuda_refuses_is_told(
+def test_an_error_of_cuda_is_reported(
     fake: GPU, lenet5: PublishedModel, name: TensorRT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(self: object) -> None:

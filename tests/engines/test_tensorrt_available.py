@@ -1,4 +1,4 @@
-"""Selection of TensorRT's engines, and errors that name what is missing, on a GPU that is none (fake_gpu.py)."""
+"""Tests that TensorRT is selected where it can run, and that errors name the missing part, on a fake GPU."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*Timing cache operations are no
 
 @pytest.mark.parametrize("precision", ["bf16", "fp64"])
 @pytest.mark.usefixtures("fake")
-def test_a_precision_it_lacks_is_named(lenet5: PublishedModel, precision: str) -> None:
+def test_an_error_names_the_unsupported_precision(lenet5: PublishedModel, precision: str) -> None:
     with pytest.raises(EngineError, match=f"no precision '{precision}'; (it has fp32, fp16, int8|there are)"):
         opened(lenet5, "tensorrt", precision)
 
 
 @pytest.mark.usefixtures("fake")
-def test_where_there_is_a_gpu_it_is_taken(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_runtime_is_preferred(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     caplog.set_level(logging.INFO)
     assert choose([], "auto", "auto")[:2] == ("tensorrt", "fp32")
     assert "tensorrt can run here" in caplog.text
@@ -44,7 +44,7 @@ def test_where_there_is_a_gpu_it_is_taken(caplog: pytest.LogCaptureFixture, monk
     assert "not tensorrt_rtx: tensorrt_rtx has only fp16 for compute capability 7.5" in caplog.text
 
 
-def test_a_gpu_or_a_driver_that_is_too_old_is_not_taken(
+def test_an_old_gpu_or_driver_is_not_used(
     fake: GPU, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -60,10 +60,10 @@ def test_a_gpu_or_a_driver_that_is_too_old_is_not_taken(
 
 
 @pytest.mark.usefixtures("fake")
-def test_a_precision_that_it_lacks_leaves_it_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_runtime_without_the_precision_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     assert choose([], "auto", "bf16")[:2] == ("openvino", "bf16")
-    assert "not tensorrt: it has no bf16" in caplog.text
+    assert "not tensorrt: it does not support bf16" in caplog.text
     assert choose([], "auto", "int8")[:2] == ("tensorrt", "int8")
 
 
@@ -81,7 +81,7 @@ def test_a_library_that_cannot_be_loaded_is_named(lenet5: PublishedModel, monkey
         opened(lenet5, "tensorrt_rtx")
 
 
-def test_without_a_gpu_it_says_so(
+def test_an_error_says_that_there_is_no_gpu(
     fake: GPU, lenet5: PublishedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     core = sys.modules["cuda.core"]

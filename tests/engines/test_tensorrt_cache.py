@@ -1,4 +1,4 @@
-"""Cache of TensorRT's plans and kernels, on a GPU that is none (fake_gpu.py)."""
+"""Tests of the cache of TensorRT's plans and kernels, on a fake GPU (fake_gpu.py)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_plan_is_built_once(
     assert fake.done["built"] == 5
 
 
-def test_a_plan_that_was_prepared_elsewhere_is_taken(fake: GPU, lenet5_everywhere: PublishedModel) -> None:
+def test_a_plan_prepared_for_several_gpus_is_loaded(fake: GPU, lenet5_everywhere: PublishedModel) -> None:
     graph = lenet5_everywhere.folder / manifest.INT8
     sha256 = lenet5_everywhere.manifest.files[manifest.INT8].sha256
     built = plan.prepare("tensorrt_rtx", graph, sha256, "int8", 32, ["8.6", "8.9"])
@@ -54,25 +54,27 @@ def test_a_plan_that_was_prepared_elsewhere_is_taken(fake: GPU, lenet5_everywher
 
 @pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("damage", ["truncated", "refused"])
-def test_a_plan_that_does_not_fit_is_built_again(
+def test_a_damaged_or_refused_plan_is_built_again(
     fake: GPU, lenet5: PublishedModel, name: TensorRT, damage: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     opened(lenet5, name)
     if damage == "truncated":
         largest = max((tmp_path / "convserve-engines").iterdir(), key=lambda path: path.stat().st_size)
         largest.write_bytes(largest.read_bytes()[:-1])
-        told = "is damaged, and is compiled again"
+        warning = "is damaged, and is compiled again"
     else:
         fake.plans.clear()
-        told = "cannot be read, and is compiled again: .* refuses a plan of .* it was built for compute capability 12.0"
+        warning = (
+            "cannot be read, and is compiled again: .* refuses a plan of .* it was built for compute capability 12.0"
+        )
     pixels, expected = digits_of(lenet5, 2)
     assert (opened(lenet5, name).infer(pixels).argmax(1) == expected.argmax(1)).all()
     assert fake.done["built"] == 2
-    assert re.search(told, caplog.text)
+    assert re.search(warning, caplog.text)
 
 
 @pytest.mark.parametrize("name", BOTH)
-def test_a_graph_that_is_published_anew_is_built_anew(
+def test_another_graph_is_built_anew(
     fake: GPU, lenet5: PublishedModel, lenet5_everywhere: PublishedModel, name: TensorRT
 ) -> None:
     opened(lenet5, name)
@@ -84,7 +86,7 @@ def test_a_graph_that_is_published_anew_is_built_anew(
     assert fake.done["built"] == 2
 
 
-def test_compiled_kernels_are_kept(fake: GPU, lenet5: PublishedModel, tmp_path: Path) -> None:
+def test_compiled_kernels_are_cached(fake: GPU, lenet5: PublishedModel, tmp_path: Path) -> None:
     pixels, _ = digits_of(lenet5, 3)
     opened(lenet5, "tensorrt_rtx").infer(pixels)
     assert fake.done["compiled"] == 2  # for 1 and for 4

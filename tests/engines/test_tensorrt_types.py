@@ -1,4 +1,4 @@
-"""Calls of TensorRT are checked by its own bindings: what we use it has, but for what only the one for RTX has."""
+"""Test that TensorRT's own types have every name that the engines use, except those of TensorRT for RTX alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ONLY_FOR_RTX = {
     "set_compute_capability",
     "set_runtime_cache",
 }
-# What TensorRT's bindings take of its libraries, of 2 GB, when they are loaded; nothing is called.
+# Loading TensorRT's bindings needs these functions of its libraries (2 GB), but nothing calls them: stubs suffice.
 NEEDED = ("libnvinfer", "libnvinfer_plugin", "libnvonnxparser")
 FUNCTIONS = (
     *("createInferBuilder_INTERNAL", "createInferRefitter_INTERNAL", "createInferRuntime_INTERNAL"),
@@ -36,7 +36,7 @@ FUNCTIONS = (
 
 @pytest.fixture(scope="module")
 def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The types of both libraries."""
+    """Folder with the types of both libraries and of cuda.core."""
     compiler = shutil.which("cc")
     if not compiler:
         pytest.skip("no C compiler")
@@ -52,7 +52,7 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return stubs
 
 
-def test_tensorrt_has_what_we_call(stubs: Path) -> None:
+def test_tensorrt_has_every_name_that_engines_use(stubs: Path) -> None:
     folder = stubs.parent
     shutil.copytree(ROOT / "engines", folder / "engines", ignore=shutil.ignore_patterns("__pycache__"))
     for name in CALLERS:

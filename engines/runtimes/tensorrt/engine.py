@@ -1,4 +1,4 @@
-"""TensorRT, or TensorRT for RTX, on an NVIDIA GPU."""
+"""Engine that runs a plan of TensorRT, or of TensorRT for RTX, on an NVIDIA GPU."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ logger = logging.getLogger("bentoml.convserve")
 
 
 class TensorRTEngine:
-    """A plan, and a recorded CUDA graph for each power of two up to its largest batch.
+    """Engine of a plan, with a recorded CUDA graph for each power of two up to the largest batch.
 
-    All of them run on one stream, with their activations in the same memory. Larger batches are divided.
+    All graphs run on one stream and share the memory of their activations. Larger batches are divided.
     """
 
     def __init__(self, onnx: Path, precision: str, *, runtime: TensorRT, sha256: str, max_batch: int) -> None:
-        """Build a plan of `onnx`, whose checksum is `sha256`, or take what was built of it before.
+        """Open the plan of `onnx`, whose checksum is `sha256`, from the cache, or build it.
 
-        Where the GPU's memory does not do for batches of `max_batch`, the largest is half of that, and so on.
-        EngineError if it does not do for one image, there is no GPU, or TensorRT lacks the precision or refuses the
-        graph.
+        Where GPU memory is too small for batches of `max_batch`, the largest batch is halved until it fits. Raises
+        EngineError if memory is too small for one image, if there is no GPU, or if TensorRT lacks the precision or
+        refuses the graph.
         """
         self.runtime: str = runtime
         self.precision = precision
-        with building:  # of which one is made a process
+        with building:  # a library accepts one listener per process
             self._journal = journal(runtime)
         try:
             self._open(runtime, onnx, sha256, max_batch)
         except EngineError:
             raise
-        except Exception as error:  # CUDA's have no public class
-            raise EngineError(self._told(error)) from error
+        except Exception as error:  # cuda.core's errors have no public class
+            raise EngineError(self._failure(error)) from error
 
     def _open(self, runtime: TensorRT, onnx: Path, sha256: str, max_batch: int) -> None:
-        """The plan, and what all batch sizes share."""
+        """Open the plan, and create the stream, memory and configuration that all batch sizes share."""
         self._device = gpu.device()
         self._device.set_current()
         self._engine, self._largest = fitting(runtime, onnx, sha256, self.precision, max_batch)
@@ -66,24 +66,24 @@ class TensorRTEngine:
         self._buckets: dict[int, Bucket] = {}
 
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Logits, (N, classes), of pixels, (N, height, width, channels)."""
+        """Return logits, (N, classes), for pixels, (N, height, width, channels)."""
         if pixels.shape[1:] != self._shape:
-            raise RuntimeError(f"pixels are {pixels.shape[1:]}, and have to be {self._shape}")
+            raise RuntimeError(f"pixels are {pixels.shape[1:]}, but must be {self._shape}")
         try:
-            self._device.set_current()  # of this thread
+            self._device.set_current()  # the current device is a property of the thread
             starts = range(0, len(pixels), self._largest)
             return np.concatenate([self._run(pixels[start : start + self._largest]) for start in starts])
-        except Exception as error:  # CUDA's have no public class
-            raise RuntimeError(self._told(error)) from error
+        except Exception as error:  # cuda.core's errors have no public class
+            raise RuntimeError(self._failure(error)) from error
 
-    def _told(self, error: Exception) -> str:
-        """What went wrong, and what the library said of it."""
-        said = "; ".join([str(error), *self._journal.errors])
+    def _failure(self, error: Exception) -> str:
+        """Return a message with the error and the errors that the library logged, and clear the log."""
+        reasons = "; ".join([str(error), *self._journal.errors])
         self._journal.clear()
-        return f"{self.runtime}: {said}"
+        return f"{self.runtime}: {reasons}"
 
     def _run(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Of no more than the largest batch; what the bucket holds above their number is of pixels before."""
+        """Run at most `_largest` images; the bucket's rows beyond their number hold stale pixels and are dropped."""
         count = len(pixels)
         size = 1 << (count - 1).bit_length()
         if size not in self._buckets:
@@ -100,40 +100,44 @@ class TensorRTEngine:
 
 
 class Bucket:
-    """One batch size: an execution context, memory on both sides of the bus, and the recorded graph of an inference."""
+    """Execution context, host and device memory, and recorded inference of one batch size."""
 
     def __init__(
         self, context: trt.IExecutionContext, device: Device, stream: Stream, shape: tuple[int, ...], classes: int
     ) -> None:
-        """For pixels of `shape`, (batch, height, width, channels)."""
+        """Allocate memory for pixels of `shape`, (batch, height, width, channels), and record one inference.
+
+        Raises RuntimeError if the context refuses the shape or cannot run.
+        """
         from cuda.core import LegacyPinnedMemoryResource
 
         sizes = prod(shape), shape[0] * classes * np.dtype(np.float32).itemsize
         pinned = LegacyPinnedMemoryResource()
         self._context, self._stream = context, stream
-        self._pixels_here, self._logits_here = (pinned.allocate(size) for size in sizes)
-        self._pixels_there, self._logits_there = (device.allocate(size, stream=stream) for size in sizes)
-        self.pixels = view(self._pixels_here).reshape(shape)
-        self.logits = view(self._logits_here).view(np.float32).reshape(shape[0], classes)
+        self._pixels_host, self._logits_host = (pinned.allocate(size) for size in sizes)
+        self._pixels_device, self._logits_device = (device.allocate(size, stream=stream) for size in sizes)
+        self.pixels = view(self._pixels_host).reshape(shape)
+        self.logits = view(self._logits_host).view(np.float32).reshape(shape[0], classes)
         if not (
             context.set_input_shape("pixels", shape)
-            and context.set_tensor_address("pixels", int(self._pixels_there.handle))
-            and context.set_tensor_address("logits", int(self._logits_there.handle))
+            and context.set_tensor_address("pixels", int(self._pixels_device.handle))
+            and context.set_tensor_address("logits", int(self._logits_device.handle))
         ):
-            raise RuntimeError(f"no inference of {shape} can be prepared")
-        self._enqueue()  # makes and loads kernels, which a graph cannot
+            raise RuntimeError(f"the plan does not accept pixels of {shape}")
+        self._enqueue()  # compiles and loads kernels, which cannot happen while a graph is recorded
         stream.sync()
-        self._graph = gpu.record(stream, self._enqueue)  # without one it runs all the same, more slowly
+        # None where recording fails: launch() then enqueues each step, which is slower.
+        self._graph = gpu.record(stream, self._enqueue)
 
     def _enqueue(self) -> None:
-        """What one inference is."""
-        self._pixels_there.copy_from(self._pixels_here, stream=self._stream)
+        """Enqueue one inference: copy pixels to the GPU, run the plan, copy logits back."""
+        self._pixels_device.copy_from(self._pixels_host, stream=self._stream)
         if not self._context.execute_async_v3(int(self._stream.handle)):
             raise RuntimeError("the inference cannot be enqueued")
-        self._logits_there.copy_to(self._logits_here, stream=self._stream)
+        self._logits_device.copy_to(self._logits_host, stream=self._stream)
 
     def launch(self) -> None:
-        """Enqueue an inference of `pixels`, whose `logits` are there once the stream is synchronised."""
+        """Enqueue an inference of `pixels`; `logits` are valid once the stream is synchronised."""
         if self._graph:
             self._graph.launch(self._stream)
         else:
@@ -141,35 +145,38 @@ class Bucket:
 
 
 class Kernels:
-    """What TensorRT for RTX compiled for this GPU, kept for the next time."""
+    """Cache of the kernels that TensorRT for RTX compiled for this GPU."""
 
     def __init__(self, config: trt.IRuntimeConfig, key: tuple[str, ...]) -> None:
         if not TYPE_CHECKING:
             trt = library("tensorrt_rtx")
-        # what a shape takes is made before it first runs, not meanwhile: a graph would record what is slower
+        # Compile a shape's kernels before its first run, not in the background: a graph would record slower ones.
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         self._path = cache.path_of(("kernels", *key))
         self._cache: trt.IRuntimeCache = config.create_runtime_cache()
-        self._kept = cache.read(self._path, bytes) or b""
-        if self._kept and not self._cache.deserialize(self._kept):
+        self._saved = cache.read(self._path, bytes) or b""
+        if self._saved and not self._cache.deserialize(self._saved):
             logger.info("kernels that were compiled with another driver or library are compiled again")
         config.set_runtime_cache(self._cache)
 
     def keep(self) -> None:
-        """Write what was compiled since."""
+        """Write the cache to disk if kernels were compiled since the last time."""
         data = content(self._cache.serialize())
-        if data != self._kept:
+        if data != self._saved:
             cache.keep(self._path, data)
-            self._kept = data
+            self._saved = data
 
 
 def view(buffer: Buffer) -> NDArray[np.uint8]:
-    """The bytes of memory on this side of the bus, for as long as the buffer is there."""
+    """Return host memory as an array of bytes, valid for as long as the buffer exists."""
     return np.ctypeslib.as_array((ctypes.c_uint8 * buffer.size).from_address(int(buffer.handle)))
 
 
 def fitting(runtime: TensorRT, onnx: Path, sha256: str, precision: str, max_batch: int) -> tuple[trt.ICudaEngine, int]:
-    """The engine for batches of `max_batch`, or of half as many and so on, that this GPU's memory does for."""
+    """Open a plan for batches of `max_batch`, halved until GPU memory suffices; return the plan and its largest batch.
+
+    Raises EngineError if memory is too small for batches of 1.
+    """
     largest = 1 << (max_batch - 1).bit_length()
     while True:
         engine = open_plan(runtime, onnx, key_of(runtime, sha256, precision, largest, hardware(runtime)), largest)
@@ -185,33 +192,35 @@ def fitting(runtime: TensorRT, onnx: Path, sha256: str, precision: str, max_batc
 
 
 def open_plan(runtime: TensorRT, onnx: Path, key: tuple[str, ...], max_batch: int) -> trt.ICudaEngine:
-    """The plan that the cache has for `key`, or one that is built now, on the GPU; RuntimeError if it is refused."""
+    """Load the cached plan of `key` on the GPU, or build one. Raises RuntimeError if the new plan is refused."""
 
     def loaded(data: bytes) -> tuple[trt.ICudaEngine, bytes]:
         return load(runtime, data), data
 
-    engine, _ = cache.cached(key, lambda: loaded(build(runtime, onnx, max_batch).data), lambda made: made[1], loaded)
+    engine, _ = cache.cached(
+        key, lambda: loaded(build(runtime, onnx, max_batch).data), lambda opened: opened[1], loaded
+    )
     return engine
 
 
 def load(runtime: TensorRT, data: bytes) -> trt.ICudaEngine:
-    """A plan on the GPU; RuntimeError says why it is refused, EngineError that there is too little memory for it."""
+    """Load a plan on the GPU. Raises EngineError if memory is too small, else RuntimeError if the plan is refused."""
     with building:
-        told = journal(runtime)
-        told.clear()
-        opener: trt.Runtime = library(runtime).Runtime(told.listener)
+        messages = journal(runtime)
+        messages.clear()
+        opener: trt.Runtime = library(runtime).Runtime(messages.listener)
         engine: trt.ICudaEngine | None = opener.deserialize_cuda_engine(data)
         if engine is None:
             free = gpu.free_bytes()
             sizes = f"{len(data) / 1e6:,.0f} MB, where {free / 1e6:,.0f} MB are free"
-            refusal = f"{runtime} refuses a plan of {sizes}: {told.reason}"
-            short = len(data) > free or "memory" in told.reason.lower()
+            refusal = f"{runtime} refuses a plan of {sizes}: {messages.reason}"
+            short = len(data) > free or "memory" in messages.reason.lower()
             raise EngineError(refusal) if short else RuntimeError(refusal)
         return engine
 
 
 def layers_of(runtime: TensorRT, built: Plan) -> str:
-    """What the builder told of a plan's layers; if that is nothing, what the inspector tells, which needs the GPU."""
+    """Return the description of a plan's layers: the builder's, or without one the inspector's, which needs the GPU."""
     if built.layers:
         return built.layers
     inspector = load(runtime, built.data).create_engine_inspector()

@@ -1,4 +1,4 @@
-"""The NVIDIA GPU that engines run on, by NVIDIA's cuda-python."""
+"""NVIDIA GPU that TensorRT's engines run on, through NVIDIA's cuda-python."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ logger = logging.getLogger("bentoml.convserve")
 
 @cache
 def device() -> Device:
-    """The first GPU that may be used; EngineError says what is missing."""
+    """Return the first usable GPU. Raises EngineError, naming the missing part, if there is none."""
     try:
         from cuda.core import Device
     except ModuleNotFoundError as error:
         raise EngineError("cuda-python is not installed: pip install '.[tensorrt]' or '.[tensorrt-rtx]'") from error
     try:
         devices = Device.get_all_devices()
-    except Exception as error:  # no driver, one that is too old, no GPU: each is another class, and some not public
-        raise EngineError(f"there is no NVIDIA GPU, or no driver for it (`nvidia-smi` tells): {error}") from error
+    except Exception as error:  # no driver, an old driver and no GPU raise different classes, some of them private
+        raise EngineError(f"there is no NVIDIA GPU, or no driver for it (`nvidia-smi` shows both): {error}") from error
     if not devices:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         raise EngineError(f"no NVIDIA GPU may be used: CUDA_VISIBLE_DEVICES is {visible!r}")
@@ -36,7 +36,7 @@ def device() -> Device:
 
 @cache
 def name() -> str | None:
-    """What it is called; None if there is none."""
+    """Return the name of the first usable GPU, or None."""
     try:
         return str(device().name)
     except EngineError:
@@ -44,39 +44,39 @@ def name() -> str | None:
 
 
 def capability() -> str:
-    """The GPU's compute capability, such as "8.9"."""
+    """Return the GPU's compute capability, such as "8.9"."""
     return "{}.{}".format(*device().compute_capability)
 
 
 def free_bytes() -> int:
-    """What is free of the GPU's memory."""
+    """Return the number of free bytes of GPU memory."""
     return memory()[0]
 
 
 def used_mb() -> float:
-    """What is used of the GPU's memory, by all processes, in MB."""
+    """Return the GPU memory that all processes use, in MB (10^6 bytes)."""
     free, total = memory()
     return (total - free) / 1e6
 
 
 def memory() -> tuple[int, int]:
-    """Bytes of the GPU's memory that are free, and all; RuntimeError if it cannot be told."""
+    """Return the free and the total bytes of GPU memory. Raises RuntimeError if CUDA reports an error."""
     from cuda.bindings import runtime
 
-    free, total = done(runtime.cudaMemGetInfo())
+    free, total = checked(runtime.cudaMemGetInfo())
     return int(free), int(total)
 
 
 def driver() -> int:
-    """The newest CUDA that the driver has, such as 13000 for 13.0."""
+    """Return the newest CUDA version that the driver supports, such as 13000 for 13.0."""
     from cuda.bindings import runtime
 
-    (version,) = done(runtime.cudaDriverGetVersion())
+    (version,) = checked(runtime.cudaDriverGetVersion())
     return int(version)
 
 
-def done(result: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What a call of CUDA's gave beside its status; RuntimeError if that is none of success."""
+def checked(result: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the values of a CUDA call after its status. Raises RuntimeError unless the status is success."""
     from cuda.bindings import runtime
 
     status, *values = result
@@ -86,35 +86,38 @@ def done(result: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 class Graph:
-    """Recorded work of a stream. By CUDA's own calls: cuda.core 1.2 does not survive a recording that fails."""
+    """Recorded work of a stream, made by CUDA's own calls because a failed recording crashes cuda.core 1.2."""
 
     def __init__(self, recorded: Any) -> None:
         from cuda.bindings import runtime
 
-        (self._executable,) = done(runtime.cudaGraphInstantiate(recorded, 0))
+        (self._executable,) = checked(runtime.cudaGraphInstantiate(recorded, 0))
         weakref.finalize(self, runtime.cudaGraphExecDestroy, self._executable)
 
     def launch(self, stream: Stream) -> None:
-        """Enqueue it."""
+        """Enqueue the recorded work on a stream."""
         from cuda.bindings import runtime
 
-        done(runtime.cudaGraphLaunch(self._executable, int(stream.handle)))
+        checked(runtime.cudaGraphLaunch(self._executable, int(stream.handle)))
 
 
 def record(stream: Stream, enqueue: Callable[[], None]) -> Graph | None:
-    """The graph of what `enqueue` enqueues on the stream, which does not run; None, and why is logged, if it cannot."""
+    """Record the work that `enqueue` enqueues on the stream, without running it.
+
+    Logs the reason and returns None if the work cannot be recorded.
+    """
     from cuda.bindings import runtime
 
     handle = int(stream.handle)
-    done(runtime.cudaStreamBeginCapture(handle, runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
+    checked(runtime.cudaStreamBeginCapture(handle, runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
     problem: Exception | None = None
     try:
         enqueue()
-    except Exception as error:  # CUDA's have no public class
+    except Exception as error:  # cuda.core's errors have no public class
         problem = error
-    ended = runtime.cudaStreamEndCapture(handle)  # whatever happened: else the stream stays in it
+    ended = runtime.cudaStreamEndCapture(handle)  # even after an error: otherwise the stream keeps recording
     try:
-        (recorded,) = done(ended)
+        (recorded,) = checked(ended)
     except RuntimeError as error:
         logger.warning("there is no CUDA graph: %s", problem or error)
         return None

@@ -1,4 +1,4 @@
-"""What TensorRT made of a network: the layers of a plan beside the network's own."""
+"""Comparison of a plan's layers with the nodes of the ONNX file that the plan was built from."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import NamedTuple
 
 from engines.runtimes.engine import EngineError
 
-TENSOR = re.compile(r"Dimensions: \[([-\d,]*)\].*?Datatype: (\w+), Format: \(?(\w+)")  # of TensorRT for RTX
-OTHER_TENSOR = re.compile(r"Dimensions: \[([-\d,]*)\].*?Format/Datatype: ([^}]+?)\.? *\}")  # of TensorRT
+RTX_TENSOR = re.compile(r"Dimensions: \[([-\d,]*)\].*?Datatype: (\w+), Format: \(?(\w+)")  # of TensorRT for RTX
+TENSOR = re.compile(r"Dimensions: \[([-\d,]*)\].*?Format/Datatype: ([^}]+?)\.? *\}")  # of TensorRT
 TYPES = {"uint8": "uint8", "int8": "int8", "half": "half", "fp16": "half", "float": "float", "fp32": "float"}
 SECTION = re.compile(r"(Inputs|Constants|Outputs): \[((?: ?\{[^{}]*\},?)*)\]")
-GENERATED = "kgen"  # code that TensorRT generates: mostly what stands before and after a weighted layer
-PASSED_OVER = ("DequantizeLinear", "QuantizeLinear")
+GENERATED = "kgen"  # code that TensorRT generates, mostly for the operations before and after a weighted layer
+QUANTISING = ("DequantizeLinear", "QuantizeLinear")
 
 
 class Tensor(NamedTuple):
-    """What a layer takes or gives: shape of one image, type, layout."""
+    """Input, constant or output of a layer: shape of one image, element type, memory layout."""
 
     shape: tuple[int, ...]
     type: str
@@ -30,7 +30,7 @@ class Tensor(NamedTuple):
 
 
 class EngineLayer(NamedTuple):
-    """One layer of a plan, and the names of the ONNX nodes that are in it, or a part of them."""
+    """Layer of a plan, with the names of the ONNX nodes that it computes wholly or in part."""
 
     type: str
     inputs: tuple[Tensor, ...]
@@ -40,34 +40,34 @@ class EngineLayer(NamedTuple):
 
     @property
     def computes_in(self) -> str:
-        """What both its pixels and its weights are; what a mixture is, such as "int8 and float", if they differ."""
+        """Type of the input and the weights, such as "int8", or "int8 and float" if their types differ."""
         weights = {tensor.type for tensor in self.constants}
-        taken = self.inputs[0].type
-        return taken if taken in weights or not weights else f"{taken} and {', '.join(sorted(weights))}"
+        pixels = self.inputs[0].type
+        return pixels if pixels in weights or not weights else f"{pixels} and {', '.join(sorted(weights))}"
 
 
 class Node(NamedTuple):
-    """An ONNX node; of convolutions and linear layers also the module's name, and whether the file has them in INT8."""
+    """Node of an ONNX file. Only convolutions and linear layers have a `module` name and can be `quantised` to INT8."""
 
     type: str
     module: str | None
     quantised: bool
 
 
-def engine_layers(told: str) -> list[EngineLayer]:
-    """The layers of a plan, of which TensorRT tells a line each; not those that only wait for others.
+def engine_layers(description: str) -> list[EngineLayer]:
+    """Parse TensorRT's description of a plan, a line per layer; drop layers without outputs, which only synchronise.
 
-    EngineError if none of the lines is understood.
+    Raises EngineError if no line can be parsed.
     """
-    lines = [line for line in told.splitlines() if line.startswith("Name: ")]
+    lines = [line for line in description.splitlines() if line.startswith("Name: ")]
     layers = [layer for line in lines if (layer := parsed(line)).outputs]
     if lines and not layers:
-        raise EngineError(f"what TensorRT tells of its layers is not understood: {lines[0]}")
+        raise EngineError(f"TensorRT's description of its layers is not understood: {lines[0]}")
     return layers
 
 
 def parsed(line: str) -> EngineLayer:
-    """`Name: .., LayerType: .., Inputs: [{..}], Constants: [{..}], Outputs: [{..}], .., Metadata: [ONNX Layer: ..]`."""
+    """Parse `Name: .., LayerType: .., Inputs: [{..}], Constants: .., Outputs: .., Metadata: [ONNX Layer: ..]`."""
     kind = re.search(r"LayerType: (\w+)", line)
     sections = {name: tuple(tensors(text)) for name, text in SECTION.findall(line)}
     return EngineLayer(
@@ -80,21 +80,21 @@ def parsed(line: str) -> EngineLayer:
 
 
 def tensors(text: str) -> Iterator[Tensor]:
-    """Those that a part of a line describes."""
-    for sizes, element, layout in TENSOR.findall(text):
+    """Yield the tensors in a section of a line."""
+    for sizes, element, layout in RTX_TENSOR.findall(text):
         yield Tensor(shape_of(sizes), element.lower(), layout)
-    for sizes, words in OTHER_TENSOR.findall(text):
+    for sizes, words in TENSOR.findall(text):
         element = next((name for word, name in TYPES.items() if word in words.lower()), words)
         yield Tensor(shape_of(sizes), element, words)
 
 
 def shape_of(sizes: str) -> tuple[int, ...]:
-    """Of one image."""
+    """Return the shape of one image from sizes such as "8,3,32,32", whose first is the batch."""
     return tuple(int(size) for size in sizes.split(",")[1:])
 
 
 def nodes_of(path: Path) -> dict[str, Node]:
-    """The nodes of an ONNX file by name, from the input on; EngineError if there is nothing to read it with."""
+    """Return the nodes of an ONNX file by name, in the file's order. Raises EngineError if `onnx` is not installed."""
     try:
         import onnx
 
@@ -103,15 +103,15 @@ def nodes_of(path: Path) -> dict[str, Node]:
         raise EngineError(f"{error}: pip install '.[training]'") from error
 
     graph = onnx.load(path, load_external_data=False).graph
-    made_by = {output: node for node in graph.node for output in node.output}
+    producers = {output: node for node in graph.node for output in node.output}
 
     def module(weights: str) -> str:
-        while (node := made_by.get(weights)) and node.op_type in PASSED_OVER:
+        while (node := producers.get(weights)) and node.op_type in QUANTISING:
             weights = node.input[0]
         return re.sub(r"^net\.|\.weight(_quantized)?$", "", weights)
 
     def quantised(tensor: str) -> bool:
-        return tensor in made_by and made_by[tensor].op_type == "DequantizeLinear"
+        return tensor in producers and producers[tensor].op_type == "DequantizeLinear"
 
     return {
         node.name: Node(node.op_type, module(node.input[1]), all(map(quantised, node.input[:2])))
@@ -122,19 +122,19 @@ def nodes_of(path: Path) -> dict[str, Node]:
 
 
 def computing(name: str, plan: Sequence[EngineLayer]) -> EngineLayer | None:
-    """The layer of a plan that has the multiply-accumulates of a node; None if it is in none."""
-    having = [layer for layer in plan if name in layer.nodes]
-    return next((layer for layer in having if layer.type != GENERATED), having[0] if having else None)
+    """Return the layer of a plan that computes a node's multiply-accumulates, or None."""
+    candidates = [layer for layer in plan if name in layer.nodes]
+    return next((layer for layer in candidates if layer.type != GENERATED), candidates[0] if candidates else None)
 
 
 def computed_in(nodes: Mapping[str, Node], plan: Sequence[EngineLayer]) -> Counter[str]:
-    """How many of a network's convolutions and linear layers a plan computes in each type."""
+    """Return how many of a network's convolutions and linear layers a plan computes in each type."""
     weighted = (name for name, node in nodes.items() if node.module)
     return Counter(layer.computes_in for name in weighted if (layer := computing(name, plan)))
 
 
 def fallen_back(nodes: Mapping[str, Node], plan: Sequence[EngineLayer]) -> list[str]:
-    """Modules that are in INT8 in the file, and in the plan are not."""
+    """Return the names of modules that are INT8 in the file but not in the plan."""
     return [
         node.module
         for name, node in nodes.items()
@@ -143,10 +143,10 @@ def fallen_back(nodes: Mapping[str, Node], plan: Sequence[EngineLayer]) -> list[
 
 
 def report(nodes: Mapping[str, Node], plan: Sequence[EngineLayer]) -> Iterator[str]:
-    """A line for each layer of the plan: its type, what it takes and gives, and what it computes of the network."""
+    """Yield a line for each layer of the plan: type, inputs, outputs, and the modules and operations in the layer."""
     computed = {name: computing(name, plan) for name, node in nodes.items() if node.module}
     for layer in plan:
         modules = [nodes[name].module or "" for name in layer.nodes if computed.get(name) is layer]
         others = dict.fromkeys(nodes[name].type for name in layer.nodes if name in nodes and name not in computed)
-        taken, given = (" + ".join(map(str, tensors)) for tensors in (layer.inputs, layer.outputs))
-        yield f"{layer.type:14} {taken:32} -> {given:32} {', '.join([*modules, *others])}"
+        inputs, outputs = (" + ".join(map(str, tensors)) for tensors in (layer.inputs, layer.outputs))
+        yield f"{layer.type:14} {inputs:32} -> {outputs:32} {', '.join([*modules, *others])}"

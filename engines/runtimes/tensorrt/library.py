@@ -1,4 +1,4 @@
-"""NVIDIA's two libraries, TensorRT and TensorRT for RTX: what they need, and what they say."""
+"""NVIDIA's two libraries, TensorRT and TensorRT for RTX: their import, requirements, target hardware and messages."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from engines.runtimes.engine import EngineError
 from engines.runtimes.tensorrt import gpu
 
 if TYPE_CHECKING:
-    import tensorrt_rtx as trt  # what both have; a test compares it with the other's, and says what it alone has
+    import tensorrt_rtx as trt  # types of both libraries; a test lists those that TensorRT lacks
 
 TensorRT = Literal["tensorrt", "tensorrt_rtx"]
 PRECISIONS = ("fp32", "fp16", "int8")
-DRIVER = 13000  # CUDA 13, which drivers have from 580 on
-OLDEST = (7, 5)  # compute capability
-TURING = "7.5"  # for which TensorRT for RTX has no float32 linear layers, and no INT8
-building = threading.RLock()  # of one plan at a time, whose messages the journal has
+DRIVER = 13000  # CUDA 13, which drivers support from version 580 on
+OLDEST = (7, 5)  # oldest compute capability that both libraries support
+TURING = "7.5"  # TensorRT for RTX has neither float32 linear layers nor INT8 for this compute capability
+building = threading.RLock()  # held while a plan is built or loaded: the journal has the messages of one plan
 
 
 def library(runtime: TensorRT) -> ModuleType:
-    """NVIDIA's module; EngineError if it is not installed, or cannot be loaded."""
+    """Import NVIDIA's module. Raises EngineError if the module is not installed or cannot be loaded."""
     try:
         return import_module(runtime)
     except ModuleNotFoundError as error:
@@ -33,41 +33,43 @@ def library(runtime: TensorRT) -> ModuleType:
 
 
 def check(runtime: TensorRT) -> None:
-    """EngineError, with what is missing, unless the library is here and a GPU that it runs fp32 on."""
+    """Raise EngineError, naming the missing part, unless the library is installed and runs fp32 on this GPU."""
     device = gpu.device()
     trt = library(runtime)
     if gpu.driver() < DRIVER:
-        raise EngineError(f"{runtime} needs NVIDIA's driver 580 or newer, which `nvidia-smi` tells")
-    found = gpu.capability()
+        raise EngineError(f"{runtime} needs NVIDIA's driver 580 or newer (`nvidia-smi` shows the installed one)")
+    capability = gpu.capability()
     if device.compute_capability < OLDEST:
-        raise EngineError(f"the GPU has compute capability {found}, and {runtime} is for 7.5 and newer")
+        raise EngineError(f"the GPU has compute capability {capability}, and {runtime} is for 7.5 and newer")
     if runtime == "tensorrt_rtx":
         known = capabilities_of(trt)
-        if found not in known:
-            raise EngineError(f"the GPU has compute capability {found}, and tensorrt_rtx is for {', '.join(known)}")
-        if found == TURING:
-            raise EngineError(f"tensorrt_rtx has only fp16 for compute capability {found}: name both to have it")
+        if capability not in known:
+            raise EngineError(
+                f"the GPU has compute capability {capability}, and tensorrt_rtx is for {', '.join(known)}"
+            )
+        if capability == TURING:
+            raise EngineError(f"tensorrt_rtx has only fp16 for compute capability {capability}: select both by name")
 
 
 def capabilities_of(trt: ModuleType) -> dict[str, trt.ComputeCapability]:
-    """Those that TensorRT for RTX knows, such as "8.9"."""
+    """Return the compute capabilities that TensorRT for RTX can build for, by name such as "8.9"."""
     members = trt.ComputeCapability.__members__.items()
     return {f"{name[2:-1]}.{name[-1]}": member for name, member in members if name.startswith("SM")}
 
 
 def hardware(runtime: TensorRT) -> str:
-    """What this machine's plans are for."""
+    """Return the part of a plan's cache key that names the hardware: compute capability, and for TensorRT the GPU."""
     return gpu.capability() if runtime == "tensorrt_rtx" else f"{gpu.device().name}, {gpu.capability()}"
 
 
 def content(memory: trt.IHostMemory) -> bytes:
-    """A copy of the library's memory."""
-    return bytes(memory)  # type: ignore[call-overload, no-any-return]  # a buffer, which its types do not say
+    """Return a copy of memory that the library owns."""
+    return bytes(memory)  # type: ignore[call-overload, no-any-return]  # a buffer, though its types do not say so
 
 
 @lru_cache
 def journal(runtime: TensorRT) -> Journal:
-    """What the library tells, which takes one listener a process."""
+    """Return the journal of a library, which accepts one listener per process."""
     if not TYPE_CHECKING:
         trt = library(runtime)
 
@@ -83,7 +85,7 @@ def journal(runtime: TensorRT) -> Journal:
 
 
 class Journal:
-    """Errors and the layers of what was built last."""
+    """Error messages and layer descriptions that a library logged since `clear`."""
 
     def __init__(self, listener: trt.ILogger) -> None:
         self.listener = listener
@@ -91,11 +93,11 @@ class Journal:
         self.layers = ""
 
     def clear(self) -> None:
-        """Before something is tried."""
+        """Forget the messages of earlier calls."""
         self.errors, self.layers = [], ""
 
     def note(self, severity: int, message: str) -> None:
-        """Of a severity from 0, an internal error, to 4, what only its makers read."""
+        """Record a log message with a severity from 0 (internal error) to 4 (verbose)."""
         if severity <= 1:
             self.errors.append(message)
         elif message.startswith("Layers:"):
@@ -103,5 +105,5 @@ class Journal:
 
     @property
     def reason(self) -> str:
-        """Why what was tried failed."""
-        return "; ".join(self.errors) or "it does not say why"
+        """Logged errors as one line, which explain a failed call."""
+        return "; ".join(self.errors) or "no reason was reported"

@@ -1,7 +1,7 @@
-"""From ONNX to a plan, which TensorRT runs: by TensorRT, or by TensorRT for RTX.
+"""Plans: ONNX graphs compiled by TensorRT or TensorRT for RTX.
 
-TensorRT tries kernels on a GPU, and its plans are for that kind of GPU. TensorRT for RTX builds on any machine for the
-compute capabilities that are named, and makes the kernels where the plan is run.
+TensorRT times kernels on the machine's GPU, and its plans run on the same kind of GPU. TensorRT for RTX builds on any
+machine for the requested compute capabilities, and compiles the kernels on the machine that runs the plan.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from engines.runtimes.tensorrt.library import (
 if TYPE_CHECKING:
     import tensorrt_rtx as trt
 
-FORMAT = "1"  # of our plans: another one where they are built otherwise
-OPTIMAL = 8  # the batch for which TensorRT chooses kernels
+FORMAT = "1"  # version of build(): increase when plans are built differently, so that cached ones are rebuilt
+OPTIMAL = 8  # batch size for which TensorRT chooses kernels
 
 
 class Plan(NamedTuple):
-    """What is run, and the layers it has, as TensorRT for RTX tells them (see engines/inspector.py)."""
+    """Serialised plan, and the layer descriptions that the builder logged, which inspect.py parses."""
 
     data: bytes
     layers: str
@@ -40,7 +40,10 @@ class Plan(NamedTuple):
 def prepare(
     runtime: TensorRT, onnx: Path, sha256: str, precision: str, max_batch: int, capabilities: Sequence[str]
 ) -> Plan:
-    """Build a plan, and keep it where the engine finds it on a machine whose GPU is one of these."""
+    """Build a plan and cache it under the key of each compute capability, or of this machine's GPU without any.
+
+    Raises EngineError if the library cannot build for these capabilities, or cannot build the graph.
+    """
     if capabilities and runtime == "tensorrt":
         raise EngineError("tensorrt builds for the GPU of the machine that it runs on: tensorrt_rtx builds for others")
     try:
@@ -57,32 +60,32 @@ def prepare(
 
 
 def key_of(runtime: TensorRT, sha256: str, precision: str, max_batch: int, hardware: str) -> tuple[str, ...]:
-    """What a plan in the cache is of; EngineError if the library is not installed, or has no such precision."""
+    """Return a plan's cache key. Raises EngineError if the library is not installed or lacks the precision."""
     if precision not in PRECISIONS:
         raise EngineError(f"{runtime} has no precision {precision!r}; it has {', '.join(PRECISIONS)}")
     return sha256, runtime, library(runtime).__version__, FORMAT, hardware, precision, f"batch 1 to {max_batch}"
 
 
 def build(runtime: TensorRT, onnx: Path, max_batch: int, capabilities: Sequence[str] = ()) -> Plan:
-    """The plan of a graph, for batches of 1 to `max_batch`.
+    """Build the plan of a graph for batches of 1 to `max_batch`.
 
-    It is for this machine's GPU; TensorRT for RTX builds for the compute capabilities that are named, such as "8.9".
-    EngineError if the graph cannot be built.
+    The plan is for this machine's GPU, or, by TensorRT for RTX, for `capabilities`, such as "8.9". Raises EngineError
+    if the library cannot read or build the graph.
     """
     if not TYPE_CHECKING:
         trt = library(runtime)
     with building:
-        told = journal(runtime)
-        told.clear()
-        builder = trt.Builder(told.listener)
+        messages = journal(runtime)
+        messages.clear()
+        builder = trt.Builder(messages.listener)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        parser = trt.OnnxParser(network, told.listener)
+        parser = trt.OnnxParser(network, messages.listener)
         if not parser.parse_from_file(str(onnx)):
             problems = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
             raise EngineError(f"{runtime} cannot read {onnx}: {problems}")
         config = builder.create_builder_config()
-        config.clear_flag(trt.BuilderFlag.TF32)  # on unless told: fp32 is fp32
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the inspector
+        config.clear_flag(trt.BuilderFlag.TF32)  # on by default, but fp32 means fp32
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that the inspector reports every layer
         pixels = network.get_input(0)
         profile = builder.create_optimization_profile()
         batches = (1, min(OPTIMAL, max_batch), max_batch)
@@ -94,31 +97,38 @@ def build(runtime: TensorRT, onnx: Path, max_batch: int, capabilities: Sequence[
         else:
             data = with_timings(builder, network, config)
         if data is None:
-            raise EngineError(f"{runtime} cannot build {onnx}: {told.reason}")
-        return Plan(content(data), told.layers)
+            raise EngineError(f"{runtime} cannot build {onnx}: {messages.reason}")
+        return Plan(content(data), messages.layers)
 
 
 def for_capabilities(config: trt.IBuilderConfig, capabilities: Sequence[str]) -> None:
-    """Have TensorRT for RTX build for these, or for this machine's; EngineError if one is not known."""
+    """Set the compute capabilities that TensorRT for RTX builds for: by default, this machine's.
+
+    Raises EngineError for a capability that the library cannot build for.
+    """
     if not TYPE_CHECKING:
         trt = library("tensorrt_rtx")
     known = capabilities_of(trt)
     if unknown := [capability for capability in capabilities if capability not in known]:
         raise EngineError(f"tensorrt_rtx has no compute capability {unknown[0]}; it has {', '.join(known)}")
-    wanted = [known[capability] for capability in capabilities] or [trt.ComputeCapability.CURRENT]
-    config.num_compute_capabilities = len(wanted)
-    for index, capability in enumerate(wanted):
+    targets = [known[capability] for capability in capabilities] or [trt.ComputeCapability.CURRENT]
+    config.num_compute_capabilities = len(targets)
+    for index, capability in enumerate(targets):
         config.set_compute_capability(capability, index)
-    config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # else it might allocate while a CUDA graph is recorded
+    # Otherwise the library may allocate memory while a CUDA graph is recorded.
+    config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
 
 
 def with_timings(
     builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig
 ) -> trt.IHostMemory | None:
-    """Have TensorRT build with what it timed for other plans on this GPU, and keep what it times now."""
+    """Build a plan with the kernel timings of earlier plans on this GPU, and cache the new timings.
+
+    Returns None if TensorRT cannot build the plan.
+    """
     path = cache.path_of(("timings", library("tensorrt").__version__, hardware("tensorrt")))
     timings = config.create_timing_cache(cache.read(path, bytes) or b"")
-    if not config.set_timing_cache(timings, ignore_mismatch=False):  # another driver's, say
+    if not config.set_timing_cache(timings, ignore_mismatch=False):  # refused, for example after a change of driver
         timings = config.create_timing_cache(b"")
         config.set_timing_cache(timings, ignore_mismatch=False)
     data = builder.build_serialized_network(network, config)
