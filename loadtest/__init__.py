@@ -1,1 +1,1 @@
-"""What each model gives and costs under load, over HTTP."""
+"""Load tests over HTTP: latency, throughput and cost of each model."""

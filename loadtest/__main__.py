@@ -1,4 +1,4 @@
-"""`python -m loadtest COMMAND`; COMMANDS are what there is."""
+"""Command line: `python -m loadtest COMMAND`, with the commands in COMMANDS."""
 
 from __future__ import annotations
 
@@ -6,52 +6,60 @@ import argparse
 import sys
 from pathlib import Path
 
-import locust  # noqa: F401 (first of all: it patches sockets and ssl for gevent)
+import locust  # noqa: F401 (imported first, because locust patches sockets and ssl for gevent)
 
+from loadtest.options import add_models, names, server_parser
 from loadtest.peers.command import peers_command
 from loadtest.traffic import ScenarioError
 
-HOST = "http://localhost:3000"
 RESULTS = Path("sweep.jsonl")
 
 
 def sweep_command(arguments: list[str]) -> None:
-    """Measure models one by one under every load, and keep what was found."""
-    from loadtest.rows import Load
-    from loadtest.sweep import sweep
+    """Measure models one by one under every load, and write the results."""
+    from loadtest.rows import SweepLoad
+    from loadtest.sweep import SweepPlan, sweep
 
-    parser = argparse.ArgumentParser("python -m loadtest sweep", description=sweep_command.__doc__)
-    parser.add_argument("--host", default=HOST, help="default: %(default)s")
-    parser.add_argument("--models", default="lenet5", help="names, or `published`: all (default: %(default)s)")
-    parser.add_argument("--precisions", default="", help="such as fp32,int8 (default: the server's choice)")
-    parser.add_argument("--images", type=Path, default=Path("images/mnist5k"), help="default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=10, help="of a run (default: %(default)s)")
+    parser = server_parser("sweep", sweep_command.__doc__)
+    add_models(parser, note=", or `published` for all")
+    parser.add_argument("--precisions", type=names, help="such as fp32,int8 (default: the server's choice)")
+    parser.add_argument("--seconds", type=float, default=10, help="of each run (default: %(default)s)")
     parser.add_argument("--in-flight", type=int, default=32, help="requests, offline (default: %(default)s)")
-    parser.add_argument("--p99-ms", type=float, default=100, help="the bound (default: %(default)s)")
+    parser.add_argument("--p99-ms", type=float, default=100, help="bound of the p99 (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=6, help="of the search for the rate (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=1, help="of all engines in turn (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="goes on with it (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=1, help="over all engines in turn (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="results; those there are kept (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
-    precisions = options.precisions.split(",") if options.precisions else [None]
-    load = Load(seconds=options.seconds, in_flight=options.in_flight, p99_ms=options.p99_ms, steps=options.steps)
-    sweep(options.host, options.models.split(","), precisions, options.images, load, options.rounds, options.out)
+    plan = SweepPlan(
+        host=options.host,
+        models=options.models,
+        precisions=options.precisions or [None],
+        images=options.images,
+        load=SweepLoad(
+            seconds=options.seconds, in_flight=options.in_flight, p99_ms=options.p99_ms, steps=options.steps
+        ),
+        rounds=options.rounds,
+    )
+    sweep(plan, options.out)
     print(f"wrote {options.out}; now: python -m loadtest report {options.out}")
 
 
 def diff_command(arguments: list[str]) -> None:
-    """Compare two sweeps, with intervals from their rounds."""
+    """Compare two sweeps, with confidence intervals from their rounds."""
     from loadtest import rows
-    from loadtest.diff import table
+    from loadtest.diff import compare_sweeps
 
     parser = argparse.ArgumentParser("python -m loadtest diff", description=diff_command.__doc__)
     parser.add_argument("before", type=Path, metavar="A")
     parser.add_argument("after", type=Path, metavar="B")
     options = parser.parse_args(arguments)
-    print(table(rows.read(options.before)[1], rows.read(options.after)[1]))
+    print(compare_sweeps(rows.read(options.before)[1], rows.read(options.after)[1]))
 
 
 def report_command(arguments: list[str]) -> None:
-    """Draw what a sweep found: a page that needs no network, pictures, and CSV."""
+    """Draw a sweep: a page that needs no network, pictures, and CSV."""
     from loadtest.report.page import write_report
 
     parser = argparse.ArgumentParser("python -m loadtest report", description=report_command.__doc__)
@@ -63,27 +71,23 @@ def report_command(arguments: list[str]) -> None:
 
 
 def smoke_command(arguments: list[str]) -> None:
-    """Run every scenario once, in some seconds each, and check all answers."""
+    """Run every scenario once, for two seconds each, and check all answers."""
     from loadtest.smoke import smoke
 
-    parser = argparse.ArgumentParser("python -m loadtest smoke", description=smoke_command.__doc__)
-    parser.add_argument("--host", default=HOST, help="default: %(default)s")
-    parser.add_argument("--models", default="lenet5", help="default: %(default)s")
-    parser.add_argument("--images", type=Path, default=Path("images/mnist5k"), help="default: %(default)s")
+    parser = server_parser("smoke", smoke_command.__doc__)
+    add_models(parser)
     options = parser.parse_args(arguments)
-    smoke(options.host, options.models.split(","), options.images)
+    smoke(options.host, options.models, options.images)
 
 
 def promises_command(arguments: list[str]) -> None:
-    """See what a server does under a flood, an overload, and for very many requests."""
+    """Test a server beside a flood, under overload, and over very many requests."""
     from loadtest.promises import promises
 
-    parser = argparse.ArgumentParser("python -m loadtest promises", description=promises_command.__doc__)
-    parser.add_argument("--host", default=HOST, help="default: %(default)s")
-    parser.add_argument("--light", default="lenet5", help="asked now and then (default: %(default)s)")
-    parser.add_argument("--heavy", default="vgg19", help="flooded (default: %(default)s)")
-    parser.add_argument("--images", type=Path, default=Path("images/mnist5k"), help="default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=30, help="of a flood; twice that overload (default: 30)")
+    parser = server_parser("promises", promises_command.__doc__)
+    parser.add_argument("--light", default="lenet5", help="model of the single requests (default: %(default)s)")
+    parser.add_argument("--heavy", default="vgg19", help="model of the flood (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=30, help="of the flood; overload takes twice (default: 30)")
     parser.add_argument("--requests", type=int, default=0, help="of the endurance run (default: none)")
     options = parser.parse_args(arguments)
     promises(options.host, options.light, options.heavy, options.images, options.seconds, options.requests)
@@ -100,8 +104,8 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Run one command."""
-    parser = argparse.ArgumentParser("python -m loadtest", description="What each model gives and costs under load.")
+    """Run the command of the first argument; exit with 1 and one line for a ScenarioError."""
+    parser = argparse.ArgumentParser("python -m loadtest", description="Load tests of a running server, over HTTP.")
     parser.add_argument("command", choices=COMMANDS, help="; ".join(f"{n}: {c.__doc__}" for n, c in COMMANDS.items()))
     options, rest = parser.parse_known_args(sys.argv[1:2])
     try:

@@ -1,4 +1,4 @@
-"""Two sweeps side by side: what changed, and whether more than between rounds of the same."""
+"""Comparison of two sweeps: the ratio of each figure, with a confidence interval from the rounds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from statistics import median
 
 from scipy import stats
 
-from loadtest.rows import Engine, Measured, by_engine, figure_of
+from loadtest import markdown
+from loadtest.rows import EngineRow, Measured, by_engine, figure_of
 from loadtest.traffic import ScenarioError
 
 FIGURES = {
@@ -21,19 +22,18 @@ FIGURES = {
     "offline.memory_mb": "memory of the whole server, MB",
 }
 CONFIDENCE = 0.95
+NUMBERS = ("A", "B", "B over A")
+HEADINGS = ("model", "precision", "figure", *NUMBERS, f"{CONFIDENCE:.0%} interval", "changed")
 
 
-def table(before: Sequence[Engine], after: Sequence[Engine]) -> str:
-    """As Markdown: each figure of each architecture and precision that both have.
+def compare_sweeps(before: Sequence[EngineRow], after: Sequence[EngineRow]) -> str:
+    """Return a Markdown table of the figures of every architecture and precision that both sweeps have.
 
-    ScenarioError if they were not measured alike.
+    Raises ScenarioError if the sweeps were measured under different loads.
     """
     if len(loads := {row.load for row in (*before, *after)}) > 1:
-        raise ScenarioError(f"not measured alike: {' and '.join(map(repr, loads))}")
-    lines = [
-        f"| model | precision | figure | A | B | B over A | {CONFIDENCE:.0%} interval | changed |",
-        "| --- | --- | --- | ---: | ---: | ---: | --- | --- |",
-    ]
+        raise ScenarioError(f"measured under different loads: {' and '.join(map(repr, loads))}")
+    lines: list[tuple[str, ...]] = []
     for first, second in pairs(before, after):
         model, precision = first.engine.architecture, first.engine.precision
         for figure, name in FIGURES.items():
@@ -42,24 +42,27 @@ def table(before: Sequence[Engine], after: Sequence[Engine]) -> str:
                 for measured in (first, second)
             ]
             if all(values):
-                lines.append(f"| `{model}` | {precision} | {name} | {' | '.join(cells(*values))} |")
-    return "\n".join(lines)
+                lines.append((f"`{model}`", precision, name, *cells(*values)))
+    return markdown.table(HEADINGS, lines, NUMBERS)
 
 
-def pairs(before: Sequence[Engine], after: Sequence[Engine]) -> Iterator[tuple[Measured, Measured]]:
-    """The same architecture, data set and precision in both, whatever its weights."""
-    found = {
+def pairs(before: Sequence[EngineRow], after: Sequence[EngineRow]) -> Iterator[tuple[Measured, Measured]]:
+    """Pair the engines of the same architecture, data set and precision; their weights may differ."""
+    others = {
         (measured.engine.architecture, measured.engine.dataset, measured.engine.precision): measured
         for measured in by_engine(list(after))
     }
     for measured in by_engine(list(before)):
         engine = measured.engine
-        if other := found.get((engine.architecture, engine.dataset, engine.precision)):
+        if other := others.get((engine.architecture, engine.dataset, engine.precision)):
             yield measured, other
 
 
 def cells(before: Sequence[float], after: Sequence[float]) -> list[str]:
-    """Geometric means, their ratio, its interval, and whether that leaves out 1; where some are 0, medians."""
+    """Return the cells of one figure: geometric means, their ratio, its interval, and `yes` if the interval excludes 1.
+
+    Medians replace the geometric means if a round has the value 0.
+    """
     if not all((*before, *after)):
         shown = [f"{median(values):.4g}" for values in (before, after)]
         return [*shown, "", "none: in some rounds it is 0", ""]
@@ -73,11 +76,14 @@ def cells(before: Sequence[float], after: Sequence[float]) -> list[str]:
 
 
 def ratio_interval(before: Sequence[float], after: Sequence[float]) -> tuple[float, float] | None:
-    """Of the ratio of geometric means, by Welch's t on logarithms of the rounds; None of fewer than two rounds."""
+    """Return the confidence interval of the ratio of geometric means, after over before.
+
+    Welch's t-test over the logarithms of the rounds; None with fewer than two rounds of either.
+    """
     if min(len(before), len(after)) < 2:
         return None
     logs = [[math.log(value) for value in values] for values in (after, before)]
-    if all(len(set(values)) == 1 for values in logs):  # no spread, and so no doubt
+    if all(len(set(values)) == 1 for values in logs):  # without spread the interval is the ratio
         ratio = math.exp(logs[0][0] - logs[1][0])
         return ratio, ratio
     interval = stats.ttest_ind(*logs, equal_var=False).confidence_interval(CONFIDENCE)

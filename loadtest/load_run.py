@@ -1,4 +1,4 @@
-"""One load run in one process: the requests to send, the Locust user that sends them, and the counts so far."""
+"""Load run in one process: the requests to send, the Locust user that sends them, and the counts so far."""
 
 from __future__ import annotations
 

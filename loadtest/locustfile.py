@@ -32,13 +32,13 @@ logger = logging.getLogger(__name__)
 def add_options(parser: LocustArgumentParser, **_: Any) -> None:
     """Add the options of this file to Locust's command line and page."""
     parser.add_argument("--models", default="lenet5", help="names, or names and weights: vgg19=1,lenet5=20")
-    parser.add_argument("--precision", default="", help="of all models; without, the server chooses")
+    parser.add_argument("--precision", default="", help="precision of all models (default: the server's choice)")
     parser.add_argument("--images", default="images/mnist5k", help="folder of images, a sub-folder a label")
     parser.add_argument(
         "--scenario",
         choices=list(SCENARIOS),
         default="offline",
-        help="; ".join(f"{name}: {scenario.tells}" for name, scenario in SCENARIOS.items()),
+        help="; ".join(f"{name}: {scenario.description}" for name, scenario in SCENARIOS.items()),
     )
     parser.add_argument("--rate", type=float, default=10.0, help="requests a second, of all users, in an open loop")
 

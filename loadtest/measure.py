@@ -1,4 +1,4 @@
-"""One scenario in this process, without Locust's command: what sweeps and comparisons are made of."""
+"""Measurement of one load run in this process, without Locust's command."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from loadtest.traffic import ScenarioError
 
 
 def measure(host: str, run: LoadRun, users: int = 1) -> Tally:
-    """What came of `run`, of one model, in its seconds; ScenarioError, with the last failure, if nothing was answered.
+    """Run a load of one model and return its tally.
 
-    `users` are the requests in flight of a closed loop, or the streams of an open one.
+    `users` is the number of requests in flight of a closed loop, or of streams of an open one. Raises ScenarioError,
+    with the last failure, if no request was answered.
     """
     (model,) = run.traffic.weights
     ClassifyUser.load_run = run
@@ -25,11 +26,11 @@ def measure(host: str, run: LoadRun, users: int = 1) -> Tally:
     run.stop()
     deadline = time.perf_counter() + PATIENCE_S
     while run.scenario.in_flight and runner.user_count and time.perf_counter() < deadline:
-        gevent.sleep(0.01)  # what is in flight is answered: cut off it would be the next run's
+        gevent.sleep(0.01)  # lets open requests end: cut off, they would load the server in the next run
     run.end()
     errors = [str(error.error) for error in runner.errors.values()]
     runner.quit()
     tally = run.tallies[model]
     if not tally.answers:
-        raise ScenarioError(f"{model} gave no answer in {run.seconds:g} s; {tally.failures} failed: {errors[-1:]}")
+        raise ScenarioError(f"no answer from {model} in {run.seconds:g} s; {tally.failures} failed: {errors[-1:]}")
     return tally

@@ -1,26 +1,19 @@
-"""What a sweep finds, as JSON lines: one for each architecture that the server knows, one for each engine and round."""
+"""Rows of a sweep: one for each architecture that the server knows, one for each engine and round."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
-from loadtest.traffic import ScenarioError
-
-
-class Row(BaseModel):
-    """Immutable; what a newer server tells besides is passed over."""
-
-    model_config = ConfigDict(frozen=True)
+from loadtest.store import Row, read_rows
 
 
-class Load(Row):
-    """How a sweep measures: seconds a run, requests in flight offline, the bound of the p99, steps of the search."""
+class SweepLoad(Row):
+    """Load of a sweep: seconds per run, requests in flight offline, bound of the p99, steps of the rate search."""
 
     seconds: float
     in_flight: int
@@ -28,12 +21,12 @@ class Load(Row):
     steps: int
 
 
-class Point(Row):
-    """One run of one scenario. Latencies are in ms since each request was due.
+class LoadPoint(Row):
+    """Figures of one run of one scenario. Latencies are in ms since each request was due.
 
-    `rate` is what an open loop was asked for. `stages_ms` are the server's own means, `cpu_ms` its processor time for
-    an answer, `memory_mb` what it had resident at the end. `fell_behind` says why the generator, not the server, made
-    these latencies.
+    `rate` is the planned rate of an open loop in requests per second. `stages_ms` are the means that the server
+    reports, `cpu_ms` is its processor time per answer, `memory_mb` its resident memory at the end. `fell_behind` says
+    why these latencies are those of the load generator and not of the server.
     """
 
     scenario: str
@@ -53,8 +46,8 @@ class Point(Row):
     fell_behind: str | None
 
 
-class Result(Row):
-    """A published accuracy, in percent."""
+class PublishedAccuracy(Row):
+    """Accuracy that a paper or library published, in percent."""
 
     data: str
     top1: float | None
@@ -63,8 +56,8 @@ class Result(Row):
     source: str
 
 
-class Cost(Row):
-    """Of one image, at one input."""
+class ModelCost(Row):
+    """Cost of one image at one input shape."""
 
     input_shape: tuple[int, int, int]
     params: int
@@ -73,18 +66,18 @@ class Cost(Row):
     param_bytes: int
 
 
-class Architecture(Cost):
-    """A card, with the cost at the paper's input."""
+class ServedArchitecture(ModelCost):
+    """Card of an architecture, with the cost at the paper's input."""
 
     kind: Literal["architecture"] = "architecture"
     name: str
     family: str
     year: int
-    published: list[Result]
+    published: list[PublishedAccuracy]
 
 
-class Speed(Row):
-    """The engine without HTTP, as `python -m engines bench` found it."""
+class EngineTiming(Row):
+    """Benchmark of an engine without HTTP, by `python -m engines bench`."""
 
     streams: int
     threads: int | None
@@ -98,11 +91,11 @@ class Speed(Row):
     memory_mb: float | None
 
 
-class Engine(Cost):
-    """One model at one precision in one round; `top1`, 0 to 1, is of so many held-out `images` of `dataset`.
+class EngineRow(ModelCost):
+    """Measurements of one model at one precision in one round.
 
-    `max_rate` is the highest, in requests a second, whose p99 stayed below the bound. `problem` says why something is
-    missing.
+    `top1`, 0 to 1, was measured on `images` held-out images of `dataset`. `max_rate` is the highest rate, in requests
+    per second, whose p99 stayed below the bound. `problem` says why something is missing.
     """
 
     kind: Literal["engine"] = "engine"
@@ -112,80 +105,64 @@ class Engine(Cost):
     runtime: str
     precision: str
     round: int
-    load: Load
+    load: SweepLoad
     dataset: str
     images: int | None
     top1: float | None
-    benchmark: list[Speed]
+    benchmark: list[EngineTiming]
     server: dict[str, str]
     client: dict[str, str]
     date: str
-    single: Point | None = None
-    offline: Point | None = None
-    search: list[Point] = []
+    single: LoadPoint | None = None
+    offline: LoadPoint | None = None
+    search: list[LoadPoint] = Field(default_factory=list)
     max_rate: float | None = None
-    at_percent: dict[str, Point] = {}
+    at_percent: dict[str, LoadPoint] = Field(default_factory=dict)
     problem: str | None = None
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What is measured once."""
+        """Identity of the row: a sweep measures each tag, precision and round once."""
         return self.tag, self.precision, self.round
 
 
-LINE: TypeAdapter[Architecture | Engine] = TypeAdapter(Annotated[Architecture | Engine, Field(discriminator="kind")])
+KINDS: TypeAdapter[ServedArchitecture | EngineRow] = TypeAdapter(
+    Annotated[ServedArchitecture | EngineRow, Field(discriminator="kind")]
+)
 
 
-def read(path: Path) -> tuple[list[Architecture], list[Engine]]:
-    """Both kinds of lines; ScenarioError if the file is not there, or one is not understood."""
-    try:
-        lines = [LINE.validate_json(line) for line in path.read_text().splitlines()]
-    except OSError as error:
-        raise ScenarioError(f"{path}: {error.strerror}; `python -m loadtest sweep` writes it") from error
-    except ValidationError as error:
-        raise ScenarioError(f"{path} is not what `python -m loadtest sweep` writes: {error}") from error
-    architectures = [line for line in lines if isinstance(line, Architecture)]
-    return architectures, [line for line in lines if isinstance(line, Engine)]
-
-
-def write(path: Path, rows: list[Architecture | Engine]) -> None:
-    """In place of what is there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_lines(path, (row.model_dump_json() for row in rows))
-
-
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Whole or not at all."""
-    new = path.with_name(f".{path.name}.new")
-    new.write_text("".join(f"{line}\n" for line in lines))
-    new.replace(path)
+def read(path: Path) -> tuple[list[ServedArchitecture], list[EngineRow]]:
+    """Return the rows of both kinds. Raises ScenarioError if the file does not exist or is not a sweep's."""
+    rows = read_rows(path, KINDS, "sweep")
+    architectures = [row for row in rows if isinstance(row, ServedArchitecture)]
+    return architectures, [row for row in rows if isinstance(row, EngineRow)]
 
 
 class Measured:
-    """The rounds of one engine, and their medians; `name` is short, and no other engine's."""
+    """Rounds of one engine, and medians over the rounds. `name` is the shortest name that no other engine has."""
 
-    def __init__(self, name: str, rounds: list[Engine]) -> None:
+    def __init__(self, name: str, rounds: list[EngineRow]) -> None:
         self.name = name
         self.rounds = rounds
         self.engine = rounds[-1]
 
     def median(self, figure: str) -> float | None:
-        """Such as `max_rate`, or `single.p99_ms`, of the rounds that have it; None if none has."""
+        """Return the median of such as `max_rate` or `single.p99_ms` over the rounds that have it, or None."""
         values = [value for row in self.rounds if (value := figure_of(row, figure)) is not None]
         return median(values) if values else None
 
 
-def figure_of(row: Engine, figure: str) -> float | None:
-    """`max_rate`, or such as `single.p99_ms` and `at_percent.80.p99_ms`; None where it was not measured."""
+def figure_of(row: EngineRow, figure: str) -> float | None:
+    """Return a figure by its path, such as `max_rate` or `at_percent.80.p99_ms`; None if it was not measured."""
     value: object = row
     for name in figure.split("."):
         value = value.get(name) if isinstance(value, dict) else getattr(value, name, None)
     return value if isinstance(value, int | float) else None
 
 
-def by_engine(engines: list[Engine]) -> list[Measured]:
-    """In the order in which they were first measured."""
-    rounds: dict[tuple[str, str], list[Engine]] = {}
+def by_engine(engines: list[EngineRow]) -> list[Measured]:
+    """Group rows by engine, in the order in which the engines were first measured."""
+    rounds: dict[tuple[str, str], list[EngineRow]] = {}
     for row in engines:
         rounds.setdefault((row.tag, row.precision), []).append(row)
     tags = {(row.architecture, row.tag) for row in engines}

@@ -1,4 +1,4 @@
-"""When requests are sent: by the names and rules of MLPerf Inference's scenarios, and two more."""
+"""Scenarios: the times at which requests are sent. Names and rules are those of MLPerf Inference, with two more."""
 
 from __future__ import annotations
 
@@ -9,35 +9,42 @@ from random import Random
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """A closed loop, or an open one.
+    """Closed or open loop of requests.
 
-    In a closed loop each of `in_flight` users asks again as soon as it has its answer. In an open one, where that is
-    None, requests come by a Poisson process, whatever becomes of those before: at `shape` of the rate that is asked
-    for, 0 to 1, when a share of the run, 0 to 1, is over.
+    In a closed loop each of `in_flight` users sends its next request as soon as its last one is answered. In an open
+    loop, where `in_flight` is None, requests arrive by a Poisson process and wait for no answer: `shape` maps the
+    elapsed share of the run, 0 to 1, to a share of the highest rate, 0 to 1.
     """
 
-    tells: str
+    description: str
     in_flight: int | None = None
-    shape: Callable[[float], float] = lambda over: 1.0
+    shape: Callable[[float], float] = lambda elapsed: 1.0
 
 
 SCENARIOS = {
-    "single_stream": Scenario(tells="how long one image takes: one request after another", in_flight=1),
-    "offline": Scenario(tells="how many images a second there can be: always so many in flight", in_flight=32),
-    "server": Scenario(tells="how long requests take that come at --rate, as from many people who do not wait"),
-    "ramp": Scenario(tells="the same, from none to --rate: where it breaks", shape=lambda over: over),
+    "single_stream": Scenario(description="latency of one image: one request after another", in_flight=1),
+    "offline": Scenario(
+        description="how many images per second the server can answer: a fixed number of requests in flight",
+        in_flight=32,
+    ),
+    "server": Scenario(description="latency of requests that arrive at --rate, as from many independent people"),
+    "ramp": Scenario(
+        description="the same, with a rate that rises from 0 to --rate: where the server saturates",
+        shape=lambda elapsed: elapsed,
+    ),
     "spike": Scenario(
-        tells="a fifth of --rate, and all of it for the middle fifth: how it recovers",
-        shape=lambda over: 1.0 if 0.4 <= over < 0.6 else 0.2,
+        description="a fifth of --rate, and all of --rate in the middle fifth of the run: how the server recovers",
+        shape=lambda elapsed: 1.0 if 0.4 <= elapsed < 0.6 else 0.2,
     ),
 }
 
 
 def arrivals(scenario: Scenario, rate: float, seconds: float, random: Random) -> Iterator[float]:
-    """When requests of an open loop are due, in seconds from its start, without end.
+    """Generate, without end, the times at which requests of an open loop are due, in seconds from its start.
 
-    `rate` is the highest, requests a second; the run's shape comes again each `seconds`. It is thinned (Lewis and
-    Shedler, 1979) from a process of that rate: `random` decides the same for the same seed.
+    `rate` is the highest rate in requests per second; the shape repeats every `seconds`. Arrivals are thinned (Lewis
+    and Shedler, 1979) from a Poisson process of the highest rate, so that the same seed of `random` draws the same
+    times.
     """
     due = 0.0
     while True:

@@ -1,4 +1,4 @@
-"""Every scenario once, for seconds: whether all is answered, and each image as it is when it is asked alone."""
+"""Smoke test of a server: every scenario once, with each answer compared to that for the same image alone."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ SECONDS, RATE, IMAGES = 2.0, 20.0, 32
 
 
 def smoke(host: str, models: Sequence[str], folder: Path) -> None:
-    """Prints a line a scenario and model; ScenarioError names what was not as it should be."""
+    """Print one line per scenario and model. Raises ScenarioError with every lost, failed or different answer."""
     images = read_images(folder)[:IMAGES]
-    wrong = []
+    problems = []
     for model, (name, scenario) in itertools.product(models, SCENARIOS.items()):
         alone = [LabelledImage(image.body, label_of(host, model, image)) for image in images]
         traffic = Traffic({model: 1}, {model: itertools.cycle(alone)})
         tally = measure(host, LoadRun(scenario, traffic, rate=RATE, seconds=SECONDS), scenario.in_flight or 1)
         other = tally.answers - tally.right
         print(f"{name}: {model}: {tally.answers} answers, {tally.failures} failed, {other} other than alone")
-        lost = tally.sent - tally.answers - tally.failures - (scenario.in_flight or 0)  # a closed loop's end cuts those
-        if tally.failures or other or lost > 0:
-            wrong.append(f"{name} of {model}: {tally.failures} failed, {other} other than alone, {max(lost, 0)} lost")
-    if wrong:
-        raise ScenarioError("; ".join(wrong))
+        # The end of a closed loop cuts off the requests in flight.
+        lost = max(0, tally.sent - tally.answers - tally.failures - (scenario.in_flight or 0))
+        if tally.failures or other or lost:
+            problems.append(f"{name} of {model}: {tally.failures} failed, {other} other than alone, {lost} lost")
+    if problems:
+        raise ScenarioError("; ".join(problems))
 
 
 def label_of(host: str, model: str, image: LabelledImage) -> str:
-    """What the model takes it for."""
+    """Return the label that the model predicts for the image alone."""
     (prediction,) = probe(host, path_of(model), image.body)["predictions"]
     return str(prediction["label"])

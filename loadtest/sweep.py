@@ -1,77 +1,120 @@
-"""Each engine by itself under every load: alone, as fast as it goes, and at the highest rate that it bears."""
+"""Sweep: measure each engine of a server by itself: one connection, offline, and the highest rate within the bound."""
 
 from __future__ import annotations
 
 import itertools
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loadtest import rows, server
+from loadtest import rows, server_info
 from loadtest.load_run import LoadRun
 from loadtest.measure import measure
-from loadtest.rows import Architecture, Engine, Load, Point
+from loadtest.rows import EngineRow, LoadPoint, ServedArchitecture, SweepLoad
 from loadtest.scenarios import SCENARIOS
+from loadtest.store import write_rows
 from loadtest.traffic import LabelledImage, ScenarioError, Traffic, path_of, probe, read_images
 
 PUBLISHED = "published"
 WARM_UP_S = 2
-ENOUGH, LONGEST, LEAST = 100, 3, 10  # requests that an open loop is drawn out for, at most so many times; or it is none
+ENOUGH = 100  # requests: a run of an open loop is extended until it sends so many,
+LONGEST = 3  # but at most to so many times the seconds of a run;
+LEAST = 10  # requests: a shorter run of an open loop is left out
 PERCENT = (10, 50, 80)  # of the highest rate
 
 
-def sweep(
-    host: str, models: Sequence[str], precisions: Sequence[str | None], images: Path, load: Load, rounds: int, out: Path
-) -> None:
-    """Measure what `out` lacks, and add each engine to it, the engines in turn in each round.
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan:
+    """Engines to measure at one server, under one load, in so many rounds.
 
-    PUBLISHED alone means all models; None as a precision is the server's choice. ScenarioError before anything is
-    measured if a model, precision or image is not there, or `out` is of another load; afterwards if something could
-    not be measured.
+    `models` are names, or PUBLISHED alone for all models. None as a precision is the server's choice.
     """
-    pictures = read_images(images)
+
+    host: str
+    models: Sequence[str]
+    precisions: Sequence[str | None]
+    images: Path
+    load: SweepLoad
+    rounds: int = 1
+
+
+@dataclass(frozen=True)
+class EngineUnderTest:
+    """Engine to measure at one server, with the images to send."""
+
+    host: str
+    row: EngineRow
+    images: Sequence[LabelledImage]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSetting:
+    """Setting of one run. `rate`, in requests per second, belongs to an open loop; `seed` decides its arrivals."""
+
+    scenario: str
+    seconds: float
+    users: int = 1
+    rate: float | None = None
+    seed: int = 0
+
+
+def sweep(plan: SweepPlan, out: Path) -> None:
+    """Measure what the file `out` lacks, the engines in turn in each round, and write the file after each engine.
+
+    Raises ScenarioError before the first measurement if a model, a precision or the images do not exist, or if `out`
+    holds results of another load or server; and at the end if an engine could not be measured.
+    """
+    host, images = plan.host, read_images(plan.images)
     known = rows.read(out)[1] if out.exists() else []
-    if other := next((row.load for row in known if row.load != load), None):
-        raise ScenarioError(f"{out} was measured with {other!r}, not {load!r}: give another --out")
-    cards = server.get(host, "/models")
-    architectures = [Architecture.model_validate(card | {"kind": "architecture"}) for card in cards]
+    if other := next((row.load for row in known if row.load != plan.load), None):
+        raise ScenarioError(f"{out} was measured with {other!r}, not {plan.load!r}: choose another --out")
+    cards = server_info.get(host, "/models")
+    architectures = [ServedArchitecture.model_validate(card | {"kind": "architecture"}) for card in cards]
+    models = plan.models
     if list(models) == [PUBLISHED]:
-        models = [entry["tag"] for card in cards for entry in card["models"]]
-    engines = [describe(host, *asked, pictures[0], load) for asked in itertools.product(models, precisions)]
+        models = [published["tag"] for card in cards for published in card["models"]]
+    engines = [
+        describe(host, model, precision, images[0], plan.load)
+        for model, precision in itertools.product(models, plan.precisions)
+    ]
     if any(row.server != engines[0].server for row in known):
-        raise ScenarioError(f"{out} was measured on another server, {known[0].server}: give another --out")
+        raise ScenarioError(f"{out} was measured on another server, {known[0].server}: choose another --out")
     done = {row.key: row for row in known}
-    for number, engine in itertools.product(range(rounds), engines):
+    for number, engine in itertools.product(range(plan.rounds), engines):
         row = engine.model_copy(update={"round": number})
         if row.key in done and not done[row.key].problem:
             continue
-        row = measure_engine(host, row, pictures)
+        row = measure_engine(EngineUnderTest(host, row, images))
         done[row.key] = row
-        rows.write(out, [*architectures, *done.values()])
-        print(line_of(row), flush=True)
+        write_rows(out, [*architectures, *done.values()])
+        print(progress(row), flush=True)
         if row.problem:
-            server.get(host, "/models")  # ScenarioError if it is gone
+            server_info.get(host, "/models")  # raises ScenarioError if the server is gone
     if problems := [f"{row.tag} in {row.precision}: {row.problem}" for row in done.values() if row.problem]:
         raise ScenarioError("; ".join(problems))
 
 
-def describe(host: str, model: str, precision: str | None, image: LabelledImage, load: Load) -> Engine:
-    """Which weights and engine a name means, and what the server tells of them; nothing is measured yet."""
+def describe(host: str, model: str, precision: str | None, image: LabelledImage, load: SweepLoad) -> EngineRow:
+    """Return the row of the engine that answers for a name, with all that the server reports, before measuring."""
     answer = probe(host, path_of(model, precision), image.body)
     architecture = answer["model"].partition(":")[0]
-    card = server.get(host, f"/models/{architecture}")
-    (entry,) = [entry for entry in card["models"] if entry["tag"] == answer["model"]]
-    costs = server.get(host, f"/models/{architecture}/complexity")
+    card = server_info.get(host, f"/models/{architecture}")
+    (published,) = [published for published in card["models"] if published["tag"] == answer["model"]]
+    costs = server_info.get(host, f"/models/{architecture}/complexity")
     cost = costs["models"].get(answer["model"], costs["paper"])
-    accuracy = entry["accuracy"].get(answer["precision"]) or {}
-    same = {"runtime": answer["runtime"], "precision": answer["precision"]}
+    accuracy = published["accuracy"].get(answer["precision"]) or {}
+    identity = {"runtime": answer["runtime"], "precision": answer["precision"]}
     benchmark: list[Any] = [
-        speed for engine in entry["engines"] if same.items() <= engine.items() for speed in engine["benchmark"]
+        timing
+        for engine in published["engines"]
+        if identity.items() <= engine.items()
+        for timing in engine["benchmark"]
     ]
-    return Engine.model_validate(
+    return EngineRow.model_validate(
         cost
-        | same
+        | identity
         | {
             "kind": "engine",
             "tag": answer["model"],
@@ -79,73 +122,69 @@ def describe(host: str, model: str, precision: str | None, image: LabelledImage,
             "family": card["family"],
             "round": 0,
             "load": load,
-            "dataset": entry["dataset"],
+            "dataset": published["dataset"],
             "images": accuracy.get("images"),
             "top1": accuracy.get("top1"),
             "benchmark": benchmark,
-            "server": server.machine(host),
-            "client": server.client(),
+            "server": server_info.machine(host),
+            "client": server_info.client(),
             "date": time.strftime("%Y-%m-%d"),
         }
     )
 
 
-def measure_engine(host: str, row: Engine, images: list[LabelledImage]) -> Engine:
-    """The row with what was measured; with a problem, and what came before it, where the server gave no answers."""
-    load = row.load
-    seeds = itertools.count(1000 * row.round)  # other arrivals in each run, the same in each sweep
+def measure_engine(engine: EngineUnderTest) -> EngineRow:
+    """Return the engine's row with its measurements; if the server stops answering, with those so far and `problem`."""
+    load = engine.row.load
+    seeds = itertools.count(1000 * engine.row.round)  # other arrivals in each run, the same in each sweep
 
-    def closed(scenario: str, users: int = 1, seconds: float = load.seconds) -> Point:
-        return measure_point(host, row, images, scenario, None, users, seconds)
+    def closed(scenario: str, users: int = 1, seconds: float = load.seconds) -> LoadPoint:
+        return measure_point(engine, RunSetting(scenario=scenario, users=users, seconds=seconds))
 
-    def opened(rate: float) -> Point | None:
+    def opened(rate: float) -> LoadPoint | None:
         seconds = min(max(load.seconds, ENOUGH / rate), LONGEST * load.seconds) if rate else 0
         if rate * seconds < LEAST:
             return None
-        return measure_point(host, row, images, "server", rate, 1, seconds, next(seeds))
+        return measure_point(engine, RunSetting(scenario="server", seconds=seconds, rate=rate, seed=next(seeds)))
 
-    found: dict[str, Any] = {"search": [], "at_percent": {}}
+    results: dict[str, Any] = {"search": [], "at_percent": {}}
     try:
         closed("offline", load.in_flight, WARM_UP_S)
-        found["single"] = single = closed("single_stream")
-        found["offline"] = closed("offline", load.in_flight)
-        low, high = 0.0, found["offline"].achieved
+        results["single"] = single = closed("single_stream")
+        results["offline"] = closed("offline", load.in_flight)
+        low, high = 0.0, results["offline"].achieved
         for _ in range(load.steps if single.p50_ms <= load.p99_ms else 0):
             middle = (low + high) / 2
             if (point := opened(middle)) is None:
                 break
-            found["search"].append(point)
+            results["search"].append(point)
             low, high = (middle, high) if point.p99_ms <= load.p99_ms and not point.failures else (low, middle)
-        found["max_rate"] = low
+        results["max_rate"] = low
         for percent in PERCENT:
             if point := opened(low * percent / 100):
-                found["at_percent"][str(percent)] = point
+                results["at_percent"][str(percent)] = point
     except ScenarioError as error:
-        found["problem"] = str(error)
-    return row.model_copy(update=found)
+        results["problem"] = str(error)
+    return engine.row.model_copy(update=results)
 
 
-def measure_point(
-    host: str,
-    row: Engine,
-    images: list[LabelledImage],
-    scenario: str,
-    rate: float | None,
-    users: int,
-    seconds: float,
-    seed: int = 0,
-) -> Point:
-    """One run; ScenarioError if the server gave no answer."""
-    traffic = Traffic({row.tag: 1}, {row.tag: itertools.cycle(images)})
-    path = path_of("{model}", row.precision)
-    before = server.usage(host, row.tag)
-    tally = measure(
-        host, LoadRun(SCENARIOS[scenario], traffic, path, rate=rate or 0.0, seconds=seconds, process=seed), users
+def measure_point(engine: EngineUnderTest, setting: RunSetting) -> LoadPoint:
+    """Measure one run of one scenario. Raises ScenarioError if the server does not answer."""
+    host, tag = engine.host, engine.row.tag
+    run = LoadRun(
+        SCENARIOS[setting.scenario],
+        Traffic({tag: 1}, {tag: itertools.cycle(engine.images)}),
+        path_of("{model}", engine.row.precision),
+        rate=setting.rate or 0.0,
+        seconds=setting.seconds,
+        process=setting.seed,
     )
-    after = server.usage(host, row.tag)
-    return Point(
-        scenario=scenario,
-        rate=rate,
+    before = server_info.usage(host, tag)
+    tally = measure(host, run, setting.users)
+    after = server_info.usage(host, tag)
+    return LoadPoint(
+        scenario=setting.scenario,
+        rate=setting.rate,
         offered=tally.offered,
         achieved=tally.achieved,
         answers=tally.answers,
@@ -162,8 +201,8 @@ def measure_point(
     )
 
 
-def line_of(row: Engine) -> str:
-    """For people who wait."""
+def progress(row: EngineRow) -> str:
+    """Return one line of progress: the engine's main figures, or its problem."""
     name = f"{row.tag} in {row.precision} by {row.runtime}, round {row.round + 1}"
     if row.problem or not (row.single and row.offline):
         return f"{name}: {row.problem}"

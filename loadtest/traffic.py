@@ -1,4 +1,4 @@
-"""What is sent: real images, to one model or several, and what counts as an answer."""
+"""Traffic of a load run: real images for one or several models, and the check of an answer."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
 
 
 class ScenarioError(Exception):
-    """A run that cannot start, or cannot be measured: a model that is not served, no images, no answers."""
+    """Raised when a run cannot start or cannot be measured: a model that is not served, no images, no answers."""
 
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """A file's bytes; its label is the name of its folder."""
+    """Bytes of an image file, with the name of its folder as label."""
 
     body: bytes
     label: str
 
 
 class Traffic:
-    """Image after image, each for a model that is drawn by its weight, the same ones for the same seed."""
+    """Endless sequence of (model, image). Models are drawn by weight; the same seed draws the same sequence."""
 
     def __init__(self, weights: Mapping[str, float], images: dict[str, Iterator[LabelledImage]], seed: int = 0) -> None:
         self.weights, self.images = weights, images
@@ -44,7 +44,7 @@ class Traffic:
 
 
 def read_weights(text: str) -> dict[str, float]:
-    """`vgg19=1,lenet5=20`, or names alone, of the same weight; ScenarioError if it is neither."""
+    """Parse `vgg19=1,lenet5=20`, or names alone for equal weights. Raises ScenarioError for anything else."""
     weights = {}
     for part in text.split(","):
         name, equals, weight = part.partition("=")
@@ -58,7 +58,7 @@ def read_weights(text: str) -> dict[str, float]:
 
 
 def read_images(folder: Path) -> list[LabelledImage]:
-    """Every image of a folder with a sub-folder a label, shuffled by a fixed seed; ScenarioError if there is none."""
+    """Return the images of FOLDER/LABEL/, shuffled by a fixed seed. Raises ScenarioError if there are none."""
     paths = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise ScenarioError(f"no images in {folder}/<label>/; `python -m training images mnist5k` writes some")
@@ -67,12 +67,12 @@ def read_images(folder: Path) -> list[LabelledImage]:
 
 
 def path_of(model: str, precision: str | None = None) -> str:
-    """What is asked, of a model, and of an engine where it is named."""
+    """Return the path and query that classify an image by a model, in a precision if one is named."""
     return f"/classify?model={model}&top_k=1" + (f"&precision={precision}" if precision else "")
 
 
 def probe(host: str, path: str, body: bytes) -> Any:
-    """One answer; ScenarioError says what the server has against it."""
+    """Send one request and return the JSON of the answer. Raises ScenarioError with the server's reason."""
     try:
         answer = requests.post(f"{host}{path}", data=body, timeout=60)
     except requests.RequestException as error:
@@ -85,7 +85,7 @@ def probe(host: str, path: str, body: bytes) -> Any:
 def make_traffic(
     host: str, weights: Mapping[str, float], folder: Path, seed: int = 0, precision: str | None = None
 ) -> Traffic:
-    """Read the images and ask the server for each model; ScenarioError names what is not there."""
+    """Read the images and send one request to each model. Raises ScenarioError if a model or the images are missing."""
     images = read_images(folder)
     for model in weights:
         probe(host, path_of(model, precision), images[0].body)
@@ -93,7 +93,7 @@ def make_traffic(
 
 
 def read_label(response: FastResponse) -> str:
-    """The most probable label; ValueError if there is no well-formed answer."""
+    """Return the most probable label. Raises ValueError if the answer is not well formed."""
     if response.status_code != requests.codes.ok:
         raise ValueError(f"{response.status_code}: {response.text or getattr(response, 'error', None)}"[:200])
     try:

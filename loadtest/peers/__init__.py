@@ -1,1 +1,1 @@
-"""What people would pick instead of convserve, each written as its own documentation would, and what frames them."""
+"""Peers of convserve: servers of the same model, each written as its own documentation does, and upper bounds."""

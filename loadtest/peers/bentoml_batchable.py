@@ -10,28 +10,28 @@ import numpy as np
 from _bentoml_sdk.io_models import IORootModel
 from PIL.Image import Image
 
-from loadtest.peers.model import MAX_BATCH, Model
+from loadtest.peers.model import MAX_BATCH, PeerModel
 
 
 class Predictions(IORootModel[list[dict[str, Any]]]):  # type: ignore[misc]
-    """A batchable route answers each request with its part of the list: here under a name, as the other servers do."""
+    """Predictions of one request. A batchable route returns a list; this class names the list, as others do."""
 
     def model_dump_json(self, **_: Any) -> str:
-        """What is sent."""
+        """Return the JSON body of the answer."""
         return json.dumps({"predictions": self.root})
 
 
 @bentoml.service(traffic={"timeout": 60})
 class Batchable:
-    """The most probable class of a form's `image`."""
+    """Service that returns the most probable class of a form's `image`."""
 
     def __init__(self) -> None:
-        self.model = Model()
+        self.model = PeerModel()
 
     @bentoml.api(  # type: ignore[untyped-decorator]
         batchable=True, max_batch_size=MAX_BATCH, max_latency_ms=1000, output_spec=Predictions
     )
     def classify(self, image: list[Image]) -> list[dict[str, Any]]:
-        """Of as many as were batched."""
+        """Classify one batch of images."""
         logits = self.model.infer(np.stack([self.model.pixels(picture) for picture in image]))
         return [prediction for row in logits for prediction in self.model.top(row)]

@@ -1,4 +1,4 @@
-"""No model: a route that reads the body and answers the same to all, mounted in BentoML as convserve's are."""
+"""Empty route without a model: it reads the body and returns a constant, mounted in BentoML as convserve's routes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from starlette.types import Receive, Scope, Send
 
 
 async def route(scope: Scope, receive: Receive, send: Send) -> None:
-    """Like an answer of the others."""
+    """Read the body, and return JSON of the same form as the other servers."""
     await Request(scope, receive).body()
     await JSONResponse({"predictions": [{"label": "", "probability": 1.0}]})(scope, receive, send)
 
 
-@bentoml.service(workers=1, traffic={"timeout": 15}, metrics={"enabled": False})  # as service/app.py
+@bentoml.service(workers=1, traffic={"timeout": 15}, metrics={"enabled": False})  # as in service/app.py
 @bentoml.asgi_app(route, path="/")
 class Empty:
-    """Nothing else."""
+    """Service with the empty route alone."""

@@ -1,4 +1,4 @@
-"""FastAPI: a `def` route, which runs in its pool of threads, and a lock about the model."""
+"""FastAPI with a `def` route, which runs in FastAPI's thread pool, and a lock around the model."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 from fastapi import FastAPI, UploadFile
 from PIL import Image
 
-from loadtest.peers.model import Model
+from loadtest.peers.model import PeerModel
 
 app = FastAPI()
-model = Model(batches=[1])
+model = PeerModel(batches=[1])
 lock = Lock()
 
 
 @app.post("/classify")
 def classify(image: UploadFile) -> dict[str, Any]:
-    """The most probable class of a form's `image`."""
+    """Return the most probable class of a form's `image`."""
     pixels = model.pixels(Image.open(image.file))
     with lock:
         (logits,) = model.infer(pixels[None])

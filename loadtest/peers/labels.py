@@ -1,6 +1,6 @@
-"""`python -m loadtest.peers.labels NAME PRECISION PHOTO...`: which model a name means, and what it answers, as JSON.
+"""Labels of photos: `python -m loadtest.peers.labels NAME PRECISION PHOTO...` prints JSON.
 
-In a process of its own, since the load generator's has no model.
+A process of its own, because the process of the load generator loads no model.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ from pathlib import Path
 from engines.published.manifest import ManifestError
 from engines.runtimes.engine import EngineError
 from engines.runtimes.machine import processor
-from loadtest.peers.frames import Photos
-from loadtest.peers.model import Model, find_tag
+from loadtest.peers.model import PeerModel, PeerPhotos, find_tag
 
 
 def main() -> None:
-    """The tag, the machine, and each photo's label, of the engine asked alone."""
+    """Print the model's tag, the processor's name, and the label of each photo alone."""
     name, precision, *paths = sys.argv[1:]
     try:
         tag = find_tag(name, precision)
         os.environ |= {"PEER_MODEL": tag, "PEER_PRECISION": precision}
-        photos = Photos(Model(batches=[1]), [Path(path) for path in paths])
+        photos = PeerPhotos(PeerModel(batches=[1]), [Path(path) for path in paths])
     except (EngineError, ManifestError) as error:
         sys.exit(f"error: {error}")
     print(json.dumps({"tag": tag, "processor": processor(), "labels": photos.labels}))

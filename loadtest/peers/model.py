@@ -1,9 +1,12 @@
-"""What every peer shares: the file, the precision, the pixels and the answer."""
+"""Model that every peer runs: the same file, precision, preprocessing and form of answer."""
 
 from __future__ import annotations
 
+import io
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,52 +23,71 @@ MAX_BATCH = 32  # convserve's default, for every peer that batches
 BATCHES = (1, 2, 4, 8, 16, 32)  # what convserve runs before it serves
 
 
-class Model:
-    """The published model `$PEER_MODEL`, a tag, run by OpenVINO in `$PEER_PRECISION`."""
+class PeerModel:
+    """Published model of the tag `$PEER_MODEL`, run by OpenVINO in `$PEER_PRECISION`."""
 
     def __init__(self, batches: Sequence[int] = BATCHES) -> None:
-        """Load it, and run it once at each of these batch sizes."""
+        """Load the model, and run it once at each of these batch sizes."""
         tag = os.environ["PEER_MODEL"]
         (model,) = (model for model in store.published() if model.manifest.tag == tag)
         self.labels, self._preprocess = model.manifest.labels, model.manifest.preprocess
-        # as convserve does: what was measured on this machine may ask for several streams
+        # As in convserve, a record of this machine may choose several streams.
         spec = choose(records.find_all(model), "openvino", os.environ["PEER_PRECISION"])
         self._engine = open_engine(model, spec, batches)
 
     def pixels(self, picture: Image.Image) -> NDArray[np.uint8]:
-        """Of one picture."""
+        """Return the pixels of one picture, (H, W, C), as the model expects them."""
         return self._preprocess(picture)
 
     def infer(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Logits, (N, classes)."""
+        """Return the logits of a batch, (N, classes)."""
         return self._engine.infer(batch)
 
     def top(self, logits: NDArray[np.float32]) -> list[dict[str, Any]]:
-        """The most probable class of one image."""
+        """Return the most probable class of one image, as the list of predictions in an answer."""
         exponentials = np.exp(logits - logits.max())
         index = int(logits.argmax())
         return [{"label": self.labels[index], "probability": float(exponentials[index] / exponentials.sum())}]
 
 
+class PeerPhotos:
+    """Photos, each with the label that the engine predicts for the photo alone; `bodies` repeats without end."""
+
+    def __init__(self, model: PeerModel, paths: list[Path]) -> None:
+        self._model = model
+        bodies = [path.read_bytes() for path in paths]
+        pixels = [self.decode(body) for body in bodies]
+        self.labels = [model.top(model.infer(one[None])[0])[0]["label"] for one in pixels]
+        self.labelled = list(zip(pixels, self.labels, strict=True))
+        self.bodies: Iterator[tuple[bytes, str]] = itertools.cycle(zip(bodies, self.labels, strict=True))
+
+    def decode(self, body: bytes) -> NDArray[np.uint8]:
+        """Decode and resize one JPEG to pixels."""
+        return self._model.pixels(Image.open(io.BytesIO(body)))
+
+
 def find_tag(name: str, precision: str) -> str:
-    """The one published model that a tag, an architecture or `architecture@dataset` means; EngineError if none does."""
-    entries = [model.manifest for model in store.published()]
+    """Return the tag of the one published model of a tag, an architecture or `architecture@dataset`.
+
+    Raises EngineError, with the command that publishes the model, if there is none, or if there are several.
+    """
+    manifests = [model.manifest for model in store.published()]
     architecture, _, dataset = name.partition("@")
-    found = [
-        entry
-        for entry in entries
-        if entry.tag == name or (entry.architecture == architecture and dataset in {"", entry.dataset})
+    matches = [
+        manifest
+        for manifest in manifests
+        if manifest.tag == name or (manifest.architecture == architecture and dataset in {"", manifest.dataset})
     ]
-    if not found:
+    if not matches:
         checkpoint = f"checkpoints/{architecture}-{dataset or 'mnist5k'}"
         make = f"python -m training {architecture} --data mnist5k"
         if dataset not in {"", "mnist5k"}:
             make = f"python -m training import {architecture} --out {checkpoint}"
         raise EngineError(f"{name} is not published; make it: {make} && python -m training publish {checkpoint}")
-    if len(found) > 1:
-        raise EngineError(f"{name} may be {' or '.join(entry.tag for entry in found)}: name one")
-    (entry,) = found
-    if precision not in entry.precisions:
+    if len(matches) > 1:
+        raise EngineError(f"{name} may be {' or '.join(manifest.tag for manifest in matches)}: name one")
+    (manifest,) = matches
+    if precision not in manifest.precisions:
         make = f"python -m training publish CHECKPOINT --precisions fp32,{precision}"
-        raise EngineError(f"{entry.tag} is not published in {precision}; make it: {make}")
-    return entry.tag
+        raise EngineError(f"{manifest.tag} is not published in {precision}; make it: {make}")
+    return manifest.tag

@@ -1,4 +1,4 @@
-"""What is sent: JPEG photos, each as a form that is encoded once, so that all requests cost the client the same."""
+"""Photos to send: JPEGs, each as a form that is encoded once, so that every request costs the client the same."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from loadtest.traffic import LabelledImage, ScenarioError
 
-NAMES = (  # those that come with scikit-image, without a download
+NAMES = (  # photos that scikit-image contains, without a download
     "astronaut",
     "camera",
     "chelsea",
@@ -25,7 +25,10 @@ HEADERS = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
 
 
 def find_photos(folder: Path) -> list[Path]:
-    """Every JPEG of the folder; the default one is made of scikit-image's photos. ScenarioError if there is none."""
+    """Return the JPEGs of a folder; the default folder is created from scikit-image's photos.
+
+    Raises ScenarioError if there are none.
+    """
     if folder == FOLDER and not folder.exists():
         write_photos(folder)
     paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in {".jpg", ".jpeg"})
@@ -35,7 +38,7 @@ def find_photos(folder: Path) -> list[Path]:
 
 
 def write_photos(folder: Path) -> None:
-    """Scikit-image's, whole or not at all."""
+    """Write scikit-image's photos as JPEGs, all of them or none."""
     import skimage.data
     from PIL import Image
 
@@ -47,7 +50,7 @@ def write_photos(folder: Path) -> None:
 
 
 def form(path: Path, label: str) -> LabelledImage:
-    """A form with the photo as its part `image`."""
+    """Return a multipart form with the photo as its part `image`."""
     head = (
         f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="{path.name}"\r\n'
         "Content-Type: image/jpeg\r\n\r\n"

@@ -1,1 +1,1 @@
-"""The trade-off report: what each model buys, as a page, pictures and CSV."""
+"""Report of a sweep: accuracy against cost and latency, as a page, pictures and CSV."""

@@ -1,4 +1,4 @@
-"""What the report draws, as flat records; the accuracies of the two kinds never in the same ones."""
+"""Records of the report: flat dictionaries to draw. No list mixes published and measured accuracies."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from loadtest.rows import Architecture, Measured, Result
+from loadtest.rows import Measured, PublishedAccuracy, ServedArchitecture
 
 Records = list[dict[str, Any]]
 
-# Top-5 error in percent on ILSVRC's test set, as the lecture's slides show; ensembles but where the paper says one.
-# The human's is Russakovsky et al. 2015's. 11.7 % is Clarifai's, which the slides call ZFNet.
+# Top-5 error in percent on ILSVRC's test set, as on the lecture's slides; ensembles unless the paper reports one net.
+# The human error is from Russakovsky et al. 2015. 11.7 % is Clarifai's result, which the slides call ZFNet.
 ILSVRC: Records = [
     {"entry": "2010 NEC-UIUC", "error": 28.2, "layers": "shallow"},
     {"entry": "2011 XRCE", "error": 25.8, "layers": "shallow"},
@@ -31,15 +31,15 @@ PRECISION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 
 
 class Fit(NamedTuple):
-    """Milliseconds as a + b times 10^9 multiply-accumulates, by least squares, and how much of the spread that is."""
+    """Least-squares line of milliseconds over 10^9 multiply-accumulates, and its R²."""
 
     fixed_ms: float
     ms_per_gmac: float
     r_squared: float
 
 
-def one_crop(architecture: Architecture) -> Result | None:
-    """The published top-1 on ImageNet's validation images of one crop of the input that the cost is counted at."""
+def one_crop(architecture: ServedArchitecture) -> PublishedAccuracy | None:
+    """Return the published top-1 on ImageNet for one crop of the input shape at which the cost is counted, or None."""
     for result in architecture.published:
         crop = ONE_CROP.match(result.protocol)
         if result.data == "ImageNet" and result.top1 and crop and int(crop[1]) == architecture.input_shape[-1]:
@@ -47,8 +47,8 @@ def one_crop(architecture: Architecture) -> Result | None:
     return None
 
 
-def published(architectures: Iterable[Architecture]) -> Records:
-    """One record an architecture that has such a result."""
+def published(architectures: Iterable[ServedArchitecture]) -> Records:
+    """Return one record per architecture with a published one-crop accuracy."""
     records = []
     for card in architectures:
         if (result := one_crop(card)) and result.top1:
@@ -69,16 +69,16 @@ def published(architectures: Iterable[Architecture]) -> Records:
 
 
 def measured(engines: Iterable[Measured]) -> Records:
-    """One record an engine: medians of its rounds; what could not be measured is None."""
+    """Return one record per engine: medians of its rounds, None for figures that could not be measured."""
     records = []
-    for found in engines:
-        engine = found.engine
-        stages = {stage: found.median(f"single.stages_ms.{stage}") for stage in ("decode", "queue", "inference")}
+    for measurement in engines:
+        engine = measurement.engine
+        stages = {stage: measurement.median(f"single.stages_ms.{stage}") for stage in ("decode", "queue", "inference")}
         memory = [speed.memory_mb for speed in engine.benchmark if speed.memory_mb is not None]
         records.append(
             costs(engine.params, engine.macs, engine.activations)
             | {
-                "model": found.name,
+                "model": measurement.name,
                 "architecture": engine.architecture,
                 "family": engine.family,
                 "precision": engine.precision,
@@ -87,36 +87,36 @@ def measured(engines: Iterable[Measured]) -> Records:
                 "dataset": engine.dataset,
                 "top1": None if engine.top1 is None else engine.top1 * 100,
                 "source": f"{engine.images} held-out images of {engine.dataset}, {engine.tag}",
-                "p50_ms": found.median("single.p50_ms"),
-                "p99_ms": found.median("single.p99_ms"),
-                "images_per_s": found.median("offline.achieved"),
-                "cpu_ms": found.median("offline.cpu_ms"),
-                "max_rate": found.median("max_rate"),
-                "p99_at_80_ms": found.median("at_percent.80.p99_ms"),
+                "p50_ms": measurement.median("single.p50_ms"),
+                "p99_ms": measurement.median("single.p99_ms"),
+                "images_per_s": measurement.median("offline.achieved"),
+                "cpu_ms": measurement.median("offline.cpu_ms"),
+                "max_rate": measurement.median("max_rate"),
+                "p99_at_80_ms": measurement.median("at_percent.80.p99_ms"),
                 **{f"{stage}_ms": value for stage, value in stages.items()},
                 "param_mb": engine.params * PRECISION_BYTES.get(engine.precision, 4) / 1e6,
                 "engine_mb": max(memory, default=None),
-                "rounds": len(found.rounds),
-                "failures": found.median("offline.failures"),
-                "problem": "; ".join(row.problem for row in found.rounds if row.problem),
+                "rounds": len(measurement.rounds),
+                "failures": measurement.median("offline.failures"),
+                "problem": "; ".join(row.problem for row in measurement.rounds if row.problem),
             }
         )
     return records
 
 
 def costs(params: int, macs: int, activations: int) -> dict[str, Any]:
-    """In millions, and 10^9 for multiply-accumulates."""
+    """Return parameters and activations in millions, and multiply-accumulates in 10^9."""
     return {"mparams": params / 1e6, "gmacs": macs / 1e9, "mactivations": activations / 1e6}
 
 
 def batches(engines: Iterable[Measured]) -> Records:
-    """One record an engine, alone, without HTTP, and batch size; of one stream and all threads."""
+    """Return one record per engine and batch size: benchmarks without HTTP, with one stream and all threads."""
     return [
         {
-            "model": found.name,
-            "architecture": found.engine.architecture,
-            "family": found.engine.family,
-            "precision": found.engine.precision,
+            "model": measurement.name,
+            "architecture": measurement.engine.architecture,
+            "family": measurement.engine.family,
+            "precision": measurement.engine.precision,
             "batch": speed.batch,
             "images_per_s": speed.images_per_s,
             "p50_ms": speed.p50_ms,
@@ -124,29 +124,29 @@ def batches(engines: Iterable[Measured]) -> Records:
             "of_compute": speed.of_compute,
             "intensity": speed.of_compute / speed.of_bandwidth if speed.of_compute and speed.of_bandwidth else None,
         }
-        for found in engines
-        for speed in found.engine.benchmark
+        for measurement in engines
+        for speed in measurement.engine.benchmark
         if speed.streams == 1 and speed.threads is None
     ]
 
 
 def rates(engines: Iterable[Measured]) -> Records:
-    """One record an engine and share of the highest rate that it bears."""
+    """Return one record per engine and share of its highest rate."""
     return [
         {
-            "model": found.name,
-            "family": found.engine.family,
+            "model": measurement.name,
+            "family": measurement.engine.family,
             "percent": percent,
-            "rate": found.median(f"at_percent.{percent}.rate"),
-            **{f"p{p}_ms": found.median(f"at_percent.{percent}.p{p}_ms") for p in (50, 99)},
+            "rate": measurement.median(f"at_percent.{percent}.rate"),
+            **{f"p{p}_ms": measurement.median(f"at_percent.{percent}.p{p}_ms") for p in (50, 99)},
         }
-        for found in engines
-        for percent in sorted({percent for row in found.rounds for percent in row.at_percent}, key=int)
+        for measurement in engines
+        for percent in sorted({percent for row in measurement.rounds for percent in row.at_percent}, key=int)
     ]
 
 
 def stages(records: Records) -> Records:
-    """One record an engine and stage of one request at a time; the rest is what the client sees besides, at p50."""
+    """Return one record per engine and stage of a single request; the last stage is the rest of the client's p50."""
     parts = []
     for record in records:
         known = {stage: record[f"{stage}_ms"] for stage in ("decode", "queue", "inference")}
@@ -160,7 +160,7 @@ def stages(records: Records) -> Records:
 
 
 def front(records: Records, cost: str, gain: str = "top1", *, more_is_better: bool = False) -> Records:
-    """The records that no other beats: none has as much gain for less cost, or more for as much; by cost."""
+    """Return the Pareto front by (cost, gain), cheapest first."""
     sign = -1 if more_is_better else 1
     best: Records = []
     have = [record for record in records if record[cost] and record[gain] is not None]
@@ -171,7 +171,7 @@ def front(records: Records, cost: str, gain: str = "top1", *, more_is_better: bo
 
 
 def fit(records: Records, cost: str = "gmacs", time: str = "inference_ms") -> Fit | None:
-    """Of fewer than three records None."""
+    """Fit a line through time over cost; None with fewer than three records."""
     pairs = [(record[cost], record[time]) for record in records if record[time] is not None]
     if len(pairs) < 3:
         return None
@@ -182,35 +182,41 @@ def fit(records: Records, cost: str = "gmacs", time: str = "inference_ms") -> Fi
     return Fit(float(intercept), float(slope), 1 - float((rest**2).sum()) / spread if spread else 1.0)
 
 
-class Cell(NamedTuple):
-    """The most accurate engine within both bounds, if there is one."""
+class BestWithin(NamedTuple):
+    """Most accurate engine within two bounds, or None if no engine is within both."""
 
     latency_ms: float
     memory_mb: float
     best: dict[str, Any] | None
 
 
-def constraints(records: Records) -> list[list[Cell]]:
-    """By bounds of p99 (rows) and memory (columns) that split the engines in quarters: Bianco et al.'s Table 3."""
+def constraints(records: Records) -> list[list[BestWithin]]:
+    """Return the best engines by bounds of p99 (rows) and memory (columns), as in Table 3 of Bianco et al.
+
+    The bounds are the quartiles of the engines. Empty if no engine has all three figures.
+    """
     have = [record for record in records if None not in (record["p99_ms"], record["engine_mb"], record["top1"])]
     if not have:
         return []
     latencies, memories = (bounds([record[name] for record in have]) for name in ("p99_ms", "engine_mb"))
-    return [[Cell(latency, memory, best_within(have, latency, memory)) for memory in memories] for latency in latencies]
+    return [
+        [BestWithin(latency, memory, best_within(have, latency, memory)) for memory in memories]
+        for latency in latencies
+    ]
 
 
 def bounds(values: Sequence[float]) -> list[float]:
-    """Round figures at or above the quartiles."""
+    """Return the quartiles and the maximum, each rounded up to two digits."""
     return sorted({round_up(float(value)) for value in np.percentile(values, (25, 50, 75, 100))})
 
 
 def round_up(value: float) -> float:
-    """To two digits."""
+    """Round up to two significant digits."""
     step = 10.0 ** (np.floor(np.log10(value)) - 1)
     return float(round(np.ceil(value / step) * step, 10))
 
 
 def best_within(records: Records, latency_ms: float, memory_mb: float) -> dict[str, Any] | None:
-    """The most accurate, of equals the fastest."""
+    """Return the most accurate record within both bounds, the fastest of equals."""
     fit = [record for record in records if record["p99_ms"] <= latency_ms and record["engine_mb"] <= memory_mb]
     return max(fit, key=lambda record: (record["top1"], -record["p99_ms"]), default=None)

@@ -1,4 +1,4 @@
-"""The report's files: index.html, which needs nothing else, a picture a drawing, and CSV of what was drawn."""
+"""Files of the report: index.html, which needs no network, one picture per drawing, and CSV files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from markupsafe import Markup
 from loadtest import rows
 from loadtest.report import charts, data
 from loadtest.report.data import Records
-from loadtest.rows import Architecture, Engine, Measured, by_engine
+from loadtest.rows import EngineRow, Measured, ServedArchitecture, by_engine
 from loadtest.traffic import ScenarioError
 
 COLUMNS = {
@@ -39,7 +38,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing; `name` is its picture's, without the suffix."""
+    """Drawing with its title and caption; `name` is the name of its picture without the suffix."""
 
     name: str
     title: str
@@ -49,7 +48,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class TableRow:
-    """Of a family, if it is to be filtered."""
+    """Row of a table. A row with a family can be filtered on the page."""
 
     cells: Sequence[str]
     family: str = ""
@@ -57,7 +56,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Table:
-    """Figures in rows."""
+    """Table with a title and a caption; a click on a heading sorts it if `sorts`."""
 
     title: str
     caption: str
@@ -68,25 +67,32 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """One kind of accuracy, or none."""
+    """Section of the page: first `summary`, a table, then the figures, then further tables."""
 
     title: str
     note: str
     figures: list[Figure] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
+    summary: Table | None = None
 
 
 def write_report(results: Path, folder: Path) -> None:
-    """From a sweep's file; ScenarioError if it is not one, or holds no engine."""
+    """Write the report of a sweep's file. Raises ScenarioError if the file is not a sweep's, or holds no engine."""
     architectures, engines = rows.read(results)
     if not engines:
         raise ScenarioError(f"{results} holds no measured engine")
-    found = by_engine(engines)
-    records = data.measured(found)
-    sections = [published_section(architectures)]
-    for dataset, group in groupby(sorted(found, key=lambda found: found.engine.dataset), lambda f: f.engine.dataset):
-        sections.append(measured_section(dataset, list(group)))
-    sections.append(time_section(found, records))
+    measurements = by_engine(engines)
+    records = data.measured(measurements)
+    # The order of the rows is the server's order of architectures, so that a new family needs no change here.
+    families = list(dict.fromkeys([*(card.family for card in architectures), *(row.family for row in engines)]))
+    by_dataset: dict[str, list[Measured]] = {}
+    for measurement in sorted(measurements, key=lambda measurement: measurement.engine.dataset):
+        by_dataset.setdefault(measurement.engine.dataset, []).append(measurement)
+    sections = [
+        *(measured_section(dataset, group, families) for dataset, group in by_dataset.items()),
+        time_section(measurements, records, families),
+        published_section(architectures, families),
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     for figure in (figure for section in sections for figure in section.figures):
         png = vl_convert.vegalite_to_png(figure.chart.to_json(), scale=2)
@@ -96,8 +102,8 @@ def write_report(results: Path, folder: Path) -> None:
     (folder / "index.html").write_text(html(sections, engines))
 
 
-def html(sections: Sequence[Section], engines: Sequence[Engine]) -> str:
-    """The page, with its drawings and what draws them."""
+def html(sections: Sequence[Section], engines: Sequence[EngineRow]) -> str:
+    """Return the page, with its drawings and the library that draws them."""
     figures = [figure for section in sections for figure in section.figures]
     specs = json.dumps({figure.name: figure.chart.to_dict() for figure in figures}).replace("<", "\\u003c")
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
@@ -108,13 +114,13 @@ def html(sections: Sequence[Section], engines: Sequence[Engine]) -> str:
             f"{row.tag} in {row.precision}, round {row.round + 1}: {row.problem}" for row in engines if row.problem
         ],
         sections=sections,
-        specs=Markup(specs),  # noqa: S704 (JSON of ours)
+        specs=Markup(specs),  # noqa: S704 (JSON from this module)
         library=Markup(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")),  # noqa: S704 (Vega)
     )
 
 
-def about(engines: Sequence[Engine]) -> list[str]:
-    """What a reader must know to judge the figures."""
+def about(engines: Sequence[EngineRow]) -> list[str]:
+    """Return the paragraphs on how the figures were measured."""
     load, last = engines[0].load, engines[-1]
     versions = ", ".join(
         f"{name} {value}" for name, value in {**last.server, **last.client}.items() if name != "processor"
@@ -132,13 +138,14 @@ def about(engines: Sequence[Engine]) -> list[str]:
     ]
 
 
-def published_section(architectures: Sequence[Architecture]) -> Section:
-    """Accuracies that others measured, against costs at the same input; no time of ours."""
+def published_section(architectures: Sequence[ServedArchitecture], families: Sequence[str]) -> Section:
+    """Return the section of accuracies that others published, against costs at the same input."""
     records = data.published(architectures)
     note = (
         f"Top-1 on ImageNet's validation images, one crop of the input at which the cost is counted, as published"
         f" by the source in the tooltip: {len(records)} of {len(architectures)} architectures have such a figure."
-        f" Nothing here was measured by us; times that were are of other weights and inputs, and not in these drawings."
+        f" No figure of this section was measured here. The times above belong to other weights and inputs,"
+        f" and are not in these drawings."
     )
     figures = [Figure("ilsvrc", "ILSVRC's winners", "Top-5 error on the test set; ensembles.", charts.history())]
     if records:
@@ -146,55 +153,67 @@ def published_section(architectures: Sequence[Architecture]) -> Section:
             ball(
                 "published_macs",
                 records,
+                families,
                 "gmacs",
                 "mparams",
                 "Canziani et al. 2016, Fig. 2; Bianco et al. 2018, Fig. 1.",
             ),
-            ball("published_params", records, "mparams", "gmacs", ""),
-            ball("published_activations", records, "mactivations", "mparams", ""),
-            Figure("published_top1", "Top-1", "Canziani et al., Fig. 1.", charts.bars(records, "top1")),
+            ball("published_params", records, families, "mparams", "gmacs", ""),
+            ball("published_activations", records, families, "mactivations", "mparams", ""),
+            Figure("published_top1", "Top-1", "Canziani et al., Fig. 1.", charts.bars(records, families, "top1")),
             *(
-                Figure(f"published_{name}", f"Density: {charts.NAMES[name]}", caption, charts.bars(records, name))
+                Figure(
+                    f"published_{name}", f"Density: {charts.NAMES[name]}", caption, charts.bars(records, families, name)
+                )
                 for name, caption in (
                     ("top1_per_mparams", "Canziani et al., Fig. 10; Bianco et al., Fig. 2a."),
                     ("top1_per_gmac", "The same by computation."),
                 )
             ),
-            ball("published_density", records, "top1_per_mparams", "mparams", "Bianco et al., Fig. 2b.", front=False),
+            ball(
+                "published_density",
+                records,
+                families,
+                "top1_per_mparams",
+                "mparams",
+                "Bianco et al., Fig. 2b.",
+                front=False,
+            ),
         ]
     return Section("Accuracy published on ImageNet", note, figures)
 
 
-def measured_section(dataset: str, found: Sequence[Measured]) -> Section:
-    """Accuracies of the weights that were served, on one data set, against their costs and times here."""
-    every = data.measured(found)
+def measured_section(dataset: str, measurements: Sequence[Measured], families: Sequence[str]) -> Section:
+    """Return the section of one data set: accuracy of the served weights against cost and time on this machine."""
+    every = data.measured(measurements)
     records = [record for record in every if record["top1"] is not None]
     note = (
-        f"Top-1 of the weights that this server serves, on held-out images of {dataset}, against their cost at their"
-        f" own input and their time here. Not to be compared with the accuracies above."
+        f"Top-1 of the served weights on held-out images of {dataset}, against their cost at their own input and their"
+        f" time on this machine. These accuracies cannot be compared with the published ones below."
     )
     if not records:
         return Section(f"Accuracy measured on {dataset}", note + " None of these weights has a measured accuracy.")
     prefix = re.sub(r"\W+", "_", dataset) + "_"
     figures = [
-        ball(f"{prefix}macs", records, "gmacs", "mparams", ""),
-        ball(f"{prefix}params", records, "mparams", "gmacs", ""),
-        ball(f"{prefix}activations", records, "mactivations", "mparams", ""),
-        ball(f"{prefix}p50", records, "p50_ms", "mparams", "One connection."),
-        ball(f"{prefix}p99", records, "p99_ms", "mparams", "One connection."),
+        ball(f"{prefix}macs", records, families, "gmacs", "mparams", ""),
+        ball(f"{prefix}params", records, families, "mparams", "gmacs", ""),
+        ball(f"{prefix}activations", records, families, "mactivations", "mparams", ""),
+        ball(f"{prefix}p50", records, families, "p50_ms", "mparams", "One connection."),
+        ball(f"{prefix}p99", records, families, "p99_ms", "mparams", "One connection."),
         ball(
-            *(f"{prefix}throughput", records, "images_per_s", "gmacs"),
+            *(f"{prefix}throughput", records, families, "images_per_s", "gmacs"),
             "Offline. Canziani et al., Fig. 9; Bianco et al., Fig. 3.",
             more_is_better=True,
         ),
-        ball(f"{prefix}rate", records, "max_rate", "gmacs", "Poisson arrivals.", more_is_better=True),
+        ball(f"{prefix}rate", records, families, "max_rate", "gmacs", "Poisson arrivals.", more_is_better=True),
     ]
-    return Section(f"Accuracy measured on {dataset}", note, figures, [constraint_table(records), full_table(every)])
+    return Section(f"Accuracy measured on {dataset}", note, figures, [full_table(every)], constraint_table(records))
 
 
 def ball(
     name: str,
     records: Records,
+    families: Sequence[str],
     x: str,
     area: str,
     caption: str,
@@ -202,18 +221,18 @@ def ball(
     more_is_better: bool = False,
     front: bool = True,
 ) -> Figure:
-    """Top-1 against `x`, with the front's names."""
+    """Return the drawing of top-1 against `x`, with the names of the Pareto front in its caption."""
     best = data.front(records, x, more_is_better=more_is_better)
     names = [f"{number} {record['model']}" for number, record in enumerate(best, 1)]
-    named = f" Nothing beats {', '.join(names)}." if front else ""
-    chart = charts.balls(records, x, area, more_is_better=more_is_better, drawn_front=front)
+    named = f" Pareto front: {', '.join(names)}." if front else ""
+    chart = charts.balls(records, families, x, area, more_is_better=more_is_better, drawn_front=front)
     title = f"Top-1 against {charts.NAMES[x]}; area: {charts.NAMES[area]}"
     return Figure(name, title, f"{caption}{named}".strip(), chart)
 
 
-def time_section(found: Sequence[Measured], records: Records) -> Section:
-    """Times, rates and memory, whatever the accuracy."""
-    speeds, parts, rates = data.batches(found), data.stages(records), data.rates(found)
+def time_section(measurements: Sequence[Measured], records: Records, families: Sequence[str]) -> Section:
+    """Return the section of times, rates and memory, without accuracy."""
+    speeds, parts, rates = data.batches(measurements), data.stages(records), data.rates(measurements)
     figures = []
     for precision in sorted({record["precision"] for record in records}):
         of_one = [record for record in records if record["precision"] == precision]
@@ -224,14 +243,14 @@ def time_section(found: Sequence[Measured], records: Records) -> Section:
                 f" (R² {line.r_squared:.2f}), that is {1000 / line.ms_per_gmac:.0f}·10⁹ a second. Canziani et al.,"
                 f" Fig. 7."
             )
-            chart = charts.predicted(of_one, line)
+            chart = charts.predicted(of_one, families, line)
             figures.append(Figure(f"predicted_{precision}", f"Predicted and measured, {precision}", caption, chart))
     if parts:
         caption = "Means of the server's stages; the rest is the p50 of one connection less these."
         figures.append(Figure("stages", "Where a request's time goes", caption, charts.by_stage(parts)))
     if rates:
         caption = "At 10, 50 and 80 % of the highest rate whose p99 was within the bound."
-        figures.append(Figure("rates", "p99 under load", caption, charts.at_rates(rates)))
+        figures.append(Figure("rates", "p99 under load", caption, charts.at_rates(rates, families)))
     if speeds:
         alone = "The engine alone, without HTTP."
         figures += [
@@ -239,9 +258,11 @@ def time_section(found: Sequence[Measured], records: Records) -> Section:
                 "batch_latency",
                 "A batch's latency",
                 f"{alone} Canziani et al., Fig. 3; Bianco et al., Table 1.",
-                charts.by_batch(speeds, "p50_ms"),
+                charts.by_batch(speeds, families, "p50_ms"),
             ),
-            Figure("batch_throughput", "Images a second by batch", alone, charts.by_batch(speeds, "images_per_s")),
+            Figure(
+                "batch_throughput", "Images a second by batch", alone, charts.by_batch(speeds, families, "images_per_s")
+            ),
             Figure("precision", "Images a second by precision", f"{alone} Batch 8.", charts.by_precision(speeds, 8)),
         ]
     if any(speed["intensity"] for speed in speeds):
@@ -256,11 +277,11 @@ def time_section(found: Sequence[Measured], records: Records) -> Section:
             " Fig. 4."
         )
         figures.append(Figure("memory", "Memory", caption, charts.memory(records)))
-    return Section("Time and memory", "Power is not measured: this needs a meter.", figures)
+    return Section("Time and memory", "Power is not measured: that needs a meter.", figures)
 
 
 def constraint_table(records: Records) -> Table:
-    """The best net under latency and memory."""
+    """Return the table of the best model under bounds of latency and memory."""
     cells = data.constraints(records)
     head = ["p99 within", *(f"{cell.memory_mb:g} MB" for cell in (cells[0] if cells else []))]
     lines = [
@@ -282,13 +303,13 @@ def constraint_table(records: Records) -> Table:
 
 
 def full_table(records: Records) -> Table:
-    """All engines; a click on a name sorts."""
+    """Return the table of all engines, which can be sorted."""
     lines = [TableRow([shown(record[name]) for name in COLUMNS], record["family"]) for record in records]
-    return Table("All models", "A click on a column's name sorts by it.", list(COLUMNS.values()), lines, sorts=True)
+    return Table("All models", "A click on a heading sorts by this column.", list(COLUMNS.values()), lines, sorts=True)
 
 
 def shown(value: object) -> str:
-    """A cell: numbers to four digits."""
+    """Format a cell: numbers with four digits, None as a dash."""
     if value is None:
         return "-"
     return (
@@ -301,7 +322,7 @@ def shown(value: object) -> str:
 
 
 def write_csv(path: Path, records: Records) -> None:
-    """One line a record."""
+    """Write one line per record, with the names of the fields above."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, records[0] if records else [])
         writer.writeheader()

@@ -1,4 +1,4 @@
-"""Real digits as files, and Locust's own command."""
+"""Fixtures: digits as image files, the address of the real server, and the command `locust`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Locust = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def images(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A thousand digits, a folder a label."""
+    """Return a folder of a thousand digits, with one sub-folder per label."""
     folder = tmp_path_factory.mktemp("images") / "mnist5k"
     run("training", "images", "mnist5k", "--out", folder)
     return folder
@@ -27,13 +27,13 @@ def images(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def host(server: httpx.Client) -> str:
-    """Where the real server is."""
+    """Return the address of the real server."""
     return str(server.base_url).rstrip("/")
 
 
 @pytest.fixture(scope="session")
 def locust(images: Path) -> Locust:
-    """Runs `locust -f loadtest/locustfile.py` without its page, by default on these images."""
+    """Return a function that runs `locust -f loadtest/locustfile.py` without its page, on these images."""
 
     def locust(host: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--headless", "--only-summary"]

@@ -1,17 +1,16 @@
-"""Locust's own command and ours, against a real server."""
+"""Tests of the command `locust` with this project's file, against a real server."""
 
 from __future__ import annotations
 
 import itertools
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from tests.loadtest.conftest import Locust
+from tests.loadtest.stub import StubHandler, prediction, stub_server
 
 BAD_ANSWERS = (
     b"",
@@ -33,10 +32,10 @@ def test_the_images_are_the_held_out_digits_by_label(images: Path) -> None:
 def test_locust_headless_checks_answers_and_reports_accuracy(locust: Locust, host: str, options: str) -> None:
     done = locust(host, "--models", "lenet5=3,lenet5@mnist5k", "-t", "4s", *options.split())
     assert done.returncode in (0, 3), done.stderr  # 3: the generator fell behind, on a busy machine
-    told = re.findall(r"(lenet5\S*): offered .* 0 failed, (\S+)% of (\d+) answers right$", done.stderr, re.MULTILINE)
-    assert [model for model, _, _ in told] == ["lenet5", "lenet5@mnist5k"]
-    assert all(float(right) >= 80 for _, right, _ in told)  # of few
-    often, seldom = (int(answers) for _, _, answers in told)
+    lines = re.findall(r"(lenet5\S*): offered .* 0 failed, (\S+)% of (\d+) answers right$", done.stderr, re.MULTILINE)
+    assert [model for model, _, _ in lines] == ["lenet5", "lenet5@mnist5k"]
+    assert all(float(right) >= 80 for _, right, _ in lines)  # few answers, so a low bound
+    often, seldom = (int(answers) for _, _, answers in lines)
     assert often > seldom > 0
 
 
@@ -57,30 +56,20 @@ def test_a_run_that_cannot_start_says_why(locust: Locust, host: str, arguments: 
     assert message in done.stderr
 
 
-class Broken(BaseHTTPRequestHandler):
-    """Well for the probe that a run begins with; then in turn no answer, a malformed one, an improbable one."""
+class Broken(StubHandler):
+    """Handler that answers the probe of a run well, then in turn not at all, malformed, and with a bad probability."""
 
-    answers = itertools.chain([b'{"predictions": [{"label": "7", "probability": 1.0}]}'], itertools.cycle(BAD_ANSWERS))
+    answers = itertools.chain([prediction("7")], itertools.cycle(BAD_ANSWERS))
 
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
-        answer = next(self.answers)
-        if answer:
-            self.send_response(200)
-            self.send_header("content-length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
+    def answer(self) -> bytes:
+        """Return the next answer, and close the connection."""
         self.close_connection = True
-
-    def log_message(self, *_: object) -> None:
-        pass
+        return next(self.answers)
 
 
-def test_what_is_no_answer_is_a_failure(locust: Locust) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Broken) as broken:
-        threading.Thread(target=broken.serve_forever, daemon=True).start()
-        done = locust(f"http://127.0.0.1:{broken.server_port}", "--scenario", "single_stream", "-t", "2s")
-        broken.shutdown()
+def test_a_malformed_answer_is_a_failure(locust: Locust) -> None:
+    with stub_server(Broken) as host:
+        done = locust(host, "--scenario", "single_stream", "-t", "2s")
     assert done.returncode == 1
     assert "no answers" in done.stderr
     assert "Traceback" not in done.stderr

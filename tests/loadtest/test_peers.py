@@ -1,31 +1,36 @@
-"""`python -m loadtest peers`: every peer and frame, really started, with a real model and photos."""
+"""Tests of `python -m loadtest peers`: every peer and upper bound is started, with a real model and photos."""
 
 from __future__ import annotations
 
-import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from engines.published.store import PublishedModel
-from loadtest.peers.results import Results, table
-from loadtest.peers.servers import SERVERS
+from loadtest.peers.launch import SERVERS
+from loadtest.peers.results import read_peers, summary
 from loadtest.traffic import ScenarioError
 from tests.conftest import Run
+from tests.serving import ROOT
 
 QUICK = ("--models", "lenet5", "--connections", "2", "--rounds", "1", "--seconds", "1")
 
 
 @pytest.fixture(scope="module")
 def measured(run: Run, lenet5: PublishedModel, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The file of one round at two connections, and the table that was printed."""
+    """Return the file of one round at two connections, and the table that the command printed."""
     assert lenet5
     out = tmp_path_factory.mktemp("peers") / "peers.jsonl"
     return out, run("loadtest", "peers", *QUICK, "--out", out).stdout
 
 
 def test_every_peer_answers_as_the_engine_does(measured: tuple[Path, str]) -> None:
-    rows = {row.server: row for row in Results(measured[0]).rows.values()}
+    rows = {row.server: row for row in read_peers(measured[0])}
     assert rows.keys() == set(SERVERS)
     for server, row in rows.items():
         assert row.answers > 0
@@ -39,14 +44,14 @@ def test_every_peer_answers_as_the_engine_does(measured: tuple[Path, str]) -> No
 def test_the_table_has_a_line_a_peer_and_says_how_it_was_measured(measured: tuple[Path, str]) -> None:
     for server in SERVERS:
         assert f"| 2 | {server} |" in measured[1]
-    for told in (
+    for words in (
         "litserve 0.",
         "openvino 2026",
         "OpenVINO in fp32",
         "10 JPEG photos",
         "1 s a turn after 2 s of warm-up",
     ):
-        assert told in measured[1]
+        assert words in measured[1]
 
 
 def test_what_is_there_is_not_measured_again(run: Run, measured: tuple[Path, str]) -> None:
@@ -55,10 +60,9 @@ def test_what_is_there_is_not_measured_again(run: Run, measured: tuple[Path, str
     assert measured[0].read_bytes() == before
 
 
-def test_a_server_without_an_answer_is_told_and_divides_nothing(measured: tuple[Path, str]) -> None:
-    rows = list(Results(measured[0]).rows.values())
-    silent = [json.loads(json.dumps(vars(row))) | {"answers": 0, "failed": 5} for row in rows]
-    assert " | 5 | " in table([type(row)(**values) for row, values in zip(rows, silent, strict=True)])
+def test_a_server_without_answers_is_reported(measured: tuple[Path, str]) -> None:
+    silent = [row.model_copy(update={"answers": 0, "failed": 5}) for row in read_peers(measured[0])]
+    assert " | 5 | " in summary(silent)
 
 
 @pytest.mark.parametrize(
@@ -96,5 +100,18 @@ def test_a_library_that_is_missing_is_named(run: Run, tmp_path: Path) -> None:
 
 def test_results_of_something_else_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "peers.jsonl").write_text("{}\n")
-    with pytest.raises(ScenarioError, match="holds no results of this command"):
-        Results(tmp_path / "peers.jsonl")
+    with pytest.raises(ScenarioError, match="is not what `python -m loadtest peers` writes"):
+        read_peers(tmp_path / "peers.jsonl")
+
+
+def test_a_command_that_is_terminated_stops_its_server(lenet5: PublishedModel, tmp_path: Path) -> None:
+    assert lenet5
+    command = [sys.executable, "-m", "loadtest", "peers", *QUICK, "--out", str(tmp_path / "peers.jsonl")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as peers:
+        process = psutil.Process(peers.pid)
+        while not (servers := [child for child in process.children(recursive=True) if "bentoml" in child.cmdline()]):
+            assert peers.poll() is None
+            time.sleep(0.1)
+        peers.terminate()
+        assert peers.wait(timeout=60) == 128 + signal.SIGTERM
+    assert not psutil.wait_procs(servers, timeout=10)[1]

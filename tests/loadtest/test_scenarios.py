@@ -1,14 +1,12 @@
-"""When requests are sent, and that a latency counts from when a request was due."""
+"""Tests of the times at which requests are sent, and of latencies that count from these times."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import re
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from random import Random
 
 import pytest
@@ -17,8 +15,8 @@ from loadtest.scenarios import SCENARIOS, arrivals
 from loadtest.tally import Tally
 from loadtest.traffic import LabelledImage, ScenarioError, Traffic, read_weights
 from tests.loadtest.conftest import Locust
+from tests.loadtest.stub import StubHandler, prediction, stub_server
 
-ANSWER = json.dumps({"predictions": [{"label": "7", "probability": 1.0}]}).encode()
 STALL_S, EVERY_S = 0.5, 5.0
 
 
@@ -57,7 +55,7 @@ def test_models_are_drawn_by_their_weight() -> None:
 
 
 @pytest.mark.parametrize("text", ["lenet5=", "lenet5=many", "lenet5=0", "lenet5=-1", "lenet5=inf", "", "=3", "a,,b"])
-def test_what_is_no_weight_is_named(text: str) -> None:
+def test_an_invalid_weight_is_reported(text: str) -> None:
     with pytest.raises(ScenarioError, match="--models: "):
         read_weights(text)
 
@@ -79,7 +77,7 @@ def test_tallies_of_several_processes_add_up() -> None:
     assert whole.late_ms(99) == pytest.approx(1, rel=2e-3)
 
 
-def test_a_generator_that_did_not_keep_up_is_told() -> None:
+def test_a_generator_that_did_not_keep_up_is_reported() -> None:
     tally = Tally(seconds=1)
     for late in (0.0, 0.0, 0.5):
         tally.send(late)
@@ -87,38 +85,28 @@ def test_a_generator_that_did_not_keep_up_is_told() -> None:
     assert tally.fell_behind == "1 % of requests were sent 500 ms late or more"
     slow = Tally(seconds=1)
     slow.send(0.5)
-    slow.answer(6.0, right=True)  # late, but that is not what made it slow
+    slow.answer(6.0, right=True)  # late, but slow for another reason
     assert slow.fell_behind is None
 
 
-class Stalls(BaseHTTPRequestHandler):
-    """Answers at once, but in the last half second of every five."""
+class Stalls(StubHandler):
+    """Handler that answers at once, except in the last half second of every five."""
 
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
+    def answer(self) -> bytes:
+        """Wait for the end of a stall, then answer."""
         if (left := EVERY_S - time.monotonic() % EVERY_S) < STALL_S:
             time.sleep(left)
-        self.send_response(200)
-        self.send_header("content-length", str(len(ANSWER)))
-        self.end_headers()
-        self.wfile.write(ANSWER)
-
-    def log_message(self, *_: object) -> None:
-        pass
+        return prediction("7")
 
 
 @pytest.fixture
 def stalls() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Stalls) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with stub_server(Stalls) as host:
+        yield host
 
 
 def line_of(stderr: str) -> dict[str, float]:
-    """What is told of lenet5, by name."""
+    """Return the figures of lenet5 in the log, by name."""
     (line,) = [line for line in stderr.splitlines() if "lenet5: offered" in line]
     figures = re.findall(r"(offered|achieved|p50|p90|p99|max) ([\d.]+)", line)
     return {name: float(value) for name, value in figures}
@@ -130,9 +118,9 @@ def test_a_server_that_stalls_cannot_hide_from_an_open_loop(locust: Locust, stal
         done = locust(stalls, "--scenario", scenario, "--rate", "50", "-t", "10s")
         lines[scenario] = line_of(done.stderr)
     closed, opened = lines["single_stream"], lines["server"]
-    assert closed["max"] >= 400  # it has seen the stalls, twice, among thousands
+    assert closed["max"] >= 400  # the two stalls delayed two of thousands of requests
     assert closed["p99"] < 100
-    assert opened["p99"] >= 300  # a tenth of requests was due in them
+    assert opened["p99"] >= 300  # a tenth of the requests was due during a stall
     assert opened["p50"] < 100
     assert opened["offered"] == pytest.approx(50, rel=0.25)
     assert opened["achieved"] == pytest.approx(opened["offered"], rel=0.05)

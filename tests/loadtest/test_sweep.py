@@ -1,4 +1,4 @@
-"""`sweep`, `diff`, `report` and `smoke`, of a real server."""
+"""Tests of `sweep`, `diff`, `report` and `smoke` with a real server."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -19,8 +18,10 @@ from PIL import Image
 from loadtest import rows
 from loadtest.diff import ratio_interval
 from loadtest.report import data
+from loadtest.store import write_rows
 from tests.conftest import Run
 from tests.loadtest.conftest import Locust
+from tests.loadtest.stub import Alternates, stub_server
 from tests.serving import serving
 
 QUICK = ("--seconds", "1", "--steps", "2", "--in-flight", "4", "--p99-ms", "2000")
@@ -28,7 +29,7 @@ QUICK = ("--seconds", "1", "--steps", "2", "--in-flight", "4", "--p99-ms", "2000
 
 @pytest.fixture(scope="module")
 def results(run: Run, host: str, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two rounds of lenet5."""
+    """Return the file of a sweep with two rounds of lenet5."""
     out = tmp_path_factory.mktemp("sweep") / "sweep.jsonl"
     run("loadtest", "sweep", "--host", host, "--images", images, *QUICK, "--rounds", "2", "--out", out)
     return out
@@ -69,7 +70,7 @@ def test_a_sweep_goes_on_and_measures_only_what_is_missing(
     architectures, (first, second) = rows.read(results)
     broken = second.model_copy(update={"problem": "the server went away"})
     out = tmp_path / "sweep.jsonl"
-    rows.write(out, [*architectures, first, broken])
+    write_rows(out, [*architectures, first, broken])
     run("loadtest", "sweep", "--host", host, "--images", images, *QUICK, "--rounds", "2", "--out", out)
     _, again = rows.read(out)
     assert again[0] == first
@@ -77,7 +78,7 @@ def test_a_sweep_goes_on_and_measures_only_what_is_missing(
     assert again[1].single != second.single
     other = run("loadtest", "sweep", "--host", host, "--images", images, "--out", out, check=False)
     assert other.returncode == 1
-    assert "give another --out" in other.stderr
+    assert "choose another --out" in other.stderr
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_what_was_measured_before_the_server_went_away_is_kept_and_marked(
 
 
 def kill_once_there(path: Path, pid: int) -> None:
-    """A server and its workers, when a file is written."""
+    """Kill a server and its workers once a file exists."""
     while not path.exists():
         time.sleep(0.1)
     for process in [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]:
@@ -133,7 +134,7 @@ def kill_once_there(path: Path, pid: int) -> None:
 def test_two_sweeps_are_compared_with_intervals(run: Run, results: Path, tmp_path: Path) -> None:
     architectures, engines = rows.read(results)
     slower = [row.model_copy(update={"max_rate": (row.max_rate or 0) / 8}) for row in engines]
-    rows.write(tmp_path / "b.jsonl", [*architectures, *slower])
+    write_rows(tmp_path / "b.jsonl", [*architectures, *slower])
     table = run("loadtest", "diff", results, tmp_path / "b.jsonl").stdout.splitlines()
     (line,) = [line for line in table if "highest rate" in line]
     assert "| 0.125 |" in line
@@ -164,7 +165,7 @@ def test_the_report_is_whole(run: Run, results: Path, tmp_path: Path) -> None:
         with Image.open(tmp_path / f"{name}.png") as drawn:
             assert drawn.width > 600
     assert (tmp_path / "measured.csv").read_text().count("lenet5 fp32") == 1
-    # the two kinds of accuracy, never in one drawing
+    # No drawing mixes measured and published accuracies.
     for name, spec in specs.items():
         sources = {
             row["source"] for values in spec.get("datasets", {}).values() for row in values if "source" in row
@@ -189,9 +190,9 @@ def test_the_front_is_what_nothing_beats() -> None:
 
 def test_the_line_fitted_is_the_one_that_made_the_times() -> None:
     records = [{"gmacs": x, "inference_ms": 2 + 10 * x} for x in (0.1, 0.5, 4.0)]
-    found = data.fit(records)
-    assert found
-    assert found == pytest.approx((2, 10, 1))
+    line = data.fit(records)
+    assert line
+    assert line == pytest.approx((2, 10, 1))
     assert data.fit(records[:2]) is None
 
 
@@ -210,48 +211,24 @@ def test_constraints_name_the_most_accurate_within_both() -> None:
 
 def test_smoke_runs_every_scenario_and_checks_every_answer(run: Run, host: str, images: Path) -> None:
     done = run("loadtest", "smoke", "--host", host, "--images", images)
-    told = done.stdout.splitlines()
-    assert [line.partition(":")[0] for line in told] == ["single_stream", "offline", "server", "ramp", "spike"]
-    assert all(line.endswith("0 failed, 0 other than alone") for line in told)
+    printed = done.stdout.splitlines()
+    assert [line.partition(":")[0] for line in printed] == ["single_stream", "offline", "server", "ramp", "spike"]
+    assert all(line.endswith("0 failed, 0 other than alone") for line in printed)
 
 
-class Alternates(BaseHTTPRequestHandler):
-    """Answers, each time with another class: as a server that mixes up its batches would."""
-
-    labels = itertools.cycle("01234")
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
-        answer = json.dumps({"predictions": [{"label": next(self.labels), "probability": 1.0}]}).encode()
-        self.send_response(200)
-        self.send_header("content-length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def alternates() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Alternates) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-def test_smoke_sees_answers_that_are_another_images(run: Run, alternates: str, images: Path) -> None:
-    done = run("loadtest", "smoke", "--host", alternates, "--images", images, check=False)
+def test_smoke_reports_answers_that_belong_to_another_image(run: Run, images: Path) -> None:
+    with stub_server(Alternates) as host:
+        done = run("loadtest", "smoke", "--host", host, "--images", images, check=False)
     assert done.returncode == 1
     assert "other than alone" in done.stderr
 
 
 class GoesAway(Alternates):
-    """Until it has answered thirty times."""
+    """Handler whose server ends after thirty answers."""
 
     left = itertools.count(30, -1)
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802 (http.server requires this name)
         super().do_POST()
         if next(self.left) == 0:
             self.server.shutdown()
@@ -264,4 +241,4 @@ def test_a_run_whose_server_goes_away_ends(locust: Locust) -> None:
     done = locust(f"http://127.0.0.1:{server.server_port}", "--scenario", "server", "-t", "120s")
     assert done.returncode == 1
     assert "no answer for 5 s" in done.stderr
-    assert "lenet5: offered" in done.stderr  # what was measured is told
+    assert "lenet5: offered" in done.stderr  # the results until then are logged

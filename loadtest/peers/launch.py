@@ -1,4 +1,4 @@
-"""The servers: how each is started, and what it takes of the machine."""
+"""Launcher of the servers to compare: their arguments, their start and stop, their processor time and memory."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from loadtest.traffic import LabelledImage, ScenarioError, path_of
 
 ROOT = Path(__file__).parents[2]
 READY_S, STOP_S = 180, 10
-WATCHED_S, RESTING = 0.5, 0.3  # of a core; LitServe polls its queues also when nothing is asked
-TAIL = 20  # lines of a log
+WATCHED_S = 0.5  # time over which the load of an idle server is measured
+RESTING = 0.3  # of a core, below which a server counts as idle: LitServe polls its queues also without requests
+TAIL = 20  # lines of a log that an error message shows
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A server: the arguments of Python that start it at a port, and the path that classifies a form's `image`.
+    """Server to compare: Python's arguments that start it at a port, and the path that classifies a form's `image`.
 
-    Where it has no model its answers are not `checked`.
+    `checked` is False for a server without a model, whose labels mean nothing.
     """
 
     arguments: tuple[str, ...]
@@ -45,33 +46,33 @@ PEERS = {
     "BentoML, batchable": Peer((*BENTOML, "loadtest.peers.bentoml_batchable:Batchable")),
     "empty mounted route": Peer((*BENTOML, "loadtest.peers.empty_route:Empty"), checked=False),
 }
-FRAMES = {"decoding + engine, no HTTP": "decode_engine", "engine alone, no HTTP": "engine"}  # those of frames.py
-SERVERS = (*PEERS, *FRAMES)
+UPPER_BOUNDS = {"decoding + engine, no HTTP": "decode_engine", "engine alone, no HTTP": "engine"}  # in upper_bound.py
+SERVERS = (*PEERS, *UPPER_BOUNDS)
 
 
 def environment(tag: str, precision: str) -> dict[str, str]:
-    """For a process that is to run this model in this precision, and no other."""
-    ours = {"CONVSERVE_RUNTIME": "openvino", "CONVSERVE_PRECISION": precision, "CONVSERVE_LOAD": "first_use"}
-    return os.environ | ours | {"PEER_MODEL": tag, "PEER_PRECISION": precision}
+    """Return the environment of a process that runs one model in one precision."""
+    convserve = {"CONVSERVE_RUNTIME": "openvino", "CONVSERVE_PRECISION": precision, "CONVSERVE_LOAD": "first_use"}
+    return os.environ | convserve | {"PEER_MODEL": tag, "PEER_PRECISION": precision}
 
 
 @dataclass(frozen=True)
-class Server:
-    """One that answers."""
+class PeerServer:
+    """Running server of the comparison, with all its processes."""
 
     host: str
     process: psutil.Process
 
     def tree(self) -> list[psutil.Process]:
-        """Its processes."""
+        """Return the server's process and all its descendants."""
         return [self.process, *self.process.children(recursive=True)]
 
     def cpu_s(self) -> float:
-        """Processor time that they have used, in seconds."""
+        """Return the processor time of all processes since their start, in seconds."""
         return sum(times.user + times.system for times in (process.cpu_times() for process in self.tree()))
 
     def settle(self) -> None:
-        """Wait until it rests: most servers go on with what was asked by clients that are gone."""
+        """Wait until the server is idle: most servers still work on requests whose clients are gone."""
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline:
             before = self.cpu_s()
@@ -80,23 +81,26 @@ class Server:
                 return
 
     def pss_bytes(self) -> int:
-        """Memory that they have, what they share counted once."""
+        """Return the memory of all processes in bytes; shared memory is counted once."""
         return sum(process.memory_full_info().pss for process in self.tree())
 
 
 @contextmanager
-def serving(name: str, tag: str, precision: str, image: LabelledImage) -> Iterator[Server]:
-    """Start it and wait until it classifies `image`; ScenarioError, with the end of its log, if it does not."""
+def serving(name: str, tag: str, precision: str, image: LabelledImage) -> Iterator[PeerServer]:
+    """Run a server while the context is open, which begins once the server has classified `image`.
+
+    Raises ScenarioError, with the end of the server's log, if the server does not start.
+    """
     peer = PEERS[name]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     arguments = [argument.format(port=port) for argument in peer.arguments]
     with tempfile.TemporaryFile("w+") as log:
-        started = subprocess.Popen(  # noqa: S603 (our own arguments)
+        started = subprocess.Popen(  # noqa: S603 (arguments from PEERS)
             [sys.executable, *arguments], cwd=ROOT, env=environment(tag, precision), stdout=log, stderr=log
         )
-        server = Server(f"http://127.0.0.1:{port}", psutil.Process(started.pid))
+        server = PeerServer(f"http://127.0.0.1:{port}", psutil.Process(started.pid))
         try:
             if problem := why_not_ready(started, server.host + peer.path.format(model=tag), image):
                 log.seek(0)
@@ -109,7 +113,7 @@ def serving(name: str, tag: str, precision: str, image: LabelledImage) -> Iterat
 
 
 def why_not_ready(process: subprocess.Popen[bytes], url: str, image: LabelledImage) -> str | None:
-    """Why it still does not answer well when the time is over, or nothing as soon as it does."""
+    """Wait for a good answer and return None, or return the problem that remains after READY_S seconds."""
     deadline, problem = time.monotonic() + READY_S, "no answer"
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -127,8 +131,8 @@ def why_not_ready(process: subprocess.Popen[bytes], url: str, image: LabelledIma
     return problem
 
 
-def stop(server: Server) -> None:
-    """End all its processes, also those that outlive their parent."""
+def stop(server: PeerServer) -> None:
+    """Terminate all processes of a server, also those that outlive their parent; kill them after STOP_S seconds."""
     with suppress(psutil.NoSuchProcess):
         tree = server.tree()
         for process in tree:
@@ -140,10 +144,10 @@ def stop(server: Server) -> None:
 
 
 def run_module(name: str, *arguments: str, env: Mapping[str, str] | None = None) -> str:
-    """What `python -m loadtest.peers.<name>` prints; ScenarioError with what it says if it fails."""
+    """Run `python -m loadtest.peers.NAME` and return its output. Raises ScenarioError with its errors if it fails."""
     command = [sys.executable, "-m", f"loadtest.peers.{name}", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
-        said = "\n".join(done.stderr.splitlines()[-TAIL:])
-        raise ScenarioError(said.removeprefix("error: "))
+        message = "\n".join(done.stderr.splitlines()[-TAIL:])
+        raise ScenarioError(message.removeprefix("error: "))
     return done.stdout

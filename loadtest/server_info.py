@@ -1,4 +1,4 @@
-"""What the server tells of itself and of its models, over HTTP."""
+"""Facts that a running server reports over HTTP: its models, its machine, and its use of time and memory."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ TIMEOUT_S = 60
 
 @dataclass(frozen=True)
 class Usage:
-    """What the server has used since it started: processor seconds, resident bytes, and by stage seconds and times."""
+    """Use since the server started: processor seconds, resident bytes, and for each stage (seconds, count)."""
 
     cpu_s: float
     resident_bytes: float
     stages: dict[str, tuple[float, float]]
 
     def stages_ms(self, before: Usage) -> dict[str, float]:
-        """Mean milliseconds by stage since then."""
+        """Return the mean milliseconds of each stage since `before`."""
         means = {}
-        for stage, (seconds, times) in self.stages.items():
-            seconds_before, times_before = before.stages.get(stage, (0.0, 0.0))
-            if times > times_before:
-                means[stage] = (seconds - seconds_before) / (times - times_before) * 1000
+        for stage, (seconds, count) in self.stages.items():
+            seconds_before, count_before = before.stages.get(stage, (0.0, 0.0))
+            if count > count_before:
+                means[stage] = (seconds - seconds_before) / (count - count_before) * 1000
         return means
 
 
 def get(host: str, path: str) -> Any:
-    """JSON; ScenarioError if the server does not give it."""
+    """Return the JSON of a route. Raises ScenarioError if the server does not answer."""
     try:
         answer = requests.get(f"{host}{path}", timeout=TIMEOUT_S)
         answer.raise_for_status()
@@ -45,7 +45,7 @@ def get(host: str, path: str) -> Any:
 
 
 def samples(host: str) -> list[tuple[str, dict[str, str], float]]:
-    """Of /metrics: name, labels, value."""
+    """Return the samples of /metrics as (name, labels, value)."""
     try:
         text = requests.get(f"{host}/metrics", timeout=TIMEOUT_S).text
     except requests.RequestException as error:
@@ -55,29 +55,29 @@ def samples(host: str) -> list[tuple[str, dict[str, str], float]]:
 
 
 def usage(host: str, tag: str) -> Usage:
-    """Now; stages are those of one model."""
-    found: dict[str, float] = {}
+    """Return the use until now, with the stages of one model. Raises ScenarioError without process metrics."""
+    process: dict[str, float] = {}
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
     for name, labels, value in samples(host):
         if not labels:
-            found[name] = value
+            process[name] = value
         elif labels.get("model") == tag and name == "convserve_stage_seconds_sum":
             sums[labels["stage"]] = value
         elif labels.get("model") == tag and name == "convserve_stage_seconds_count":
             counts[labels["stage"]] = value
     stages = {stage: (seconds, counts[stage]) for stage, seconds in sums.items()}
     try:
-        return Usage(found["process_cpu_seconds_total"], found["process_resident_memory_bytes"], stages)
+        return Usage(process["process_cpu_seconds_total"], process["process_resident_memory_bytes"], stages)
     except KeyError as error:
-        raise ScenarioError(f"{host}/metrics does not tell {error}") from error
+        raise ScenarioError(f"{host}/metrics does not report {error}") from error
 
 
 def machine(host: str) -> dict[str, str]:
-    """The server's processor and versions."""
+    """Return the processor and the versions of the server."""
     return next((labels for name, labels, _ in samples(host) if name == "convserve_info"), {})
 
 
 def client() -> dict[str, str]:
-    """The same of the load generator."""
+    """Return the versions and the number of cores of the load generator."""
     return {"locust": version("locust"), "python": platform.python_version(), "cores": str(os.cpu_count())}
