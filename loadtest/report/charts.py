@@ -18,22 +18,22 @@ SHAPES = ("circle", "square", "triangle-up")
 PRECISIONS = {"fp32": "#0072B2", "bf16": "#009E73", "fp16": "#CC79A7", "int8": "#D55E00"}
 WIDTH, HEIGHT = 660, 420
 MAX_AREA = 1600
-NAMED = 24  # models at most whose names are drawn; more names would hide each other
+NAMED = 24  # models at most in a drawing with names; more names would hide each other
 CHOSEN = "family == 'all' || datum.family == family"
 
 NAMES = {
     "top1": "top-1 accuracy, %",
-    "gmacs": "multiply-accumulates an image, 10⁹",
+    "gmacs": "multiply-accumulates per image, 10⁹",
     "mparams": "parameters, 10⁶",
     "mactivations": "activations, 10⁶",
     "p50_ms": "p50, ms",
     "p99_ms": "p99, ms",
     "images_per_s": "images/s",
-    "cpu_ms": "server's processor time an image, ms",
+    "cpu_ms": "server's processor time per image, ms",
     "max_rate": "highest rate, requests/s",
     "inference_ms": "inference, ms",
     "param_mb": "parameters, MB",
-    "engine_mb": "memory that the engine adds, MB",
+    "engine_mb": "memory of the engine, MB",
     "top1_per_mparams": "top-1 % per 10⁶ parameters",
     "top1_per_gmac": "top-1 % per 10⁹ multiply-accumulates",
 }
@@ -160,7 +160,7 @@ def roofline(records: Records) -> Any:
     least = min([record["intensity"] for record in records] + [0.1])
     most = max([record["intensity"] for record in records] + [10])
     roof = [{"intensity": x, "of_compute": min(1.0, x)} for x in (least, 1.0, most)]
-    x = alt.X("intensity:Q", title="multiply-accumulates a byte, over those at the ridge", scale=alt.Scale(type="log"))
+    x = alt.X("intensity:Q", title="multiply-accumulates per byte, relative to the ridge", scale=alt.Scale(type="log"))
     y = alt.Y("of_compute:Q", title="share of the arithmetic peak", scale=alt.Scale(type="log"))
     line = chart_of(roof).mark_line(color="#333").encode(x=x, y=y)
     points = chart_of(records).transform_filter(CHOSEN).mark_point(filled=True, size=60)
@@ -195,7 +195,7 @@ def by_stage(records: Records) -> Any:
 
 def at_rates(records: Records, families: Sequence[str]) -> Any:
     """Draw the p99 at shares of the highest rate within the bound."""
-    x = alt.X("rate:Q", title="requests/s that come", scale=alt.Scale(type="log", nice=False, padding=12))
+    x = alt.X("rate:Q", title="requests/s offered", scale=alt.Scale(type="log", nice=False, padding=12))
     return lines(records, families, x, "p99_ms")
 
 

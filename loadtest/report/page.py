@@ -128,13 +128,13 @@ def about(engines: Sequence[EngineRow]) -> list[str]:
     behind = sum(point.fell_behind is not None for row in engines for point in (*row.search, *row.at_percent.values()))
     return [
         f"Server: {last.server.get('processor', 'unknown')}; {versions}. {min(row.date for row in engines)} to"
-        f" {max(row.date for row in engines)}. {1 + max(row.round for row in engines)} round(s) of"
-        f" {load.seconds:g} s a run after a warm-up of 2 s; medians of rounds.",
+        f" {max(row.date for row in engines)}. {1 + max(row.round for row in engines)} round(s),"
+        f" {load.seconds:g} s per run after a warm-up of 2 s; figures are medians over the rounds.",
         f"One connection: one request after another. Offline: always {load.in_flight} requests in flight. Highest rate:"
-        f" the most requests a second, coming by a Poisson process, whose p99 since each was due stays within"
-        f" {load.p99_ms:g} ms, by {load.steps} halvings below the offline rate."
-        f" All over HTTP, the load generator on the client's {last.client['cores']} cores. In {behind} open loops the"
-        f" generator fell behind.",
+        f" the most requests per second, arriving by a Poisson process, whose p99 since the due time stays within"
+        f" {load.p99_ms:g} ms, searched in {load.steps} halvings below the offline rate."
+        f" All requests are sent over HTTP by a load generator on {last.client['cores']} cores,"
+        f" which fell behind in {behind} open loops.",
     ]
 
 
@@ -147,7 +147,9 @@ def published_section(architectures: Sequence[ServedArchitecture], families: Seq
         f" No figure of this section was measured here. The times above belong to other weights and inputs,"
         f" and are not in these drawings."
     )
-    figures = [Figure("ilsvrc", "ILSVRC's winners", "Top-5 error on the test set; ensembles.", charts.history())]
+    figures = [
+        Figure("ilsvrc", "ILSVRC's winners", "Top-5 error on the test set; entries are ensembles.", charts.history())
+    ]
     if records:
         figures += [
             ball(
@@ -167,7 +169,7 @@ def published_section(architectures: Sequence[ServedArchitecture], families: Seq
                 )
                 for name, caption in (
                     ("top1_per_mparams", "Canziani et al., Fig. 10; Bianco et al., Fig. 2a."),
-                    ("top1_per_gmac", "The same by computation."),
+                    ("top1_per_gmac", "Top-1 per multiply-accumulate."),
                 )
             ),
             ball(
@@ -240,13 +242,13 @@ def time_section(measurements: Sequence[Measured], records: Records, families: S
             caption = (
                 f"Time of one inference within a request, in {precision}, against multiply-accumulates: the"
                 f" least-squares line is {line.fixed_ms:.2f} ms + {line.ms_per_gmac:.1f} ms for 10⁹ of them"
-                f" (R² {line.r_squared:.2f}), that is {1000 / line.ms_per_gmac:.0f}·10⁹ a second. Canziani et al.,"
+                f" (R² {line.r_squared:.2f}), or {1000 / line.ms_per_gmac:.0f}·10⁹ per second. Canziani et al.,"
                 f" Fig. 7."
             )
             chart = charts.predicted(of_one, families, line)
             figures.append(Figure(f"predicted_{precision}", f"Predicted and measured, {precision}", caption, chart))
     if parts:
-        caption = "Means of the server's stages; the rest is the p50 of one connection less these."
+        caption = 'Means of the server\'s stages; "HTTP and client" is the rest of the p50 of one connection.'
         figures.append(Figure("stages", "Where a request's time goes", caption, charts.by_stage(parts)))
     if rates:
         caption = "At 10, 50 and 80 % of the highest rate whose p99 was within the bound."
@@ -256,24 +258,27 @@ def time_section(measurements: Sequence[Measured], records: Records, families: S
         figures += [
             Figure(
                 "batch_latency",
-                "A batch's latency",
+                "Latency by batch size",
                 f"{alone} Canziani et al., Fig. 3; Bianco et al., Table 1.",
                 charts.by_batch(speeds, families, "p50_ms"),
             ),
             Figure(
-                "batch_throughput", "Images a second by batch", alone, charts.by_batch(speeds, families, "images_per_s")
+                "batch_throughput",
+                "Images per second by batch",
+                alone,
+                charts.by_batch(speeds, families, "images_per_s"),
             ),
-            Figure("precision", "Images a second by precision", f"{alone} Batch 8.", charts.by_precision(speeds, 8)),
+            Figure("precision", "Images per second by precision", f"{alone} Batch 8.", charts.by_precision(speeds, 8)),
         ]
     if any(speed["intensity"] for speed in speeds):
         caption = (
-            "Each engine's share of its precision's arithmetic peak on this machine, against its multiply-accumulates a"
-            " byte moved over those of the ridge (left of 1 memory is the roof, right of it arithmetic)."
+            "Each engine's share of its precision's arithmetic peak on this machine, against its multiply-accumulates per"
+            " byte moved, relative to the ridge: memory is the limit left of 1, arithmetic right of 1."
         )
         figures.append(Figure("roofline", "Roofline", caption, charts.roofline(speeds)))
     if any(record["engine_mb"] for record in records):
         caption = (
-            "What the engine and its largest timed batch add to a process. Canziani et al., Fig. 6; Bianco et al.,"
+            "Memory that the engine and its largest timed batch add to a process. Canziani et al., Fig. 6; Bianco et al.,"
             " Fig. 4."
         )
         figures.append(Figure("memory", "Memory", caption, charts.memory(records)))
@@ -299,7 +304,7 @@ def constraint_table(records: Records) -> Table:
     )
     if not cells:
         caption += " Needs `python -m engines bench`, which measures memory."
-    return Table("Which model under which constraints", caption, head, lines)
+    return Table("Best model under constraints of latency and memory", caption, head, lines)
 
 
 def full_table(records: Records) -> Table:
