@@ -272,14 +272,14 @@ def time_section(measurements: Sequence[Measured], records: Records, families: S
         ]
     if any(speed["intensity"] for speed in speeds):
         caption = (
-            "Each engine's share of its precision's arithmetic peak on this machine, against its multiply-accumulates per"
-            " byte moved, relative to the ridge: memory is the limit left of 1, arithmetic right of 1."
+            "Each engine's share of its precision's arithmetic peak on this machine, against its multiply-accumulates"
+            " per byte moved, relative to the ridge: memory is the limit left of 1, arithmetic right of 1."
         )
         figures.append(Figure("roofline", "Roofline", caption, charts.roofline(speeds)))
     if any(record["engine_mb"] for record in records):
         caption = (
-            "Memory that the engine and its largest timed batch add to a process. Canziani et al., Fig. 6; Bianco et al.,"
-            " Fig. 4."
+            "Memory that the engine and its largest timed batch add to a process. Canziani et al., Fig. 6; Bianco et"
+            " al., Fig. 4."
         )
         figures.append(Figure("memory", "Memory", caption, charts.memory(records)))
     return Section("Time and memory", "Power is not measured: that needs a meter.", figures)
