@@ -71,7 +71,7 @@ def lenet5_everywhere(run: Run, lenet5_checkpoint: Path, tmp_path_factory: pytes
     home = tmp_path_factory.mktemp("bentoml")
     run("training", "publish", lenet5_checkpoint, BENTOML_HOME=str(home))
     published = run("training", "publish", lenet5_checkpoint, "--precisions", "fp16,int8", BENTOML_HOME=str(home))
-    assert "quantising it" in published.stdout
+    assert "quantising to INT8" in published.stdout
     (folder,) = (path.parent for path in home.glob("models/*/*/manifest.json"))
     return PublishedModel(folder, manifest.load(folder))
 

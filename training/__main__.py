@@ -16,7 +16,7 @@ from training.errors import TrainingError
 
 if TYPE_CHECKING:
     from training.data import DataSet
-    from training.recipe import Recipe
+    from training.recipes import Recipe
 
 RECIPES = ("quick", "paper", "modern")
 
@@ -107,8 +107,7 @@ def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list
 
 def resolved(name: str, data: DataSet, options: argparse.Namespace) -> Recipe:
     """The recipe's values for this architecture and these data, with what the command line sets."""
-    from training.papers import recipe_of
-    from training.recipe import as_json, override, shortened
+    from training.recipes import as_json, override, recipe_of, shortened
 
     recipe = recipe_of(ZOO[name], data, options.recipe or ("quick" if data.name == "mnist5k" else "paper"))
     if options.epochs:

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from engines.published.preprocess import to_mode
-from training.recipe import Input, Recipe
+from training.input import Input
+from training.recipes import Recipe
 
 # of ImageNet's pixels, 0 to 1: eigenvalues and eigenvectors (fb.resnet.torch)
 PCA_VALUES = torch.tensor((0.2175, 0.0188, 0.0045))

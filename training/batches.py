@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from training.augment import Moves, of_pictures
 from training.data import Images
-from training.recipe import Input, Recipe
+from training.input import Input
+from training.recipes import Recipe
 
 MEMORY = 2 * 2**30  # bytes of pixels that are kept
 PREFETCHED = 2  # batches by each worker

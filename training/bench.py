@@ -20,9 +20,9 @@ from tqdm import tqdm
 from models.zoo import ZOO
 from training.data import DataSet, Images, load
 from training.errors import TrainingError
-from training.papers import recipe_of
+from training.input import Input, input_of
 from training.processes import Processes
-from training.recipe import Input, Recipe, input_of, override
+from training.recipes import Recipe, override, recipe_of
 from training.train import Trainer, make_net
 
 LOOPS = ("reference fp32", "ours fp32", "ours bf16")

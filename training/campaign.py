@@ -12,7 +12,7 @@ from training import results
 from training.data import DataSet
 from training.errors import TrainingError
 from training.processes import Processes
-from training.recipe import Recipe
+from training.recipes import Recipe
 from training.train import say, train
 
 

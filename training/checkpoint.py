@@ -20,8 +20,11 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from engines.published.manifest import Sha256, sha256
+from engines.runtimes.torch import FromPixels, Normalise
+from models.zoo import ZOO
 from training.errors import CheckpointError
-from training.recipe import Input, Recipe
+from training.input import Input
+from training.recipes import Recipe
 
 FILE = "checkpoint.json"
 SCALER = "scaler"
@@ -161,6 +164,15 @@ def restore(folder: Path, checkpoint: Checkpoint, net: nn.Module) -> None:
         net.load_state_dict(load_file(folder / checkpoint.weights.file))
     except RuntimeError as error:
         raise CheckpointError(f"{folder} does not fit {checkpoint.architecture}: {error}") from error
+
+
+def network(folder: Path, checkpoint: Checkpoint) -> FromPixels:
+    """Return the checkpoint's network, from pixels to logits. Raises CheckpointError for an unknown architecture."""
+    if checkpoint.architecture not in ZOO:
+        raise CheckpointError(f"{folder}: there is no architecture {checkpoint.architecture}")
+    net = ZOO[checkpoint.architecture].build(len(checkpoint.labels))
+    restore(folder, checkpoint, net)
+    return FromPixels(net, Normalise(checkpoint.input.mean, checkpoint.input.std)).eval()
 
 
 def restore_optimizer(folder: Path, checkpoint: Checkpoint, optimizer: Optimizer, scaler: GradScaler) -> None:

@@ -17,7 +17,7 @@ from models.stochastic_depth import StochasticBlock, StochasticDepthResNet
 from models.zoo import ZOO
 from training.campaign import Run
 from training.plot import comparison
-from training.recipe import Recipe
+from training.recipes import Recipe
 from training.results import Result
 
 SEEDS = (0, 1, 2)

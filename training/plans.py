@@ -22,10 +22,10 @@ from engines.runtimes.tensorrt.library import PRECISIONS, library
 from engines.runtimes.torch import FromPixels, Normalise
 from models.card import Architecture
 from models.zoo import ZOO
+from training.data import sample_pixels
 from training.errors import TrainingError
 from training.export import export
 from training.precisions import export_half
-from training.publish import sample_pixels
 from training.quantize import quantize
 
 CALIBRATION_IMAGES = 8

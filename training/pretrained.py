@@ -22,8 +22,8 @@ from training import checkpoint
 from training.checkpoint import Checkpoint, Imported
 from training.data import DataSet
 from training.errors import CheckpointError
-from training.papers import PAPERS
-from training.recipe import Input, input_of
+from training.input import Input, input_of
+from training.recipes import paper
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -148,7 +148,7 @@ def import_weights(name: str, file: Path | None, data: DataSet | None, out: Path
     if (out / checkpoint.FILE).exists():
         raise CheckpointError(f"{out} holds a checkpoint: --out names another folder")
     if file and data:
-        entry, labels, name_of_data, spec = input_of(card, PAPERS[name], data), data.labels, data.name, data.spec
+        entry, labels, name_of_data, spec = input_of(card, paper(card, data), data), data.labels, data.name, data.spec
         imported = of_file(file)
     else:
         offer = published(card)

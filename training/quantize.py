@@ -16,7 +16,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from engines.published.graph import LAYERS
 from engines.published.manifest import Calibration
 
-BATCH = 8  # images whose activations, of every layer, are in memory at a time
+CALIBRATION_BATCH = 8  # images whose activations, of every layer, are in memory at a time
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
     "percentile": CalibrationMethod.Percentile,
@@ -30,7 +30,7 @@ class Pixels(CalibrationDataReader):  # type: ignore[misc]
     """
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
-        count = -(-len(pixels) // BATCH)
+        count = -(-len(pixels) // CALIBRATION_BATCH)
         self._batches = [pixels[start::count] for start in range(count)]
         self.set_range(0, count)
 

@@ -13,7 +13,6 @@ from engines.runtimes.torch import TorchEngine
 from training import checkpoint, data, plot
 from training.errors import TrainingError
 from training.evaluate import evaluate, held_out_logits
-from training.publish import restored
 
 
 def report(model: str, spec: str | None, precision: str, picture: Path) -> str:
@@ -70,5 +69,5 @@ def opened(model: str, precision: str) -> Opened:
             f"{model} is neither a checkpoint's folder nor a tag; tags: {', '.join(published) or 'none'}"
         )
     saved = checkpoint.load(folder)
-    engine = TorchEngine(restored(folder, saved))
+    engine = TorchEngine(checkpoint.network(folder, saved))
     return Opened(engine, saved.input.preprocess, saved.labels, saved.data, saved.split if saved.recipe else None)

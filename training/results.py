@@ -14,7 +14,7 @@ from models.card import Architecture
 from models.complexity import complexity
 from models.zoo import ZOO
 from training.checkpoint import Checkpoint
-from training.recipe import Recipe
+from training.recipes import Recipe
 
 
 class Result(BaseModel):

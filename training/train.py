@@ -25,9 +25,10 @@ from training.batches import Batch, Source, TrainingBatches, held_out_batches
 from training.checkpoint import Checkpoint, Epoch
 from training.data import DataSet
 from training.errors import CheckpointError, DivergedError, RecipeError
+from training.input import Input, input_of
 from training.plot import curves
 from training.processes import Processes
-from training.recipe import Input, Recipe, input_of, shortened
+from training.recipes import Recipe, shortened
 
 LOG = "log.jsonl"
 CURVES = "curves.png"

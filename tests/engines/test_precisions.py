@@ -24,7 +24,7 @@ from engines.runtimes.engine import EngineError
 from engines.runtimes.registry import graph_of
 from tests.conftest import Run
 from tests.processor import INT8_OVERFLOWS
-from training.quantize import BATCH, METHODS, quantize
+from training.quantize import CALIBRATION_BATCH, METHODS, quantize
 
 
 def test_int8_is_explicit_symmetric_and_by_channel(lenet5_everywhere: PublishedModel) -> None:
@@ -53,7 +53,9 @@ def test_int8_is_explicit_symmetric_and_by_channel(lenet5_everywhere: PublishedM
 def test_ranges_are_of_all_batches_though_one_at_a_time_is_in_memory(
     lenet5: PublishedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    dark = np.random.default_rng(0).integers(0, 128, (3 * BATCH, *lenet5.manifest.preprocess.shape), dtype=np.uint8)
+    dark = np.random.default_rng(0).integers(
+        0, 128, (3 * CALIBRATION_BATCH, *lenet5.manifest.preprocess.shape), dtype=np.uint8
+    )
     bright = dark.copy()
     bright[1::3] *= 2  # a whole batch, the second
     held = []

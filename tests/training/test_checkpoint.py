@@ -17,8 +17,8 @@ from pathlib import Path
 from torch import nn, optim
 from torch.amp import GradScaler
 from training import checkpoint
-from training.papers import PAPERS
-from training.recipe import Input
+from training.recipes import PAPERS
+from training.input import Input
 from engines.published.preprocess import Preprocess
 
 folder, left = Path(sys.argv[1]), int(sys.argv[2])

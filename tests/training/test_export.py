@@ -28,9 +28,10 @@ from tests.processor import INT8_OVERFLOWS
 from training import precisions
 from training.data import DataSet
 from training.export import export
+from training.input import Input, input_of
 from training.precisions import ways
 from training.quantize import METHODS, quantize
-from training.recipe import Input, input_of, quick
+from training.recipes import quick
 
 TOLERANCE = 1e-4  # of the largest logit, both float32
 SE_RESNEXT = partial(ResNet, block=partial(se_bottleneck, groups=32, width=4), depths=(1, 1), stem=caffe_stem)

@@ -25,9 +25,9 @@ from training.augment import translate
 from training.campaign import Run, campaign
 from training.data import Arrays, DataSet, Images, load
 from training.errors import CheckpointError, DivergedError, TrainingError
-from training.papers import PAPERS, recipe_of
+from training.input import input_of
 from training.processes import Processes
-from training.recipe import Recipe, input_of, modern, quick, shortened
+from training.recipes import PAPERS, Recipe, modern, paper, quick, recipe_of, shortened
 from training.results import read
 from training.train import CURVES, LOG, Trainer, learning_rate, make_net, map_loss, train
 
@@ -177,14 +177,14 @@ def test_the_rate_warms_up_to_its_peak_and_ends_at_zero(digits: DataSet) -> None
 
 
 def test_the_rate_falls_as_the_papers_say() -> None:
-    cifar = PAPERS["resnet20_cifar"]  # 64,000 steps, falls at 32,000 and 48,000
+    cifar = PAPERS["resnet_cifar"]  # 64,000 steps, falls at 32,000 and 48,000
     assert [learning_rate(cifar, share * cifar.epochs) for share in (0.5, 0.51, 0.76)] == pytest.approx(
         [0.1, 0.01, 0.001]
     )
     inception = PAPERS["inception_v3"]
     assert learning_rate(inception, 2) == pytest.approx(0.045 * 0.94)
     rising, flat = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.6, 0.5, 0.6, 0.4, 0.5]
-    vgg = PAPERS["vgg16"]
+    vgg = PAPERS["vgg"]
     assert learning_rate(vgg, 6, rising) == pytest.approx(0.01)
     assert learning_rate(vgg, 11, rising + flat) == pytest.approx(0.001)
     assert learning_rate(vgg, 16, rising + flat + flat) == pytest.approx(0.0001)
@@ -209,12 +209,12 @@ def test_the_rate_falls_as_the_papers_say() -> None:
     ],
 )
 def test_the_papers_numbers(name: str, values: tuple[object, ...]) -> None:
-    recipe = PAPERS[name]
+    recipe = PAPERS[ZOO[name].recipe]
     assert (recipe.optimizer, recipe.lr, recipe.batch, recipe.weight_decay, recipe.epochs) == values
 
 
 def test_a_shorter_training_draws_its_schedule_together() -> None:
-    short = shortened(PAPERS["resnet18"], 12)
+    short = shortened(PAPERS["resnet"], 12)
     assert (short.epochs, short.patience) == (12, 1)
     modern_short = shortened(modern(ZOO["resnet18"], load("mnist5k")), 10)
     assert modern_short.warmup_epochs == pytest.approx(0.5)
@@ -257,8 +257,8 @@ def test_auxiliary_heads_train_by_their_weight(digits: DataSet) -> None:
 
 
 def test_survival_is_the_recipes() -> None:
-    assert PAPERS["resnet110_sd"].survival == 0.5
-    net = make_net(ZOO["resnet110_sd"], 10, replace(PAPERS["resnet110_sd"], survival=0.2))
+    assert PAPERS["stochastic_depth"].survival == 0.5
+    net = make_net(ZOO["resnet110_sd"], 10, replace(PAPERS["stochastic_depth"], survival=0.2))
     assert [module.survival for module in net.modules() if isinstance(module, StochasticBlock)][-1] == pytest.approx(
         0.2
     )
@@ -326,7 +326,7 @@ def check_resumed(data: DataSet, recipe: Recipe, tmp_path: Path) -> None:
 
 def test_momentum_of_blocks_that_were_dropped_at_first(digits: DataSet) -> None:
     data = few(digits, 40)
-    tried = trainer("resnet110_sd", replace(PAPERS["resnet110_sd"], batch=4), data)
+    tried = trainer("resnet110_sd", replace(PAPERS["stochastic_depth"], batch=4), data)
     before = {name: parameter.clone() for name, parameter in tried.net.named_parameters()}
     for batch in tried.batches.epoch(1):
         tried.step(batch)
@@ -399,8 +399,8 @@ def test_two_processes_drop_blocks_each_its_own_and_go_on(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_every_paper_has_a_recipe_that_says_its_source(name: str) -> None:
-    recipe = PAPERS[name]
+def test_every_paper_has_a_recipe_that_says_its_source(name: str, digits: DataSet) -> None:
+    recipe = paper(ZOO[name], digits)
     assert recipe.source
     assert (recipe.area is None) or (recipe.shorter_edge is None)
     modules = dict(make_meta(name).named_modules())

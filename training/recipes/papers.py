@@ -1,13 +1,13 @@
-"""How each paper trained its networks, as far as one process can repeat it; `source` says what is left out."""
+"""Recipes of the papers, as far as one process can repeat them; `source` says what is left out.
+
+An architecture's card names its recipe here (`Architecture.recipe`).
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
-from models.card import Architecture
-from training.data import DataSet
-from training.recipe import Recipe, is_writing, modern, quick
+from training.recipes.recipe import Recipe
 
 LENET5 = Recipe(
     source="LeNet-5's paper, sections II and III: 20 passes, images one by one, rates 5e-4 to 1e-5. Left out: the "
@@ -234,16 +234,6 @@ RESNEXT_CIFAR = replace(
     weight_decay=5e-4,
     batch=128,
 )
-VGG_NAMES = ("vgg11", "vgg13", "vgg16", "vgg19")
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-SENETS = ("se_resnet50", "se_resnet101", "se_resnet152", "se_resnext50_32x4d", "se_resnext101_32x4d", "se_inception")
-CIFAR_DENSENETS = (
-    "densenet_40_12",
-    "densenet_100_24",
-    "densenet_bc_100_12",
-    "densenet_bc_190_40",
-    "densenet_bc_250_24",
-)
 
 PAPERS: dict[str, Recipe] = {
     "lenet5": LENET5,
@@ -253,42 +243,28 @@ PAPERS: dict[str, Recipe] = {
     "alexnet": ALEXNET,
     "alexnet_owt": replace(TORCHVISION, lr=0.01),
     "zfnet": ZFNET,
-    "zfnet_wide": ZFNET,
-    **dict.fromkeys(VGG_NAMES, VGG),
-    **{f"{name}_bn": TORCHVISION for name in VGG_NAMES},
-    "nin_cifar10": NIN_CIFAR,
+    "vgg": VGG,
+    "torchvision": TORCHVISION,
+    "nin_cifar": NIN_CIFAR,
     "nin_imagenet": NIN_IMAGENET,
     "googlenet": GOOGLENET,
     "googlenet_bn_tv": replace(INCEPTION_V2, source="none: its weights came from TF-Slim; BN-Inception's"),
     "inception_v2": INCEPTION_V2,
     "inception_v3": replace(INCEPTION_V3, dropout=0.2),  # TF-Slim's
-    **dict.fromkeys(("inception_v4", "inception_resnet_v1", "inception_resnet_v2"), INCEPTION_V4),
-    **dict.fromkeys(RESNETS, RESNET),
-    **{f"resnet{depth}_cifar": RESNET_CIFAR for depth in (20, 32, 44, 56)},
-    **{f"resnet{depth}_cifar": WARMED_UP for depth in (110, 164, 1202)},
-    **{f"preact_resnet{depth}": WARMED_UP for depth in (110, 164, 1001)},
+    "inception_v4": INCEPTION_V4,
+    "resnet": RESNET,
+    "resnet_cifar": RESNET_CIFAR,
+    "warmed_up": WARMED_UP,
     "preact_resnet200": replace(FACEBOOK, source="the pre-activation paper, section 5: fb.resnet.torch's"),
-    **dict.fromkeys(SENETS, SENET),
+    "senet": SENET,
     "senet154": replace(SENET, label_smoothing=0.1, dropout=0.2),
-    "resnet110_sd": STOCHASTIC_DEPTH,
+    "stochastic_depth": STOCHASTIC_DEPTH,
     "wrn_16_8": replace(WIDE_RESNET, dropout=0.0),
     "wrn_28_10": replace(WIDE_RESNET, dropout=0.3),  # Table 6
-    "wide_resnet50_2": FACEBOOK,
-    "wide_resnet101_2": FACEBOOK,
-    **{f"densenet{depth}": FACEBOOK for depth in (121, 161, 169, 201, 264)},
-    **dict.fromkeys(CIFAR_DENSENETS, DENSENET_CIFAR),
-    **{
-        name: replace(
-            FACEBOOK, source="ResNeXt's paper, section 4, and its code: 100 epochs", drops=(0.3, 0.6, 0.9), epochs=100
-        )
-        for name in ("resnext50_32x4d", "resnext101_32x4d", "resnext101_64x4d", "resnext101_32x8d")
-    },
-    "resnext29_8x64d": RESNEXT_CIFAR,
-    "resnext29_16x64d": RESNEXT_CIFAR,
+    "facebook": FACEBOOK,
+    "densenet_cifar": DENSENET_CIFAR,
+    "resnext": replace(
+        FACEBOOK, source="ResNeXt's paper, section 4, and its code: 100 epochs", drops=(0.3, 0.6, 0.9), epochs=100
+    ),
+    "resnext_cifar": RESNEXT_CIFAR,
 }
-
-
-def recipe_of(card: Architecture, data: DataSet, kind: Literal["paper", "quick", "modern"]) -> Recipe:
-    """The recipe of that kind for an architecture; where the data are writing, nothing is mirrored."""
-    recipe = PAPERS[card.name] if kind == "paper" else {"quick": quick, "modern": modern}[kind](card, data)
-    return replace(recipe, flip=recipe.flip and not is_writing(data))

@@ -1,0 +1,57 @@
+"""Data sets: pictures to train on and pictures held out, with their labels."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from training.data.dataset import DataSet
+from training.data.folder import folder
+from training.data.images import Arrays, Files, Images, sample_pixels
+from training.data.mnist5k import mnist5k
+from training.data.torchvision import IN_MEMORY, imagenet
+from training.errors import DataError
+
+__all__ = ["Arrays", "DataSet", "Files", "Images", "download", "load", "sample_pixels", "write_images"]
+
+NAMES = ("mnist5k", "imagenet", "folder", *IN_MEMORY)
+
+
+def load(spec: str) -> DataSet:
+    """Load the data set NAME or NAME:PATH. Raises DataError, which says how to get it, if it is missing or broken."""
+    name, _, path = spec.partition(":")
+    root = Path(path or Path("data") / name)
+    if name == "mnist5k":
+        return mnist5k()
+    if name == "imagenet":
+        return imagenet(root)
+    if name in IN_MEMORY:
+        return IN_MEMORY[name].load(root, spec)
+    if name != "folder":
+        raise DataError(f"no data set {name!r}; there are {', '.join(NAMES)}")
+    if not path:
+        raise DataError("folder needs a path: --data folder:PATH")
+    return folder(root, reserved=set(NAMES) - {"folder"})
+
+
+def download(spec: str) -> None:
+    """Download a data set NAME or NAME:PATH into data/NAME or PATH. Raises DataError if torchvision cannot fetch it."""
+    name, _, path = spec.partition(":")
+    if name not in IN_MEMORY:
+        raise DataError(f"{name!r} cannot be downloaded; there are {', '.join(IN_MEMORY)}")
+    try:
+        IN_MEMORY[name].download(Path(path or Path("data") / name))
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{name} could not be downloaded: {error}") from error
+
+
+def write_images(data: DataSet, out: Path) -> None:
+    """Write the held-out pictures as `<out>/<label>/<number>.png`; the folder appears complete or not at all."""
+    temporary = out.with_name(f"{out.name}.new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    for number, target in enumerate(data.held_out.targets):
+        path = temporary / data.labels[target].replace("/", "-") / f"{number:05}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture = data.held_out.pictures[number]
+        (picture.convert("RGB") if picture.mode == "CMYK" else picture).save(path)
+    temporary.rename(out)

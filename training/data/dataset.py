@@ -1,0 +1,34 @@
+"""Data set: images to train on, images held out, and their labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from training.data.images import Images
+from training.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """Data set with a fixed split; held-out images are never trained on.
+
+    `spec` is the argument of `load`; `split` describes how the held-out images were chosen. `edge` is the edge of every
+    picture in pixels, or None where sizes differ. `mean` and `std` (0 to 1), one value per channel, describe the
+    training pictures (for mnist5k all of MNIST's). `fill` (0 to 255) is the grey level of padding.
+    """
+
+    name: str
+    spec: str
+    split: str
+    labels: tuple[str, ...]
+    edge: int | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fill: int
+    train: Images
+    held_out: Images
+
+    def check_split(self, split: str) -> None:
+        """Raise DataError if `split`, which a network was trained on, differs: it may have seen held-out images."""
+        if self.split != split:
+            raise DataError(f"{self.spec} has changed: trained with {split!r}, it is {self.split!r} now")

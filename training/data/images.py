@@ -1,0 +1,77 @@
+"""Pictures with their classes, in memory or on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from sklearn.datasets import load_sample_images
+
+from engines.published.preprocess import Preprocess
+
+Sample = tuple[str, int]  # path, class index
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Pictures in memory: uint8, (N, height, width) in grey or (N, height, width, 3) in colour."""
+
+    array: NDArray[np.uint8]
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return Image.fromarray(self.array[index])
+
+
+@dataclass(frozen=True)
+class Files:
+    """Pictures on disk, decoded on access and rotated according to their EXIF orientation, as the server does."""
+
+    paths: tuple[Path, ...]
+
+    def __getitem__(self, index: int) -> Image.Image:
+        with Image.open(self.paths[index]) as picture:
+            return ImageOps.exif_transpose(picture)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Pictures and their class indices, (N,)."""
+
+    pictures: Arrays | Files
+    targets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def pixels(self, preprocess: Preprocess, indices: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+        """Return a network's input for the pictures at `indices`, or for all: (N, height, width, channels)."""
+        selected = range(len(self)) if indices is None else indices.tolist()
+        with ThreadPoolExecutor() as pool:
+            return np.stack(list(pool.map(lambda index: preprocess(self.pictures[index]), selected)))
+
+    def evenly(self, count: int) -> NDArray[np.int64]:
+        """Return at most `count` indices, evenly spaced from the first picture to the last."""
+        return np.linspace(0, len(self) - 1, min(count, len(self)), dtype=np.int64)
+
+
+def from_files(samples: Sequence[Sample]) -> Images:
+    """Return the images of (path, class index) pairs; each file is opened on access."""
+    targets = np.array([target for _, target in samples], dtype=np.int64)
+    return Images(pictures=Files(tuple(Path(path) for path, _ in samples)), targets=targets)
+
+
+def sample_pixels(preprocess: Preprocess) -> NDArray[np.uint8]:
+    """Return sixteen crops of scikit-learn's two photos as a network's input, (16, height, width, channels)."""
+    pictures = [Image.fromarray(photo) for photo in load_sample_images().images]
+    crops = [
+        picture.crop((left, top, left + 320, top + 210))
+        for picture in pictures
+        for top in (0, 110, 217)
+        for left in (0, 160, 320)
+    ]
+    return np.stack([preprocess(crop) for crop in crops[:16]])

@@ -1,0 +1,93 @@
+"""Data sets that torchvision reads: MNIST, Fashion-MNIST and CIFAR, which it also downloads, and ImageNet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torchvision import datasets
+
+from training.data.dataset import DataSet
+from training.data.images import Arrays, Images, from_files
+from training.errors import DataError
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Data set of torchvision's that fits in memory, with the statistics of its training images."""
+
+    library: Callable[..., Any]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fill: int
+
+    def load(self, root: Path, spec: str) -> DataSet:
+        """Load both halves from the folder `root`. Raises DataError with the download command if they are missing."""
+        train, test = (self.images(root, spec, train=part) for part in (True, False))
+        name = spec.partition(":")[0]
+        return DataSet(
+            name=name,
+            spec=f"{name}:{root}",
+            split=f"the data set's own: {len(train[0])} to train on, {len(test[0])} to test",
+            labels=tuple(re.sub(r"^\d - \w+$", lambda digit: digit[0][0], label) for label in train[1]),
+            edge=train[0].pictures[0].width,
+            mean=self.mean,
+            std=self.std,
+            fill=self.fill,
+            train=train[0],
+            held_out=test[0],
+        )
+
+    def images(self, root: Path, spec: str, *, train: bool) -> tuple[Images, list[str]]:
+        """Load one half. Returns its images and the class names; raises DataError if its files are missing."""
+        try:
+            part = self.library(root, train=train, download=False)
+        except RuntimeError as error:
+            raise DataError(
+                f"{root} has no {spec.partition(':')[0]}; get it: python -m training download {spec}"
+            ) from error
+        array = np.asarray(part.data, dtype=np.uint8)
+        return Images(pictures=Arrays(array), targets=np.asarray(part.targets, dtype=np.int64)), part.classes
+
+    def download(self, root: Path) -> None:
+        """Download both halves into the folder `root`; torchvision verifies their checksums."""
+        for train in (True, False):
+            self.library(root, train=train, download=True)
+
+
+IN_MEMORY = {
+    "mnist": InMemory(datasets.MNIST, (0.1307,), (0.3081,), 0),
+    "fashion_mnist": InMemory(datasets.FashionMNIST, (0.2860,), (0.3530,), 0),
+    "cifar10": InMemory(datasets.CIFAR10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 120),
+    "cifar100": InMemory(datasets.CIFAR100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), 124),
+}
+
+
+def imagenet(root: Path) -> DataSet:
+    """Load ILSVRC 2012 as torchvision unpacks it: 1,281,167 training images; the 50,000 for validation are held out.
+
+    Raises DataError, which names the archives to put into `root`, if it is missing.
+    """
+    try:
+        train, held_out = (datasets.ImageNet(root, part) for part in ("train", "val"))
+    except (RuntimeError, FileNotFoundError) as error:
+        raise DataError(
+            f"ImageNet is not in {root}: {error}; request it at https://image-net.org/download.php and put "
+            f"ILSVRC2012_devkit_t12.tar.gz, ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into {root}"
+        ) from error
+    return DataSet(
+        name="imagenet",
+        spec=f"imagenet:{root}",
+        split="the data set's own: validation images held out",
+        labels=tuple(names[0] for names in train.classes),
+        edge=None,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        fill=116,
+        train=from_files(train.samples),
+        held_out=from_files(held_out.samples),
+    )

@@ -1,0 +1,29 @@
+"""Recipes: how each architecture is trained, by its paper, quickly, or by one modern recipe for all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from models.card import Architecture
+from training.data import DataSet
+from training.recipes.modern import modern
+from training.recipes.papers import PAPERS
+from training.recipes.quick import quick
+from training.recipes.recipe import Recipe, as_json, override, shortened
+
+__all__ = ["PAPERS", "Recipe", "as_json", "modern", "override", "paper", "quick", "recipe_of", "shortened"]
+
+Kind = Literal["paper", "quick", "modern"]
+WRITING = {"mnist5k", "mnist"}  # a mirrored digit is another sign
+
+
+def paper(card: Architecture, data: DataSet) -> Recipe:
+    """Return the recipe that the architecture's card names, or the modern one if there is no such."""
+    return PAPERS[card.recipe] if card.recipe in PAPERS else modern(card, data)
+
+
+def recipe_of(card: Architecture, data: DataSet, kind: Kind) -> Recipe:
+    """Return the recipe of this kind for an architecture and `data`; digits are never mirrored."""
+    recipe = {"paper": paper, "quick": quick, "modern": modern}[kind](card, data)
+    return replace(recipe, flip=recipe.flip and data.name not in WRITING)
