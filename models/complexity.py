@@ -7,57 +7,14 @@ out (the definition of RegNet, arXiv:2003.13678); bytes are at float32. Counted 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models.card import Architecture
+from models.cost import FLOAT_BYTES, Complexity, LayerCost
 from models.dataflow import Dataflow
-
-FLOAT_BYTES = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerCost:
-    """One layer; `output_shape` is without the batch.
-
-    `kernel` is (height, width), None where there is none; `receptive_field`, (height, width), are the pixels of the
-    input that an output depends on, padding around the picture included.
-    """
-
-    name: str
-    type: str
-    kernel: tuple[int, int] | None
-    output_shape: tuple[int, ...]
-    receptive_field: tuple[int, int]
-    params: int
-    macs: int
-    activations: int
-    param_bytes: int
-    input_bytes: int
-    output_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Complexity:
-    """A whole network at one input shape (channels, height, width).
-
-    `peak_bytes` is the most that the tensors alive at once take, the input among them, weights not; operations on
-    single elements count as done in place. `intensity` is floating-point operations, two a MAC, per byte that
-    convolutions and linear layers move: weights, inputs and outputs.
-    """
-
-    input_shape: tuple[int, int, int]
-    classes: int
-    params: int
-    macs: int
-    activations: int
-    param_bytes: int
-    peak_bytes: int
-    intensity: float
-    layers: tuple[LayerCost, ...]
 
 
 def complexity(

@@ -13,11 +13,11 @@ from openvino import opset13 as ops
 from pydantic import ValidationError
 
 from engines.published import files, store
-from engines.published.manifest import Complexity, Record
+from engines.published.manifest import Record
 from engines.runtimes.machine import processor
 from engines.runtimes.openvino import PRECISIONS, core, supported
+from models.cost import FLOAT_BYTES, Complexity
 
-FLOAT_BYTES = 4
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engines.published.preprocess import Preprocess
+from models.cost import Complexity
 
 FILE = "manifest.json"
 WEIGHTS = "checkpoint.safetensors"
@@ -30,41 +31,6 @@ class Record(BaseModel):
     """Immutable, and strict about what it knows: a field that is not declared is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-
-class LayerCost(Record):
-    """One layer's cost for one image; `output_shape` is without the batch, other pairs are (height, width)."""
-
-    name: str
-    type: str
-    kernel: tuple[int, int] | None
-    output_shape: tuple[int, ...]
-    receptive_field: tuple[int, int]
-    params: int
-    macs: int
-    activations: int
-    param_bytes: int
-    input_bytes: int
-    output_bytes: int
-
-
-class Totals(Record):
-    """A network's cost at one input shape (channels, height, width); defined in models/complexity.py."""
-
-    input_shape: tuple[int, int, int]
-    classes: int
-    params: int
-    macs: int
-    activations: int
-    param_bytes: int
-    peak_bytes: int
-    intensity: float
-
-
-class Complexity(Totals):
-    """The same with the cost of each layer."""
-
-    layers: tuple[LayerCost, ...]
 
 
 class Accuracy(Record):
