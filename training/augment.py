@@ -1,4 +1,4 @@
-"""Random changes of training pictures: of each before it becomes pixels, and of whole batches after."""
+"""Random changes of training pictures: of each picture before its conversion to pixels, then of whole batches."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from engines.published.preprocess import to_mode
 from training.input import Input
 from training.recipes import Recipe
 
-# of ImageNet's pixels, 0 to 1: eigenvalues and eigenvectors (fb.resnet.torch)
+# Eigenvalues and eigenvectors of the colours of ImageNet's pixels, 0 to 1 (fb.resnet.torch).
 PCA_VALUES = torch.tensor((0.2175, 0.0188, 0.0045))
 PCA = torch.tensor(((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203)))
 
 
 class Lighting(nn.Module):
-    """AlexNet's colour noise (section 4.1): each principal component of colours, by N(0, std²) of its eigenvalue."""
+    """Colour noise of AlexNet (section 4.1): adds each principal component, scaled by N(0, std²) of its eigenvalue."""
 
     def __init__(self, std: float) -> None:
         super().__init__()
@@ -31,14 +31,17 @@ class Lighting(nn.Module):
         return (pixels + noise.view(3, 1, 1)).round().clamp(0, 255).to(torch.uint8)
 
 
-def of_pictures(recipe: Recipe, entry: Input) -> Callable[[Image.Image], Tensor] | None:
-    """From a picture to uint8 pixels, (channels, height, width), at random; None if the recipe has no such change."""
-    edge = entry.preprocess.shape[0]
+def picture_augmentation(recipe: Recipe, network_input: Input) -> Callable[[Image.Image], Tensor] | None:
+    """Return a random conversion of a picture to uint8 pixels, (channels, height, width).
+
+    Returns None if the recipe changes no single picture.
+    """
+    edge = network_input.preprocess.shape[0]
     steps: list[Callable[..., object]] = []
     if recipe.area:
         steps.append(v2.RandomResizedCrop(edge, recipe.area))
     elif recipe.shorter_edge:
-        # declared for 224: other sizes in proportion
+        # Recipes state edges for an input of 224 pixels; other inputs are in proportion.
         low, high = (round(bound * edge / 224) for bound in recipe.shorter_edge)
         steps += [resize_between(low, high), v2.RandomCrop(edge)]
     crops = bool(steps)
@@ -48,16 +51,16 @@ def of_pictures(recipe: Recipe, entry: Input) -> Callable[[Image.Image], Tensor]
         steps.append(v2.RandomRotation(recipe.rotation))
     if recipe.jitter:
         steps.append(v2.ColorJitter(recipe.jitter, recipe.jitter, recipe.jitter))
-    colour = entry.preprocess.mode == "RGB"
+    colour = network_input.preprocess.mode == "RGB"
     tail = [v2.PILToTensor(), *([Lighting(recipe.lighting)] if recipe.lighting and colour else [])]
     if not steps and len(tail) == 1:
         return None
 
     def change(picture: Image.Image) -> Tensor:
         if crops:
-            picture = to_mode(picture, entry.preprocess.mode, entry.preprocess.fill)
+            picture = to_mode(picture, network_input.preprocess.mode, network_input.preprocess.fill)
         else:
-            pixels = entry.preprocess(picture)
+            pixels = network_input.preprocess(picture)
             picture = Image.fromarray(pixels if colour else pixels[..., 0])
         changed: Tensor = v2.Compose([*steps, *tail])(picture)
         return changed
@@ -66,7 +69,7 @@ def of_pictures(recipe: Recipe, entry: Input) -> Callable[[Image.Image], Tensor]
 
 
 def resize_between(low: int, high: int) -> Callable[[Image.Image], Image.Image]:
-    """Resize the shorter edge to a random length."""
+    """Return a function that resizes a picture's shorter edge to a random length, `low` to `high` pixels."""
 
     def resize(picture: Image.Image) -> Image.Image:
         resized: Image.Image = v2.functional.resize(picture, [int(torch.randint(low, high + 1, ()))])
@@ -76,7 +79,7 @@ def resize_between(low: int, high: int) -> Callable[[Image.Image], Image.Image]:
 
 
 class Moves:
-    """What is drawn for one batch: a shift and a flip for each of its images."""
+    """Random shift and flip of each image of one batch."""
 
     def __init__(self, recipe: Recipe, images: int, random: torch.Generator) -> None:
         self.shift, self.reflect = recipe.shift, recipe.reflect
@@ -84,7 +87,7 @@ class Moves:
         self.flips = torch.rand(images, generator=random) < 0.5 if recipe.flip else None
 
     def __call__(self, pixels: Tensor, share: slice, fill: int) -> Tensor:
-        """The pixels, uint8 (N, channels, height, width), of the batch's images in `share`, moved."""
+        """Shift and flip `pixels`, uint8 (N, channels, height, width), which are the batch's images in `share`."""
         if self.corners is not None:
             pixels = translate(pixels, self.corners[share], self.shift, fill, reflect=self.reflect)
         if self.flips is not None:
@@ -93,7 +96,7 @@ class Moves:
 
 
 def translate(pixels: Tensor, corners: Tensor, shift: int, fill: int, *, reflect: bool) -> Tensor:
-    """Pad each image of (N, channels, height, width) by `shift`, and crop it at its corner (top, left)."""
+    """Pad each image of (N, channels, height, width) by `shift` pixels and crop it at its corner (top, left)."""
     height, width = pixels.shape[2:]
     around = (shift,) * 4
     if reflect:

@@ -1,4 +1,4 @@
-"""Pixels by the batch, from memory or from worker processes."""
+"""Batches of pixels, from memory or from worker processes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from training.augment import Moves, of_pictures
+from training.augment import Moves, picture_augmentation
 from training.data import Images
 from training.input import Input
 from training.recipes import Recipe
 
-MEMORY = 2 * 2**30  # bytes of pixels that are kept
-PREFETCHED = 2  # batches by each worker
+MEMORY = 2 * 2**30  # bytes of pixels, at most, that are kept in memory
+PREFETCHED = 2  # batches that each worker has ready
 
 
 class Batch(NamedTuple):
-    """A process's share of a batch: uint8 (N, channels, height, width), (N,); and the size of the whole batch."""
+    """Share of a batch in one process: pixels, uint8 (N, channels, height, width), and targets, (N,).
+
+    `whole` is the size of the whole batch.
+    """
 
     pixels: Tensor
     targets: Tensor
@@ -29,7 +32,7 @@ class Batch(NamedTuple):
 
 
 class Samples(Dataset[Tensor]):
-    """Pixels of pictures, decoded in turn; the random changes of each depend on `seed` and its index alone."""
+    """Pixels of pictures, decoded on access; the random changes depend on `seed` and the picture's index alone."""
 
     def __init__(self, images: Images, change: Callable[[Image.Image], Tensor], seed: int) -> None:
         self.images, self.change, self.seed = images, change, seed
@@ -41,23 +44,25 @@ class Samples(Dataset[Tensor]):
 
 
 class Source:
-    """Pixels of `images` by their indices; prepared once if they fit in memory and nothing random is done to them."""
+    """Pixels of `images` by index, prepared once if they fit in memory and no picture is changed at random."""
 
-    def __init__(self, images: Images, entry: Input, change: Callable[[Image.Image], Tensor] | None = None) -> None:
-        self.images, self.preprocess, self.change = images, entry.preprocess, change
-        height, width, channels = entry.preprocess.shape
+    def __init__(
+        self, images: Images, network_input: Input, change: Callable[[Image.Image], Tensor] | None = None
+    ) -> None:
+        self.images, self.preprocess, self.change = images, network_input.preprocess, change
+        height, width, channels = network_input.preprocess.shape
         self.workers = min(8, len(os.sched_getaffinity(0)))
         self.pixels: Tensor | None = None
         if change is None and len(images) * height * width * channels <= MEMORY:
-            self.pixels = torch.from_numpy(images.pixels(entry.preprocess)).permute(0, 3, 1, 2).contiguous()
+            self.pixels = torch.from_numpy(images.pixels(network_input.preprocess)).permute(0, 3, 1, 2).contiguous()
 
     @property
     def ahead(self) -> int:
-        """How many batches workers have ready before the first is asked for."""
+        """Number of batches that workers prepare before the first is consumed."""
         return 0 if self.pixels is not None else PREFETCHED * self.workers
 
     def batches(self, indices: Sequence[Tensor], seed: int) -> Iterator[Tensor]:
-        """The pixels, uint8 (N, channels, height, width), of each of `indices`."""
+        """Yield the pixels of each of `indices`, uint8 (N, channels, height, width)."""
         if self.pixels is not None:
             yield from (self.pixels[batch] for batch in indices)
             return
@@ -75,22 +80,27 @@ class Source:
 
 
 class TrainingBatches:
-    """What one process of `size` sees of each epoch.
+    """Training batches of one process of `size`, epoch by epoch.
 
-    Order and moves are drawn for all processes alike, and each takes its share: however many there are, together they
-    see the same batches.
+    Every process draws the same order and the same shifts and flips, then takes its share, so the batches do not depend
+    on the number of processes.
     """
 
-    def __init__(self, images: Images, recipe: Recipe, entry: Input, seed: int, rank: int, size: int) -> None:
+    def __init__(self, images: Images, recipe: Recipe, network_input: Input, seed: int, rank: int, size: int) -> None:
         self.targets = torch.from_numpy(images.targets)
-        self.source = Source(images, entry, of_pictures(recipe, entry))
-        self.recipe, self.fill, self.seed, self.share = recipe, entry.preprocess.fill, seed, slice(rank, None, size)
+        self.source = Source(images, network_input, picture_augmentation(recipe, network_input))
+        self.recipe, self.fill, self.seed, self.share = (
+            recipe,
+            network_input.preprocess.fill,
+            seed,
+            slice(rank, None, size),
+        )
 
     def __len__(self) -> int:
         return max(1, len(self.targets) // self.recipe.batch)
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """Shuffled, in whole batches: the rest is left out, unless there is no more."""
+        """Yield the shuffled batches of epoch `number`; an incomplete batch is dropped unless it is the only one."""
         random = torch.Generator().manual_seed(self.seed * 100_003 + number)
         whole = torch.randperm(len(self.targets), generator=random).split(self.recipe.batch)[: len(self)]
         shares = [batch[self.share] for batch in whole]
@@ -104,7 +114,7 @@ class TrainingBatches:
 def held_out_batches(
     images: Images, source: Source, batch: int, rank: int, size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pixels and targets of one process's share of the held-out images."""
+    """Yield pixels and targets of one process's share of the held-out images, in batches."""
     indices = [share for share in torch.arange(rank, len(images), size).split(batch) if len(share)]
     targets = torch.from_numpy(images.targets)
     for share, pixels in zip(indices, source.batches(indices, 0), strict=True):

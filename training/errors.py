@@ -1,23 +1,23 @@
-"""What goes wrong in training."""
+"""Errors of training and publishing, which a user can resolve."""
 
 from __future__ import annotations
 
 
 class TrainingError(Exception):
-    """What the user can mend; the message says how."""
+    """Error that the user can resolve; the message says how."""
 
 
 class DataError(TrainingError):
-    """A data set that is not there, or is not one."""
+    """Data set that is missing or malformed."""
 
 
 class RecipeError(TrainingError):
-    """A value that no recipe can have."""
+    """Name or value that no recipe can have."""
 
 
 class CheckpointError(TrainingError):
-    """A checkpoint that is missing, damaged or not the one that is meant."""
+    """Checkpoint that is missing, damaged or of another network."""
 
 
 class DivergedError(TrainingError):
-    """A loss that is no number any more."""
+    """Training loss that has become NaN or infinite."""

@@ -1,4 +1,4 @@
-"""From a trained network to ONNX, pixels in and logits out."""
+"""Export of a trained network to ONNX, from pixels to logits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPSET = 20
 class OneLRN(nn.Module):
     """Local response normalisation as ONNX's operator of that name.
 
-    torch's own is exported as nine operators, whose power took two fifths of AlexNet's time in OpenVINO.
+    torch exports its own layer as nine operators, whose power took two fifths of AlexNet's time in OpenVINO.
     """
 
     def __init__(self, norm: nn.LocalResponseNorm) -> None:
@@ -37,9 +37,9 @@ class OneLRN(nn.Module):
 
 
 class PaddedMaxPool(nn.Module):
-    """Max pooling without padding whose last windows reach beyond the map, as one with that much padding.
+    """Max pooling with padding at the far edges, which replaces `ceil_mode`.
 
-    ONNX has such windows too, but OpenVINO refuses them on maps smaller than the window.
+    ONNX has `ceil_mode` too, but OpenVINO refuses it on maps smaller than the window.
     """
 
     def __init__(self, pool: nn.MaxPool2d) -> None:
@@ -64,7 +64,7 @@ class PaddedMaxPool(nn.Module):
 
 
 def export(module: FromPixels, preprocess: Preprocess, path: Path) -> None:
-    """Write `module` as ONNX: input `pixels`, output `logits`, the batch free."""
+    """Write `module` as ONNX to `path`: input `pixels`, output `logits`, any batch size."""
     module = copy.deepcopy(module).eval()
     for parent in list(module.modules()):
         for name, child in parent.named_children():
@@ -72,13 +72,13 @@ def export(module: FromPixels, preprocess: Preprocess, path: Path) -> None:
                 setattr(parent, name, OneLRN(child))
             elif isinstance(child, nn.MaxPool2d) and child.ceil_mode:
                 setattr(parent, name, PaddedMaxPool(child))
-    # two images: a batch of one would be taken for a constant; strided so that the network sees NCHW: global pooling
-    # would keep other strides by a Gather
+    # The example has two images because the exporter takes a batch of one for a constant. Its strides are such that
+    # the network sees NCHW: for other strides global pooling is exported with a Gather.
     height, width, channels = preprocess.shape
     example = torch.zeros(2, channels, height, width, dtype=torch.uint8).permute(0, 2, 3, 1)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        warnings.simplefilter("ignore")  # deprecations inside the exporter
         program = torch.onnx.export(
             module,
             (example,),

@@ -21,46 +21,49 @@ from training.export import export
 from training.quantize import METHODS, quantize
 
 CALIBRATION_IMAGES = 320
-AGREEMENT = 0.995  # of calibration images with the same top-1 as in float, to be content with a way of calibrating
+AGREEMENT = 0.995  # share of calibration images with the same top-1 as in fp32 that a calibration must reach
 
 
 def export_half(module: FromPixels, preprocess: Preprocess, path: Path) -> None:
-    """Write the graph with weights and activations in float16; pixels are normalised, and logits given, in float32."""
+    """Write the graph with weights and activations in float16; normalisation and logits are in float32."""
     half = copy.deepcopy(module)
     half.net.half()
     export(half, preprocess, path)
 
 
 def export_int8(source: Path, path: Path, pixels: NDArray[np.uint8]) -> Calibration:
-    """Write the graph `source` in INT8 to `path`, in the first of several ways that gives its answers.
+    """Write the graph `source` in INT8 to `path`; return the first calibration that agrees with fp32.
 
-    `pixels`, (N, height, width, channels), are of training images. If no way is good, the best is taken: verification
-    tells what it is worth.
+    `pixels`, (N, height, width, channels), come from training images. If no calibration agrees well enough, the best is
+    used: verification reports its error.
     """
     expected = all_logits(OpenVINOEngine(source, "fp32"), pixels).argmax(1)
     best = -1.0
     with TemporaryDirectory(dir=path.parent) as folder:
-        for way in ways(source, len(pixels)):
-            tried = Path(folder) / "tried.onnx"
-            quantize(source, tried, pixels, way, Path(folder) / f"{way.method}.json")
-            agreement = float((all_logits(OpenVINOEngine(tried, "int8"), pixels).argmax(1) == expected).mean())
-            in_float = f"{'outputs and ' if way.outputs_in_float else ''}{len(way.in_float)} layers in float"
+        for calibration in calibrations(source, len(pixels)):
+            candidate = Path(folder) / "candidate.onnx"
+            quantize(source, candidate, pixels, calibration, Path(folder) / f"{calibration.method}.json")
+            agreement = float((all_logits(OpenVINOEngine(candidate, "int8"), pixels).argmax(1) == expected).mean())
+            outputs = "outputs and " if calibration.outputs_in_float else ""
             print(
-                f"by {way.method}, {in_float}: answers {agreement:.1%} of {len(pixels)} images as fp32 does", flush=True
+                f"calibrated by {calibration.method}, {outputs}{len(calibration.in_float)} layers in float: "
+                f"top-1 of {agreement:.1%} of {len(pixels)} images as in fp32",
+                flush=True,
             )
             if agreement > best:
                 best = agreement
-                tried.replace(path)
-                calibration = way
+                candidate.replace(path)
+                chosen = calibration
             if agreement >= AGREEMENT:
                 break
-    return calibration
+    return chosen
 
 
-def ways(source: Path, images: int) -> list[Calibration]:
-    """In the order to be tried: all of the graph `source` in INT8, then less and less of it, by either method each.
+def calibrations(source: Path, images: int) -> list[Calibration]:
+    """Return calibrations in the order of trial: all of the graph `source` in INT8, then ever less, by each method.
 
-    In float are first what layers give, then the first and the last layer too, then those of squeeze-and-excitation.
+    First the layers' outputs stay in float, then the first and the last layer too, then the layers of
+    squeeze-and-excitation.
     """
     graph = onnx.load(source, load_external_data=False).graph
     names, excitation = layers(graph), gates(graph)

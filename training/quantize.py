@@ -1,6 +1,6 @@
-"""INT8 as a file: explicit Q/DQ pairs around convolutions and linear layers, everything else in float.
+"""INT8 graphs: explicit Q/DQ pairs around convolutions and linear layers, everything else in float.
 
-Symmetric, weights per channel, biases in float: what TensorRT takes, and OpenVINO too.
+Quantisation is symmetric, weights are per channel, biases in float: TensorRT and OpenVINO both accept such graphs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from engines.published.graph import LAYERS
 from engines.published.manifest import Calibration
 
-CALIBRATION_BATCH = 8  # images whose activations, of every layer, are in memory at a time
+CALIBRATION_BATCH = 8  # images; the activations of all layers are in memory for that many at a time
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
     "percentile": CalibrationMethod.Percentile,
@@ -24,9 +24,9 @@ METHODS = {
 
 
 class Pixels(CalibrationDataReader):  # type: ignore[misc]
-    """Pixels, (N, height, width, channels), by the batch, each of images from all over.
+    """Batches of pixels, (N, height, width, channels), each with images from the whole set.
 
-    A histogram's bins are as wide as the first batch asks for, and images may be sorted by class.
+    The first batch decides the width of a histogram's bins, and images can be sorted by class.
     """
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
@@ -38,45 +38,45 @@ class Pixels(CalibrationDataReader):  # type: ignore[misc]
         return len(self._batches)
 
     def set_range(self, start_index: int, end_index: int) -> None:
-        """Begin anew, with the batches of this range."""
+        """Restart the iteration with the batches from `start_index` to before `end_index`."""
         self._rest = iter(self._batches[start_index:end_index])
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-        """The next batch by the name of the graph's input, or None after the last."""
+        """Return the next batch by the name of the graph's input, or None after the last."""
         batch = next(self._rest, None)
         return None if batch is None else {"pixels": batch}
 
 
-def quantize(source: Path, out: Path, pixels: NDArray[np.uint8], how: Calibration, ranges: Path) -> None:
+def quantize(source: Path, out: Path, pixels: NDArray[np.uint8], calibration: Calibration, ranges: Path) -> None:
     """Write the graph `source` in INT8 to `out`.
 
-    The range of each activation is read from the file `ranges`; if there is none, it is found on `pixels`, (N, height,
-    width, channels), and the file is written.
+    The range of each activation is read from the file `ranges`. If the file is missing, ranges are measured on
+    `pixels`, (N, height, width, channels), and written to the file.
     """
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # it advises on the root logger
+    logging.disable(logging.WARNING)  # onnxruntime logs advice on the root logger
     try:
-        with redirect_stdout(None):  # and tells of each step
+        with redirect_stdout(None):  # and prints each step
             quantize_static(
                 source,
                 out,
                 Pixels(pixels),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=LAYERS,
-                nodes_to_exclude=list(how.in_float),
+                nodes_to_exclude=list(calibration.in_float),
                 per_channel=True,
                 activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8,
-                calibrate_method=METHODS[how.method],
+                calibrate_method=METHODS[calibration.method],
                 calibration_cache_path=ranges,
                 extra_options={
                     "ActivationSymmetric": True,
                     "WeightSymmetric": True,
                     "QuantizeBias": False,
-                    # each layer has its own: OpenVINO errs in average pooling that takes what a layer's pair gives
+                    # A pair per layer: OpenVINO errs in average pooling whose input is the output of a layer's pair.
                     "DedicatedQDQPair": True,
-                    "OpTypesToExcludeOutputQuantization": LAYERS if how.outputs_in_float else (),
-                    "CalibStridedMinMax": 1,  # in every method: the activations of one batch at a time are in memory
+                    "OpTypesToExcludeOutputQuantization": LAYERS if calibration.outputs_in_float else (),
+                    "CalibStridedMinMax": 1,  # holds one batch's activations at a time, with every method
                 },
             )
     finally:

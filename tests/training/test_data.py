@@ -1,4 +1,4 @@
-"""Data sets are read as their formats have them; what is wrong with one is said."""
+"""Data sets: each format is read correctly, and errors name the problem."""
 
 from __future__ import annotations
 

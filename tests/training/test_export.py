@@ -1,4 +1,4 @@
-"""Networks as ONNX: the graph answers as torch does."""
+"""Export to ONNX: the graph's logits equal torch's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from training import precisions
 from training.data import DataSet
 from training.export import export
 from training.input import Input, input_of
-from training.precisions import ways
+from training.precisions import calibrations
 from training.quantize import METHODS, quantize
 from training.recipes import quick
 
@@ -39,7 +39,7 @@ SE_RESNEXT = partial(ResNet, block=partial(se_bottleneck, groups=32, width=4), d
 
 @torch.no_grad()
 def after_a_step(module: FromPixels, pixels: Tensor) -> FromPixels:
-    """Batch norms as training leaves them, none an identity."""
+    """Set batch norms to values as after training, so that none is an identity."""
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.momentum = 0.5
@@ -54,7 +54,7 @@ def quick_input(name: str, digits: DataSet) -> Input:
 
 
 def difference(build_net: Callable[[int], nn.Module], entry: Input, path: Path) -> float:
-    """Between ONNX and torch, as a share of the largest logit."""
+    """Return the error between ONNX and torch as a share of the largest logit."""
     torch.manual_seed(0)
     pixels = torch.randint(256, (4, *entry.preprocess.shape), dtype=torch.uint8)
     module = after_a_step(FromPixels(build_net(10), Normalise(entry.mean, entry.std)), pixels)
@@ -86,10 +86,10 @@ def test_int8_tries_every_way_and_keeps_the_best(
     assert "Gather" not in {node.op_type for node in graph.node}  # averages are of what is there, not of a copy
     assert len(gates(graph)) == 4  # two in each of two blocks
     first, *_, last = layers(graph)
-    tried = ways(path, 40)
+    tried = calibrations(path, 40)
     in_float = [(), (), (first, last), (first, last, *gates(graph))]
-    assert [way.in_float for way in tried] == [names for names in in_float for _ in METHODS]
-    assert [way.outputs_in_float for way in tried] == 2 * [False] + 6 * [True]
+    assert [calibration.in_float for calibration in tried] == [names for names in in_float for _ in METHODS]
+    assert [calibration.outputs_in_float for calibration in tried] == 2 * [False] + 6 * [True]
 
     pixels = digits.train.pixels(quick_input("resnet20_cifar", digits).preprocess, np.arange(0, 4000, 100))
     monkeypatch.setattr(precisions, "AGREEMENT", 1.1)

@@ -1,4 +1,4 @@
-"""What is published is what was trained; whole, or not at all."""
+"""Publishing: entries hold the trained weights, and are complete or absent."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from training import checkpoint
 from training.data import DataSet
 
 
-def test_the_manifest_tells_what_was_published(lenet5: PublishedModel, lenet5_checkpoint: Path) -> None:
-    saved, entry = checkpoint.load(lenet5_checkpoint), lenet5.manifest
-    assert entry.tag == f"lenet5:mnist5k-{saved.weights.sha256[:8]}"
-    assert entry.labels == tuple("0123456789")
-    assert entry.accuracy["fp32"].images == 1000
-    assert entry.accuracy["fp32"].top1 == saved.epochs[-1].top1
-    assert (entry.complexity.params, entry.complexity.macs) == (60_000, 325_680)
-    assert len(entry.complexity.layers) == len(complexity(ZOO["lenet5"]).layers)
-    assert entry.provenance["recipe"]["loss"] == "map"
-    entry.check_files(lenet5.folder)
+def test_the_manifest_describes_the_published_checkpoint(lenet5: PublishedModel, lenet5_checkpoint: Path) -> None:
+    saved, published = checkpoint.load(lenet5_checkpoint), lenet5.manifest
+    assert published.tag == f"lenet5:mnist5k-{saved.weights.sha256[:8]}"
+    assert published.labels == tuple("0123456789")
+    assert published.accuracy["fp32"].images == 1000
+    assert published.accuracy["fp32"].top1 == saved.epochs[-1].top1
+    assert (published.complexity.params, published.complexity.macs) == (60_000, 325_680)
+    assert len(published.complexity.layers) == len(complexity(ZOO["lenet5"]).layers)
+    assert published.provenance["recipe"]["loss"] == "map"
+    published.check_files(lenet5.folder)
 
 
 def test_the_graph_takes_pixels_of_any_batch(lenet5: PublishedModel) -> None:

@@ -10,14 +10,14 @@ from training.recipes.modern import INITIAL, needs_low_rate
 from training.recipes.recipe import Recipe, override
 
 # Values that differ from the common ones below, by family and then by architecture.
-FAMILIES: dict[str, dict[str, Any]] = {
+BY_FAMILY: dict[str, dict[str, Any]] = {
     # A step over so many weights is mostly the optimizer's work, so batches are larger.
     "alexnet": {"batch": 64},
     "zfnet": {"batch": 64},
     # The 4096-wide layers have no batch norm, even in the networks that have it elsewhere.
     "vgg": {"batch": 128, "lr": 3e-4},
 }
-ARCHITECTURES: dict[str, dict[str, Any]] = {
+BY_ARCHITECTURE: dict[str, dict[str, Any]] = {
     "lenet5": {
         "source": "ours; input and loss of the paper (section III, equation 9), not its Levenberg-Marquardt",
         "mean": (0.1 / 1.275,),  # background -0.1
@@ -60,4 +60,4 @@ def quick(card: Architecture, data: DataSet) -> Recipe:
         shift=2,
         flip=True,
     )
-    return override(recipe, FAMILIES.get(card.family, {}) | ARCHITECTURES.get(card.name, {}))
+    return override(recipe, BY_FAMILY.get(card.family, {}) | BY_ARCHITECTURE.get(card.name, {}))
