@@ -9,16 +9,13 @@ import signal
 from types import FrameType
 
 import bentoml
-import uvicorn.config
-from _bentoml_impl.server import app as bentoml_app
 from bentoml import get_current_service  # as an attribute of bentoml it would be searched for each time
-from bentoml._internal.server.http import traffic
-from opentelemetry.instrumentation import asgi
 from pydantic import ValidationError
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from service.api import create_api
-from service.server import make_server
+from service import framework_patches
+from service.application import create_application
+from service.context import make_context
 from service.settings import Settings
 
 logger = logging.getLogger("bentoml.convserve")
@@ -29,40 +26,17 @@ except ValidationError as error:
     wrong = [f"CONVSERVE_{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors()]
     raise SystemExit(f"error: {'; '.join(wrong)}") from error
 
-BENTOML_PATHS = {"/livez", "/readyz", "/healthz", "/schema.json"}
-
 
 async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
-    """Our routes, of the service that this process made."""
+    """Pass a request to the application of the service that this process made."""
     await get_current_service().asgi(scope, receive, send)
 
 
-class OursFirst(bentoml_app.ContextMiddleware):  # type: ignore[misc]
-    """The last middleware: what is not BentoML's to answer comes to our routes at once, and not by its router."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on."""
-        if scope["type"] == "http" and scope["path"] not in BENTOML_PATHS:
-            await mounted(scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
-
-
-def left_out(app: ASGIApp, **_: object) -> ASGIApp:
-    """In the place of a middleware."""
-    return app
-
-
-bentoml_app.ContextMiddleware = OursFirst
-# Requests are bounded by our own deadlines. BentoML's timeout, which cannot be configured away, makes a task of each
-# request, and keeps it in memory until the time has passed, whenever it was answered.
-traffic.TimeoutMiddleware = left_out  # type: ignore[assignment, misc]
-# What makes spans costs a request a tenth of a millisecond even where none is kept.
+framework_patches.route_past_bentoml(mounted)
+framework_patches.leave_out_timeouts()
 if not SETTINGS.tracing:
-    asgi.OpenTelemetryMiddleware = left_out  # type: ignore[assignment, misc]
-
-# BentoML lets uvicorn choose, and does so after it has imported us.
-uvicorn.config.HTTP_PROTOCOLS["auto"] = "service.protocol:BoundedProtocol"
+    framework_patches.leave_out_tracing()
+framework_patches.use_http_protocol("service.http_limits:BoundedProtocol")
 
 
 # One worker, since the scheduler owns the device. In place of BentoML's metrics, which label by raw path, and of its
@@ -79,8 +53,8 @@ class ConvServe:
     """Serves every published model."""
 
     def __init__(self) -> None:
-        server = make_server(SETTINGS)
-        self.catalog, self.asgi = server.catalog, create_api(server)
+        server = make_context(SETTINGS)
+        self.catalog, self.asgi = server.catalog, create_application(server)
         self._ready = self._leaving = False
         self._tasks: set[asyncio.Task[None]] = set()
 

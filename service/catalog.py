@@ -14,7 +14,7 @@ from engines.measured import records
 from engines.published import store
 from service.architectures import read_cards
 from service.errors import Problem
-from service.loading import Loader, Model, Slot
+from service.loading import Loader, ServedModel, Slot
 from service.schema import ArchitectureCard
 from service.settings import EMBEDDED_DATASET, Settings
 
@@ -27,7 +27,7 @@ class Catalog:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.architectures = read_cards()
-        self.models: dict[str, Model] = {}
+        self.models: dict[str, ServedModel] = {}
         self._seen: dict[Path, int] | None = None
         self.loader = Loader(settings, lambda: (slot for _, slot in self.slots))
         self.scan()
@@ -40,7 +40,7 @@ class Catalog:
         models = {}
         for entry in store.published():
             tag = entry.manifest.tag
-            model = models[tag] = self.models.get(tag) or Model(entry, ())
+            model = models[tag] = self.models.get(tag) or ServedModel(entry, ())
             model.published, model.records = entry, records.find_all(entry)  # the same weights, published again
         self.models, self._seen = models, seen
 
@@ -62,12 +62,12 @@ class Catalog:
             raise Problem(404, "unknown_model", f"there is no model {name!r}{hint}", near=near)
         return self.architectures[name]
 
-    def published(self, architecture: str) -> list[Model]:
+    def published(self, architecture: str) -> list[ServedModel]:
         """The models of one architecture, newest first."""
         found = [model for model in self.models.values() if model.manifest.architecture == architecture]
         return sorted(found, key=lambda model: model.manifest.created, reverse=True)
 
-    def find(self, name: str) -> Model:
+    def find(self, name: str) -> ServedModel:
         """The model meant by a full tag, `architecture@dataset`, or an architecture, of the default data set.
 
         Of several the newest that could be loaded. Problem 404 if it is not known, 409 if it is a known architecture
@@ -90,9 +90,9 @@ class Catalog:
             raise Problem(404, "unknown_model", f"{name!r} is not published", near=tags)
         raise no_weights(card.name, dataset, tags)
 
-    def ready(self, dataset: str) -> list[Model]:
+    def ready(self, dataset: str) -> list[ServedModel]:
         """Those of a data set that are loaded."""
-        return [model for model in self.models.values() if model.manifest.dataset == dataset and model.chosen.lane]
+        return [model for model in self.models.values() if model.manifest.dataset == dataset and model.chosen.queue]
 
     @property
     def slots(self) -> Iterator[tuple[str, Slot]]:
@@ -110,12 +110,12 @@ class Catalog:
             fits = self._settings.load == "start" and self.loader.has_room(model)
             if fits or self._replaces(model):
                 with suppress(Problem):  # logged, and in the model's status
-                    await self.loader.lane(model)
+                    await self.loader.queue(model)
 
-    def _replaces(self, new: Model) -> bool:
+    def _replaces(self, new: ServedModel) -> bool:
         """Whether it is a newer version of a model that is loaded."""
         return any(
-            old.chosen.lane
+            old.chosen.queue
             and old.manifest.dataset == new.manifest.dataset
             and old.manifest.created < new.manifest.created
             for old in self.published(new.manifest.architecture)

@@ -24,7 +24,7 @@ def batch_sizes(most: int) -> list[int]:
     return sorted({1 << power for power in range(most.bit_length())} | {most})
 
 
-class Cost:
+class BatchCost:
     """Predicted seconds of device time by batch size, linear between the sizes that are known.
 
     What is seen corrects all sizes alike: what slows an engine down while it serves, such as decoding beside it, does
@@ -75,7 +75,7 @@ class Cost:
 
 def known_cost(
     engine: Engine, spec: EngineSpec, records: Iterable[EngineRecord], shape: tuple[int, int, int], max_batch: int
-) -> Cost:
+) -> BatchCost:
     """Of an engine: the medians of its benchmark on this machine; without one, what it takes now.
 
     `shape` is an image's, (height, width, channels).
@@ -86,7 +86,7 @@ def known_cost(
         for speed in speeds
         if EngineSpec(speed.runtime, speed.precision, speed.streams, speed.threads) == spec
     }
-    return Cost(measured or tried(engine, shape, max_batch), max_batch)
+    return BatchCost(measured or tried(engine, shape, max_batch), max_batch)
 
 
 def tried(engine: Engine, shape: tuple[int, int, int], max_batch: int) -> dict[int, float]:

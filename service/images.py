@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import io
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps
 from PIL.ImageFile import ImageFile
 
 from engines.published.preprocess import Preprocess, draft
 from service.body import image_of
 from service.errors import Problem
+from service.framework_patches import bound_pillow
 from service.scheduler import Pixels
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
@@ -24,10 +24,7 @@ MEDIUM = 128 * 1024, 640 * 480  # some milliseconds
 MAX_SCANS = 200  # of a progressive JPEG; cameras and editors write ten, and each costs a pass over all pixels
 LEARNING = 0.1  # how far one image moves what is expected of the next
 
-# what Pillow warns of is decided here: pictures of too many pixels are refused, odd EXIF data is passed over.
-# Set once, since warnings.catch_warnings is not safe in threads.
-warnings.filterwarnings("ignore", module="PIL")
-PngImagePlugin.MAX_TEXT_MEMORY = 4 * 1024 * 1024  # of all text in a PNG, for which we have no use
+bound_pillow()
 
 
 def opened(body: bytes, max_pixels: int) -> ImageFile:

@@ -21,7 +21,7 @@ from engines.runtimes.engine import Engine, EngineError
 from engines.runtimes.registry import Runtime, open_engine
 from service.cost import known_cost
 from service.errors import Problem
-from service.scheduler import Lane
+from service.scheduler import EngineQueue
 from service.schema import Status
 from service.settings import Settings
 
@@ -36,25 +36,36 @@ class Busy(Exception):
 
 @dataclass(eq=False)
 class Slot:
-    """A place for one engine of a model; `lane` is its queue while it is loaded, `memory_mb` what it then takes."""
+    """A place for one engine of a model; `queue` is its queue while it is loaded, `memory_mb` what it then takes."""
 
     status: Status = "published"
-    lane: Lane | None = None
+    queue: EngineQueue | None = None
     error: str | None = None
-    loading: asyncio.Task[Lane] | None = None
+    loading: asyncio.Task[EngineQueue] | None = None
     failures: int = 0
     retry_at: float = 0.0  # on time.monotonic's clock, as is the next
     used_at: float = 0.0
     memory_mb: float = 0.0
 
+    def failed(self, error: Exception) -> None:
+        """Record that the engine could not be loaded, and when to try again: later after each failure in a row."""
+        self.failures += 1
+        self.retry_at = time.monotonic() + min(2.0 ** min(self.failures, 10), RETRY_S)
+        self.status, self.error = "failed", str(error)
+
+    def loaded(self, queue: EngineQueue) -> None:
+        """Serve from the queue of an engine that was loaded just now."""
+        self.queue, self.status, self.error, self.failures = queue, "ready", None, 0
+        self.used_at = time.monotonic()
+
     def let_go(self) -> None:
         """Of its engine; who waits for it is still answered."""
-        if self.lane:
-            self.lane, self.status, self.memory_mb = None, "published", 0.0
+        if self.queue:
+            self.queue, self.status, self.memory_mb = None, "published", 0.0
 
 
 @dataclass(eq=False)
-class Model:
+class ServedModel:
     """A published model, what was found of its engines on this machine, and the engines themselves.
 
     `slots` are by precision; None is the one that is chosen where none was asked for. `proven` is a model that could
@@ -94,7 +105,7 @@ class Loader:
         self._slots = slots
         self._one_at_a_time = asyncio.Lock()  # so that the memory that one takes can be told from another's
 
-    async def lane(self, model: Model, precision: str | None = None) -> Lane:
+    async def queue(self, model: ServedModel, precision: str | None = None) -> EngineQueue:
         """The queue of the model's engine, or of that of a precision, loaded now if it is not yet.
 
         Problem 409 if the model was not published in that precision, 503 if the engine cannot be loaded.
@@ -107,28 +118,28 @@ class Loader:
             raise Problem(409, "no_precision", detail, near=precisions)
         slot = model.slots.setdefault(precision, Slot())
         slot.used_at = time.monotonic()
-        if slot.lane:
-            return slot.lane
+        if slot.queue:
+            return slot.queue
         if slot.loading is None:
             if slot.retry_at > time.monotonic():
                 raise not_loadable(model, slot)
             slot.loading = asyncio.create_task(self._load(model, slot, precision))
         return await asyncio.shield(slot.loading)
 
-    def _chosen_precision(self, model: Model) -> str:
+    def _chosen_precision(self, model: ServedModel) -> str:
         """That of the engine which is chosen where none is asked for: as loaded, or as it would be."""
-        if model.chosen.lane:
-            return model.chosen.lane.engine.precision
+        if model.chosen.queue:
+            return model.chosen.queue.engine.precision
         return choose(model.records, self._settings.runtime, self._settings.precision).precision
 
-    def unload(self, model: Model) -> None:
+    def unload(self, model: ServedModel) -> None:
         """Let its engines go; who waits for them is still answered. Problem 409 while one is being loaded."""
         if any(slot.loading for slot in model.slots.values()):
             raise Problem(409, "loading", f"{model.manifest.tag} is being loaded")
         for slot in model.slots.values():
             slot.let_go()
 
-    async def _load(self, model: Model, slot: Slot, precision: str | None) -> Lane:
+    async def _load(self, model: ServedModel, slot: Slot, precision: str | None) -> EngineQueue:
         tag, settings = model.manifest.tag, self._settings
         named, batches = precision or settings.precision, [1] if precision else settings.warm_batches
         slot.status = "loading"
@@ -137,7 +148,7 @@ class Loader:
                 need_mb = self._need_mb(model, precision)
                 self._make_room(need_mb)
                 before_mb = resident_mb()
-                lane = await asyncio.to_thread(self._open, model, named, batches)
+                queue = await asyncio.to_thread(self._open, model, named, batches)
                 # less than is needed is seen where memory that was free already is used again
                 slot.memory_mb = max(resident_mb() - before_mb, need_mb)
         except Busy as error:
@@ -145,18 +156,16 @@ class Loader:
             detail = f"{tag} cannot be loaded now: {error}"
             raise Problem(503, "not_loadable", detail, headers={"Retry-After": "1"}) from error
         except Exception as error:  # whatever is wrong with one model must not stop the others
-            slot.failures += 1
-            slot.retry_at = time.monotonic() + min(2.0 ** min(slot.failures, 10), RETRY_S)
-            slot.status, slot.error = "failed", str(error)
+            slot.failed(error)
             expected = isinstance(error, EngineError | ManifestError)
             logger.error("cannot load %s: %s", tag, error, exc_info=not expected)
             raise not_loadable(model, slot) from error
         finally:
             slot.loading = None
-        slot.lane, slot.status, slot.error, slot.failures, model.proven = lane, "ready", None, 0, True
-        slot.used_at = time.monotonic()
-        logger.info("%s is ready on %s, %s", tag, lane.engine.runtime, lane.engine.precision)
-        return lane
+        slot.loaded(queue)
+        model.proven = True
+        logger.info("%s is ready on %s, %s", tag, queue.engine.runtime, queue.engine.precision)
+        return queue
 
     def _make_room(self, need_mb: float) -> None:
         """Let go what was used least recently, until so much more fits.
@@ -166,14 +175,14 @@ class Loader:
         budget_mb = self._settings.memory_mb
         if budget_mb is not None and need_mb > budget_mb:
             raise EngineError(f"it needs {need_mb:.0f} MB, more than CONVSERVE_MEMORY_MB")
-        idle = [slot for slot in self._slots() if slot.lane and not slot.lane.users]
+        idle = [slot for slot in self._slots() if slot.queue and not slot.queue.users]
         idle.sort(key=lambda slot: slot.used_at)
         if not self._fits(need_mb - sum(slot.memory_mb for slot in idle)):
             raise Busy(f"it needs {need_mb:.0f} MB, and too little of CONVSERVE_MEMORY_MB is not in use")
         while not self._fits(need_mb):
             idle.pop(0).let_go()
 
-    def has_room(self, model: Model) -> bool:
+    def has_room(self, model: ServedModel) -> bool:
         """Whether its chosen engine can be loaded, and none has to leave for it."""
         return self._settings.memory_mb is None or self._fits(self._need_mb(model, None))
 
@@ -181,7 +190,7 @@ class Loader:
         budget_mb = self._settings.memory_mb
         return budget_mb is None or sum(slot.memory_mb for slot in self._slots()) + need_mb <= budget_mb
 
-    def _need_mb(self, model: Model, precision: str | None) -> float:
+    def _need_mb(self, model: ServedModel, precision: str | None) -> float:
         """What an engine takes: as measured on this machine, else by its file."""
         spec = choose(model.records, self._settings.runtime, precision or self._settings.precision)
         engine = (spec.runtime, spec.precision)
@@ -193,15 +202,15 @@ class Loader:
         graph = model.manifest.files.get(manifest.GRAPHS.get(spec.precision, manifest.ONNX))
         return graph.bytes / 1e6 * FILE_TIMES if graph else 0.0
 
-    def _open(self, model: Model, precision: str, batches: Sequence[int]) -> Lane:
+    def _open(self, model: ServedModel, precision: str, batches: Sequence[int]) -> EngineQueue:
         """Of the engine that was chosen; where it was chosen by us and cannot be opened, of OpenVINO's."""
         settings, model.records = self._settings, records.find_all(model.published)
 
-        def opened(runtime: Runtime | Literal["auto"]) -> Lane:
+        def opened(runtime: Runtime | Literal["auto"]) -> EngineQueue:
             spec = choose(model.records, runtime, precision)
             engine = open_engine(model.published, spec, batches, settings.max_batch)
             shape = model.manifest.preprocess.shape
-            return Lane(engine, known_cost(engine, spec, model.records, shape, settings.max_batch))
+            return EngineQueue(engine, known_cost(engine, spec, model.records, shape, settings.max_batch))
 
         try:
             return opened(settings.runtime)
@@ -212,7 +221,7 @@ class Loader:
         return opened("openvino")
 
 
-def not_loadable(model: Model, slot: Slot) -> Problem:
+def not_loadable(model: ServedModel, slot: Slot) -> Problem:
     """503, and when it is tried again."""
     detail = f"{model.manifest.tag} cannot be loaded: {slot.error}"
     seconds = max(1, ceil(slot.retry_at - time.monotonic()))

@@ -16,10 +16,10 @@ from prometheus_client import (
     Info,
     ProcessCollector,
     generate_latest,
-    values,
 )
 
 from engines.runtimes.machine import processor
+from service.framework_patches import keep_metrics_in_memory
 from service.loading import Slot
 
 WINDOW = 1000
@@ -27,8 +27,7 @@ SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5
 LIBRARIES = ("bentoml", "openvino")
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
-# BentoML has values kept in files, for workers to share. There is one: in memory they cost a third.
-values.ValueClass = values.MutexValue
+keep_metrics_in_memory()
 
 
 class Metrics:
@@ -109,8 +108,8 @@ class Metrics:
         self._depth.clear()
         self._memory.clear()
         for tag, slot in slots:
-            if slot.lane:
-                labels = (tag, slot.lane.engine.precision)
-                self._depth.labels(*labels).set(slot.lane.depth)
+            if slot.queue:
+                labels = (tag, slot.queue.engine.precision)
+                self._depth.labels(*labels).set(slot.queue.depth)
                 self._memory.labels(*labels).set(slot.memory_mb * 1e6)
         return generate_latest(self._registry)

@@ -116,7 +116,7 @@ class EngineSummary(BaseModel):
     benchmark: list[Speed]
 
 
-class PublishedModel(BaseModel):
+class PublishedModelSummary(BaseModel):
     """Weights that can be served; `accuracy` is by precision, on images held out of `dataset`."""
 
     tag: str
@@ -134,7 +134,7 @@ class PublishedModel(BaseModel):
 class ModelSummary(Card, Totals):
     """An architecture's card, its cost at the paper's input, and what is published of it."""
 
-    models: list[PublishedModel]
+    models: list[PublishedModelSummary]
 
 
 class ModelComplexity(BaseModel):

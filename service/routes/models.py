@@ -10,10 +10,10 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from service import schema
 from service.architectures import with_layers
-from service.choice import accuracy_of, comparable, front, options
+from service.context import ServerContext, Shared, problems, same
 from service.errors import Problem
-from service.loading import Model
-from service.server import Server, Shared, problems, same
+from service.loading import ServedModel
+from service.select_model import accuracy_of, comparable, front, options
 
 router = APIRouter()
 
@@ -77,10 +77,10 @@ async def pareto(server: Shared, dataset: str | None = None) -> schema.Pareto:
     return schema.Pareto(dataset=dataset, models=points)
 
 
-def pareto_point(server: Server, model: Model) -> schema.ParetoPoint | None:
+def pareto_point(server: ServerContext, model: ServedModel) -> schema.ParetoPoint | None:
     """One published model; None if no held-out accuracy of it is known."""
-    entry, lane = model.manifest, model.chosen.lane
-    precision = lane.engine.precision if lane else "fp32"
+    entry, queue = model.manifest, model.chosen.queue
+    precision = queue.engine.precision if queue else "fp32"
     accuracy = accuracy_of(model, precision)
     if not accuracy:
         return None
@@ -92,7 +92,7 @@ def pareto_point(server: Server, model: Model) -> schema.ParetoPoint | None:
         images=accuracy.images,
         macs=entry.complexity.macs,
         params=entry.complexity.params,
-        alone_ms=1000 * lane.cost(1) if lane else None,
+        alone_ms=1000 * queue.cost(1) if queue else None,
         expected_ms=None,
         live_ms=live.get("inference"),
         front=[],
@@ -112,36 +112,36 @@ async def admin(
 
 
 @router.post("/models/{name}/load", dependencies=[Depends(admin)], responses=problems(401, 403, 404, 409, 503))
-async def load(name: str, server: Shared) -> schema.PublishedModel:
+async def load(name: str, server: Shared) -> schema.PublishedModelSummary:
     """Load a model's engine, if it is not loaded."""
     model = server.catalog.find(name)
-    await server.catalog.loader.lane(model)
+    await server.catalog.loader.queue(model)
     return published_model(model)
 
 
 @router.post("/models/{name}/unload", dependencies=[Depends(admin)], responses=problems(401, 403, 404, 409))
-async def unload(name: str, server: Shared) -> schema.PublishedModel:
+async def unload(name: str, server: Shared) -> schema.PublishedModelSummary:
     """Let a model's engines go; the next request for it loads it again."""
     model = server.catalog.find(name)
     server.catalog.loader.unload(model)
     return published_model(model)
 
 
-def summary(server: Server, card: schema.ArchitectureCard) -> schema.ModelSummary:
+def summary(server: ServerContext, card: schema.ArchitectureCard) -> schema.ModelSummary:
     """A card with its cost and what is published of it, without the layers."""
     return schema.ModelSummary(**vars(card), models=published(server, card.name))
 
 
-def published(server: Server, architecture: str) -> list[schema.PublishedModel]:
+def published(server: ServerContext, architecture: str) -> list[schema.PublishedModelSummary]:
     """What is published of one architecture, and whether it is loaded."""
     return [published_model(model) for model in server.catalog.published(architecture)]
 
 
-def published_model(model: Model) -> schema.PublishedModel:
+def published_model(model: ServedModel) -> schema.PublishedModelSummary:
     """One of them."""
     slot = model.chosen
-    engine = slot.lane.engine if slot.lane else None
-    return schema.PublishedModel(
+    engine = slot.queue.engine if slot.queue else None
+    return schema.PublishedModelSummary(
         tag=model.manifest.tag,
         dataset=model.manifest.dataset,
         accuracy=model.manifest.accuracy,

@@ -27,11 +27,11 @@ from pydantic import ValidationError
 
 from engines.published import manifest, store
 from engines.published.store import PublishedModel
-from service.api import create_api
-from service.cost import Cost
+from service.application import create_application
+from service.context import ServerContext, make_context
+from service.cost import BatchCost
 from service.loading import Slot
-from service.scheduler import Lane
-from service.server import Server, make_server
+from service.scheduler import EngineQueue
 from service.settings import Settings
 from tests.serving import ROOT
 
@@ -56,16 +56,16 @@ class Sleepy:
         return logits
 
 
-def put(server: Server, tag: str, engine: Sleepy, seconds: float = 0.001) -> Lane:
+def put(server: ServerContext, tag: str, engine: Sleepy, seconds: float = 0.001) -> EngineQueue:
     """Have a model served by this engine, predicted to take so long."""
-    lane = Lane(engine, Cost({1: seconds}, 32))
-    server.catalog.models[tag].slots[None] = Slot(status="ready", lane=lane)
-    return lane
+    queue = EngineQueue(engine, BatchCost({1: seconds}, 32))
+    server.catalog.models[tag].slots[None] = Slot(status="ready", queue=queue)
+    return queue
 
 
 @asynccontextmanager
-async def client_of(server: Server) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_api(server), raise_app_exceptions=False)
+async def client_of(server: ServerContext) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(create_application(server), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client
 
@@ -99,15 +99,15 @@ def three(lenet5: PublishedModel, tmp_path: Path) -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def server(three: list[str]) -> Server:
+def server(three: list[str]) -> ServerContext:
     """The three answer 0, 1 and 1, in 1, 10 and 100 predicted ms; the fourth 2."""
-    server = make_server(Settings())
+    server = make_context(Settings())
     for tag, answer, seconds in zip(three, (0, 1, 1, 2), (0.001, 0.01, 0.1, 0.1), strict=True):
         put(server, tag, Sleepy(answer), seconds)
     return server
 
 
-async def test_an_engine_that_fails_is_a_problem_and_counted(server: Server, three: list[str]) -> None:
+async def test_an_engine_that_fails_is_a_problem_and_counted(server: ServerContext, three: list[str]) -> None:
     put(server, three[0], Sleepy(error=RuntimeError("device lost")))
     async with client_of(server) as client:
         response = await client.post(f"/classify?model={three[0]}", content=DIGIT)
@@ -119,10 +119,10 @@ async def test_an_engine_that_fails_is_a_problem_and_counted(server: Server, thr
 
 
 async def test_a_deadline_that_cannot_be_met_is_refused_before_the_body_is_read(
-    server: Server, three: list[str]
+    server: ServerContext, three: list[str]
 ) -> None:
-    lane = put(server, three[0], Sleepy(), 0.1)
-    lane.coming = 20
+    queue = put(server, three[0], Sleepy(), 0.1)
+    queue.decoding = 20
     read = []
 
     async def body() -> AsyncIterator[bytes]:
@@ -142,7 +142,7 @@ async def test_a_deadline_that_cannot_be_met_is_refused_before_the_body_is_read(
 
 
 async def test_auto_takes_the_most_accurate_in_the_budget_at_this_moments_load(
-    server: Server, three: list[str]
+    server: ServerContext, three: list[str]
 ) -> None:
     async with client_of(server) as client:
 
@@ -155,14 +155,14 @@ async def test_auto_takes_the_most_accurate_in_the_budget_at_this_moments_load(
         chosen = (await ask(max_latency_ms=50, min_accuracy=0.85)).json()["choice"]
         assert [row["model"] for row in chosen["front"]] == three[:3]
         assert chosen["reason"].startswith("the most accurate, 90.0%, of those expected within 50 ms")
-        lane = server.catalog.models[three[1]].chosen.lane
-        assert lane
-        with server.scheduler.admit(lane, asyncio.get_running_loop().time() + 100):
-            lane.coming += 10  # the second has a queue now
+        queue = server.catalog.models[three[1]].chosen.queue
+        assert queue
+        with server.scheduler.admit(queue, asyncio.get_running_loop().time() + 100):
+            queue.decoding += 10  # the second has a queue now
             assert (await ask(max_latency_ms=50)).json()["model"] == three[0]
             full = await ask(max_latency_ms=50, min_accuracy=0.85)
             assert (full.status_code, full.json()["code"]) == (503, "overloaded")
-            lane.coming -= 10
+            queue.decoding -= 10
         assert (await ask(model="auto@kuzushiji", max_latency_ms=5000)).json()["model"] == three[3]
         for impossible in (
             {},
@@ -174,7 +174,7 @@ async def test_auto_takes_the_most_accurate_in_the_budget_at_this_moments_load(
         assert (await ask(model="auto@nosuch", min_accuracy=0)).status_code == 503
 
 
-async def test_the_front_has_what_nothing_beats(server: Server, three: list[str]) -> None:
+async def test_the_front_has_what_nothing_beats(server: ServerContext, three: list[str]) -> None:
     put(server, three[1], Sleepy(), 0.5)  # slower than the third, and less accurate
     async with client_of(server) as client:
         found = (await client.get("/pareto")).json()
@@ -187,7 +187,7 @@ async def test_the_front_has_what_nothing_beats(server: Server, three: list[str]
         assert (await client.get("/pareto?dataset=nosuch")).json()["models"] == []
 
 
-async def test_compare_decodes_once_and_one_that_fails_fails_alone(server: Server, three: list[str]) -> None:
+async def test_compare_decodes_once_and_one_that_fails_fails_alone(server: ServerContext, three: list[str]) -> None:
     put(server, three[1], Sleepy(error=RuntimeError("device lost")))
     async with client_of(server) as client:
         compared = (await client.post("/compare", params={"models": ",".join(three[:3])}, content=DIGIT)).json()
@@ -235,14 +235,14 @@ async def test_the_short_way_answers_as_fastapi_would(
     three: list[str], monkeypatch: pytest.MonkeyPatch, key: str | None, query: str
 ) -> None:
     settings = Settings.model_validate({"api_keys": ["one", "two"]}) if key else Settings()
-    server = make_server(settings)
+    server = make_context(settings)
     put(server, three[0], Sleepy())
     url = f"/classify?{query.replace('TAG', three[0])}"
     headers = {"X-API-Key": key} if key else {}
     answers = []
     async with client_of(server) as client:
         for path in ("/classify", "/elsewhere"):
-            monkeypatch.setattr("service.direct.PATH", path)
+            monkeypatch.setattr("service.fast_path.PATH", path)
             response = await client.post(url, content=DIGIT, headers=headers)
             told = {name: value for name, value in response.json().items() if name not in {"timing_ms", "choice"}}
             kind = response.headers["content-type"]
@@ -252,7 +252,7 @@ async def test_the_short_way_answers_as_fastapi_would(
 
 async def test_keys_and_the_admins_token(three: list[str]) -> None:
     settings = Settings.model_validate({"api_keys": ["one", "two"], "admin_token": "root"})
-    server = make_server(settings)
+    server = make_context(settings)
     put(server, three[2], Sleepy())
     async with client_of(server) as client:
         for headers in ({}, {"X-API-Key": "three"}):
@@ -267,12 +267,12 @@ async def test_keys_and_the_admins_token(three: list[str]) -> None:
         assert (await client.post("/models/lenet5/unload")).json()["status"] == "published"
     with pytest.raises(ValidationError):
         Settings.model_validate({"api_keys": [""]})
-    async with client_of(make_server(Settings())) as client:
+    async with client_of(make_context(Settings())) as client:
         response = await client.post("/models/lenet5/load", headers={"Authorization": "Bearer "})
         assert (response.status_code, response.json()["code"]) == (403, "admin_off")
 
 
-async def test_requests_have_ids_and_routes_are_counted_as_templates(server: Server) -> None:
+async def test_requests_have_ids_and_routes_are_counted_as_templates(server: ServerContext) -> None:
     async with client_of(server) as client:
         assert (await client.get("/models/lenet5", headers={"X-Request-ID": "abc-1"})).headers[
             "x-request-id"
@@ -293,7 +293,7 @@ class Full(io.StringIO):
 
 
 async def test_each_request_is_a_line_of_json_and_answered_if_it_cannot_be_written(
-    server: Server, three: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    server: ServerContext, three: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with client_of(server) as client:
         await client.post(f"/classify?model={three[0]}", content=DIGIT, headers={"X-Request-ID": "abc-1"})
@@ -305,12 +305,12 @@ async def test_each_request_is_a_line_of_json_and_answered_if_it_cannot_be_writt
         assert good["ms"] > 0
         assert datetime.fromisoformat(good["timestamp"]) <= datetime.fromisoformat(bad["timestamp"])
     monkeypatch.setattr("sys.stdout", Full())
-    raising = httpx.ASGITransport(create_api(server))  # as an error in the log would be raised after the answer
+    raising = httpx.ASGITransport(create_application(server))  # as an error in the log would be raised after the answer
     async with httpx.AsyncClient(transport=raising, base_url="http://test") as client:
         assert (await client.get("/models/lenet5")).status_code == 200
 
 
-async def test_stages_are_spans_of_the_request(server: Server, three: list[str]) -> None:
+async def test_stages_are_spans_of_the_request(server: ServerContext, three: list[str]) -> None:
     spans = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
@@ -323,7 +323,7 @@ async def test_stages_are_spans_of_the_request(server: Server, three: list[str])
     assert {span.parent.span_id for span in found[:3] if span.parent} == {request.get_span_context().span_id}
 
 
-async def test_wrong_parameters_are_counted_without_their_text(server: Server) -> None:
+async def test_wrong_parameters_are_counted_without_their_text(server: ServerContext) -> None:
     async with client_of(server) as client:
         await client.post("/classify?model=lenet5&top_k=x", content=DIGIT)
         await client.post("/classify?model=nosuch", content=DIGIT)
@@ -333,7 +333,7 @@ async def test_wrong_parameters_are_counted_without_their_text(server: Server) -
 
 
 async def test_new_versions_are_taken_up_once_they_are_loaded(
-    server: Server, three: list[str], lenet5: PublishedModel
+    server: ServerContext, three: list[str], lenet5: PublishedModel
 ) -> None:
     for tag in three:
         server.catalog.models[tag].proven = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def test_an_unknown_name_has_no_layers() -> None:
 
 def test_writing_again_writes_the_same_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     described = [
-        row | {"layers": [layer.model_dump() for layer in read_layers(row["name"])]}
+        row | {"layers": [asdict(layer) for layer in read_layers(row["name"])]}
         for row in json.loads(CARDS.read_bytes())
     ]
     for file in (CARDS, LAYERS):

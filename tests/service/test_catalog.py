@@ -18,10 +18,10 @@ from engines.runtimes.registry import EngineSpec
 from models.zoo import ZOO
 from service.catalog import Catalog
 from service.errors import Problem
-from service.loading import Loader, Model
+from service.loading import Loader, ServedModel
 from service.settings import EMBEDDED_DATASET, Settings
 from training.data import DataSet
-from training.recipe import quick
+from training.recipes import quick
 
 Rows = list[tuple[str, str | None]]
 
@@ -117,7 +117,7 @@ async def test_what_was_chosen_for_it_and_fails_is_opened_by_openvino(
 
     monkeypatch.setattr("service.loading.choose", on_a_gpu)
     catalog = Catalog(Settings(load="first_use"))
-    assert (await catalog.loader.lane(catalog.find("lenet5"))).engine.runtime == "openvino"
+    assert (await catalog.loader.queue(catalog.find("lenet5"))).engine.runtime == "openvino"
     assert "is opened by openvino instead: there is no NVIDIA GPU" in caplog.text
 
 
@@ -126,7 +126,7 @@ async def test_what_was_chosen_for_it_and_fails_is_opened_by_openvino(
 async def test_what_is_asked_for_and_fails_is_an_error() -> None:
     catalog = Catalog(Settings(load="first_use", runtime="tensorrt_rtx"))
     with pytest.raises(Problem, match="cannot be loaded: there is no NVIDIA GPU"):
-        await catalog.loader.lane(catalog.find("lenet5"))
+        await catalog.loader.queue(catalog.find("lenet5"))
 
 
 @pytest.mark.anyio
@@ -139,23 +139,23 @@ async def test_what_was_used_least_recently_leaves_for_what_is_asked_for(monkeyp
     await catalog.load_all()
     one, two, three = catalog.models.values()
 
-    def loaded() -> list[Model]:
-        return [model for model in catalog.models.values() if model.chosen.lane]
+    def loaded() -> list[ServedModel]:
+        return [model for model in catalog.models.values() if model.chosen.queue]
 
     assert loaded() == [one, two]  # the third does not fit
-    first = await catalog.loader.lane(one)
-    await catalog.loader.lane(three)
+    first = await catalog.loader.queue(one)
+    await catalog.loader.queue(three)
     assert loaded() == [one, three]
     with first.in_use():
-        await catalog.loader.lane(two)
+        await catalog.loader.queue(two)
         assert loaded() == [one, two]
         needs["third"] = 200
         with pytest.raises(Problem, match="too little of CONVSERVE_MEMORY_MB is not in use") as raised:
-            await catalog.loader.lane(three)
+            await catalog.loader.queue(three)
         assert (raised.value.status, three.chosen.failures) == (503, 0)
     needs["third"] = 300
     with pytest.raises(Problem, match="needs 300 MB, more than CONVSERVE_MEMORY_MB"):
-        await catalog.loader.lane(three)
+        await catalog.loader.queue(three)
     assert (loaded(), three.chosen.failures) == ([one, two], 1)  # nobody left for what can never fit
 
 
@@ -172,7 +172,7 @@ async def test_a_failed_load_is_tried_again_later_and_later(monkeypatch: pytest.
     for wait in (2, 4, 8):
         for _ in range(2):  # the second is refused without a try
             with pytest.raises(Problem, match="is not the file that was published") as raised:
-                await catalog.loader.lane(model)
+                await catalog.loader.queue(model)
             assert raised.value.headers == {"Retry-After": str(wait)}
         assert model.chosen.retry_at == clock + wait
         clock += wait

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from service.cost import Cost
-from service.scheduler import Answer, Lane, Late, Overloaded, Scheduler
+from service.cost import BatchCost
+from service.scheduler import Answer, EngineQueue, Late, Overloaded, Scheduler
 
 
 class Clock(selectors.SelectSelector):
@@ -54,23 +54,23 @@ class Engine:
 
 
 class Device:
-    """Takes exactly what is predicted; remembers when which lane ran how many."""
+    """Takes exactly what is predicted; remembers when which queue ran how many."""
 
     def __init__(self) -> None:
-        self.lanes: dict[object, Lane] = {}
-        self.ran: list[tuple[float, Lane, int]] = []
+        self.queues: dict[object, EngineQueue] = {}
+        self.ran: list[tuple[float, EngineQueue, int]] = []
 
-    def lane(self, seconds: float, gain: float = 1.0, best: int = 4) -> Lane:
+    def queue(self, seconds: float, gain: float = 1.0, best: int = 4) -> EngineQueue:
         """An image takes `seconds`, in a batch of `best` only `gain` of it."""
-        cost = Cost({1: seconds, best: best * gain * seconds}, best)
-        lane = Lane(Engine(), cost)
-        self.lanes[lane.engine] = lane
-        return lane
+        cost = BatchCost({1: seconds, best: best * gain * seconds}, best)
+        queue = EngineQueue(Engine(), cost)
+        self.queues[queue.engine] = queue
+        return queue
 
     async def __call__(self, engine: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        lane = self.lanes[engine]
-        self.ran.append((now(), lane, len(pixels)))
-        await asyncio.sleep(lane.cost(len(pixels)))
+        queue = self.queues[engine]
+        self.ran.append((now(), queue, len(pixels)))
+        await asyncio.sleep(queue.cost(len(pixels)))
         logits: NDArray[np.float32] = engine.infer(pixels)
         return logits
 
@@ -83,15 +83,19 @@ def image(value: int) -> NDArray[np.uint8]:
     return np.full((2, 2, 1), value, np.uint8)
 
 
-async def ask(scheduler: Scheduler, lane: Lane, value: int = 1, within_s: float = 1000.0) -> tuple[Answer, float]:
+async def ask(
+    scheduler: Scheduler, queue: EngineQueue, value: int = 1, within_s: float = 1000.0
+) -> tuple[Answer, float]:
     """The answer, and when it came."""
     deadline = now() + within_s
-    with scheduler.admit(lane, deadline) as place:
+    with scheduler.admit(queue, deadline) as place:
         return await place.infer(image(value)), now()
 
 
-async def asked(scheduler: Scheduler, lane: Lane, *values: int, within_s: float = 1000.0) -> list[asyncio.Task[Any]]:
-    tasks = [asyncio.create_task(ask(scheduler, lane, value, within_s)) for value in values]
+async def asked(
+    scheduler: Scheduler, queue: EngineQueue, *values: int, within_s: float = 1000.0
+) -> list[asyncio.Task[Any]]:
+    tasks = [asyncio.create_task(ask(scheduler, queue, value, within_s)) for value in values]
     await asyncio.sleep(0)
     return tasks
 
@@ -103,10 +107,10 @@ def device() -> Device:
 
 def test_what_waits_rides_together_and_each_gets_its_own(device: Device) -> None:
     async def main() -> None:
-        lane, scheduler = device.lane(1.0, gain=0.5), Scheduler(100, device, now)
-        first = await asked(scheduler, lane, 1)
+        queue, scheduler = device.queue(1.0, gain=0.5), Scheduler(100, device, now)
+        first = await asked(scheduler, queue, 1)
         await asyncio.sleep(0.25)
-        rest = await asked(scheduler, lane, 2, 3, 4, 5, 6, 7)
+        rest = await asked(scheduler, queue, 2, 3, 4, 5, 6, 7)
         answers = [answer for answer, _ in await asyncio.gather(*first, *rest)]
         assert [(at, size) for at, _, size in device.ran] == [(0, 1), (1, 4), (3, 2)]
         assert [answer.logits.tolist() for answer in answers] == [[value] for value in range(1, 8)]
@@ -117,13 +121,13 @@ def test_what_waits_rides_together_and_each_gets_its_own(device: Device) -> None
 
 
 def test_a_batch_is_no_larger_than_gains() -> None:
-    assert Cost({1: 1.0, 8: 8.0, 32: 32.0}, 32).best_batch == 1
-    assert Cost({1: 1.0, 8: 2.0, 32: 7.8}, 32).best_batch == 8
-    assert Cost({1: 1.0, 32: 2.0}, 24).best_batch == 24
+    assert BatchCost({1: 1.0, 8: 8.0, 32: 32.0}, 32).best_batch == 1
+    assert BatchCost({1: 1.0, 8: 2.0, 32: 7.8}, 32).best_batch == 8
+    assert BatchCost({1: 1.0, 32: 2.0}, 24).best_batch == 24
 
 
 def test_a_cost_is_interpolated_and_learns() -> None:
-    cost = Cost({2: 2.0, 4: 3.0}, 8)
+    cost = BatchCost({2: 2.0, 4: 3.0}, 8)
     assert [cost(batch) for batch in (1, 2, 3, 4, 8)] == [1, 2, 2.5, 3, 6]
     for _ in range(100):
         cost.observe(2, 4.0)
@@ -134,7 +138,7 @@ def test_a_cost_is_interpolated_and_learns() -> None:
 
 def test_a_flood_of_one_model_costs_another_one_batch_of_it(device: Device) -> None:
     async def main() -> None:
-        vgg, lenet, scheduler = device.lane(1.0), device.lane(0.01), Scheduler(1000, device, now)
+        vgg, lenet, scheduler = device.queue(1.0), device.queue(0.01), Scheduler(1000, device, now)
         flood = await asked(scheduler, vgg, *[1] * 200)
         waits = []
         for _ in range(50):
@@ -149,10 +153,10 @@ def test_a_flood_of_one_model_costs_another_one_batch_of_it(device: Device) -> N
 
 def test_two_floods_get_the_same_device_time(device: Device) -> None:
     async def main() -> None:
-        slow, fast, scheduler = device.lane(1.0), device.lane(0.1), Scheduler(2000, device, now)
+        slow, fast, scheduler = device.queue(1.0), device.queue(0.1), Scheduler(2000, device, now)
         tasks = await asked(scheduler, slow, *[1] * 50) + await asked(scheduler, fast, *[1] * 500)
         await asyncio.sleep(40)
-        spent = {lane: sum(lane.cost(size) for _, ran, size in device.ran if ran is lane) for lane in (slow, fast)}
+        spent = {queue: sum(queue.cost(size) for _, ran, size in device.ran if ran is queue) for queue in (slow, fast)}
         assert spent[slow] == pytest.approx(spent[fast], abs=1.0)
         await asyncio.gather(*tasks)
 
@@ -161,12 +165,12 @@ def test_two_floods_get_the_same_device_time(device: Device) -> None:
 
 def test_who_was_idle_has_saved_nothing_up(device: Device) -> None:
     async def main() -> None:
-        busy, idle, scheduler = device.lane(1.0, best=1), device.lane(1.0, best=1), Scheduler(2000, device, now)
+        busy, idle, scheduler = device.queue(1.0, best=1), device.queue(1.0, best=1), Scheduler(2000, device, now)
         flood = await asked(scheduler, busy, *[1] * 200)
         await asyncio.sleep(100.5)
         flood += await asked(scheduler, idle, *[1] * 50)
         await asyncio.sleep(20)
-        ran = [lane for at, lane, _ in device.ran if at > 100.5]
+        ran = [queue for at, queue, _ in device.ran if at > 100.5]
         assert ran.count(busy) == pytest.approx(ran.count(idle), abs=1)
         await asyncio.gather(*flood)
 
@@ -175,10 +179,10 @@ def test_who_was_idle_has_saved_nothing_up(device: Device) -> None:
 
 def test_a_batch_is_small_enough_for_its_first_deadline(device: Device) -> None:
     async def main() -> None:
-        lane, scheduler = device.lane(1.0, gain=0.5, best=8), Scheduler(100, device, now)
-        first = await asked(scheduler, lane, 1)
-        rest = await asked(scheduler, lane, 2, within_s=2.8)
-        rest += await asked(scheduler, lane, *range(3, 9))
+        queue, scheduler = device.queue(1.0, gain=0.5, best=8), Scheduler(100, device, now)
+        first = await asked(scheduler, queue, 1)
+        rest = await asked(scheduler, queue, 2, within_s=2.8)
+        rest += await asked(scheduler, queue, *range(3, 9))
         await asyncio.gather(*first, *rest)
         assert device.ran[1][2] < 7
         assert rest[0].result()[1] <= 2.8
@@ -188,16 +192,16 @@ def test_a_batch_is_small_enough_for_its_first_deadline(device: Device) -> None:
 
 def test_what_cannot_be_in_time_is_refused_and_told_when_it_could(device: Device) -> None:
     async def main() -> None:
-        lane, scheduler = device.lane(1.0), Scheduler(100, device, now)
-        tasks = await asked(scheduler, lane, *[1] * 10)
+        queue, scheduler = device.queue(1.0), Scheduler(100, device, now)
+        tasks = await asked(scheduler, queue, *[1] * 10)
         await asyncio.sleep(0.5)
-        depth = lane.depth
+        depth = queue.depth
         with pytest.raises(Overloaded, match="would take 10500 ms, of which 5000 ms are left") as raised:
-            scheduler.check(lane, now() + 5.0)
+            scheduler.check(queue, now() + 5.0)
         assert depth == raised.value.depth == 9
         assert raised.value.retry_after_s == pytest.approx(5.5)
         await asyncio.sleep(raised.value.retry_after_s)
-        assert (await ask(scheduler, lane, within_s=5.001))[1] == pytest.approx(11.0)
+        assert (await ask(scheduler, queue, within_s=5.001))[1] == pytest.approx(11.0)
         await asyncio.gather(*tasks)
 
     simulated(main())
@@ -205,13 +209,13 @@ def test_what_cannot_be_in_time_is_refused_and_told_when_it_could(device: Device
 
 def test_what_was_slow_once_is_not_refused_for_ever(device: Device) -> None:
     async def main() -> None:
-        lane, scheduler = device.lane(1.0), Scheduler(100, device, now)
+        queue, scheduler = device.queue(1.0), Scheduler(100, device, now)
         for _ in range(10):
-            lane.cost.observe(1, 4.0)
+            queue.cost.observe(1, 4.0)
         refused = 0
         while True:
             try:
-                scheduler.check(lane, now() + 1.2)
+                scheduler.check(queue, now() + 1.2)
                 break
             except Overloaded:
                 refused += 1
@@ -223,27 +227,27 @@ def test_what_was_slow_once_is_not_refused_for_ever(device: Device) -> None:
 
 def test_the_queue_is_bounded_and_counts_what_is_still_decoded(device: Device) -> None:
     async def main() -> None:
-        lane, scheduler = device.lane(1.0), Scheduler(3, device, now)
-        places = [scheduler.admit(lane, now() + 1000) for _ in range(3)]
+        queue, scheduler = device.queue(1.0), Scheduler(3, device, now)
+        places = [scheduler.admit(queue, now() + 1000) for _ in range(3)]
         for place in places:
             place.__enter__()
         with pytest.raises(Overloaded, match="3 images wait already"):
-            scheduler.admit(lane, now() + 1000)
+            scheduler.admit(queue, now() + 1000)
         places[0].__exit__()
-        await ask(scheduler, lane)
+        await ask(scheduler, queue)
         for place in places[1:]:
             place.__exit__()
-        assert lane.depth == 0
+        assert queue.depth == 0
 
     simulated(main())
 
 
 def test_what_has_become_late_costs_no_device_time(device: Device) -> None:
     async def main() -> None:
-        lane, scheduler = device.lane(1.0, best=1), Scheduler(100, device, now)
-        tasks = await asked(scheduler, lane, 1, 2, within_s=2.5)
-        lane.cost.observe(1, 4.0)  # it becomes slower than it was when they were let in
-        tasks += await asked(scheduler, lane, 3)
+        queue, scheduler = device.queue(1.0, best=1), Scheduler(100, device, now)
+        tasks = await asked(scheduler, queue, 1, 2, within_s=2.5)
+        queue.cost.observe(1, 4.0)  # it becomes slower than it was when they were let in
+        tasks += await asked(scheduler, queue, 3)
         done = await asyncio.gather(*tasks, return_exceptions=True)
         assert isinstance(done[1], Late)
         assert len(device.ran) == 2
@@ -253,24 +257,24 @@ def test_what_has_become_late_costs_no_device_time(device: Device) -> None:
 
 def test_a_cancelled_request_leaves_the_queue(device: Device) -> None:
     async def main() -> None:
-        lane, scheduler = device.lane(1.0, best=8), Scheduler(100, device, now)
-        running, stays, goes = await asked(scheduler, lane, 1, 2, 3)
+        queue, scheduler = device.queue(1.0, best=8), Scheduler(100, device, now)
+        running, stays, goes = await asked(scheduler, queue, 1, 2, 3)
         await asyncio.sleep(0.5)
         goes.cancel()
         await asyncio.gather(running, stays)
         assert [size for _, _, size in device.ran] == [1, 1]
-        runs = (await asked(scheduler, lane, 4))[0]
+        runs = (await asked(scheduler, queue, 4))[0]
         await asyncio.sleep(0.5)
         runs.cancel()  # while it runs
-        assert (await ask(scheduler, lane, 5))[0].logits.tolist() == [5]
+        assert (await ask(scheduler, queue, 5))[0].logits.tolist() == [5]
 
     simulated(main())
 
 
 def test_of_a_batch_that_fails_only_those_fail_that_must(device: Device) -> None:
     async def main() -> None:
-        lane, scheduler = device.lane(1.0, gain=0.5), Scheduler(100, device, now)
-        one, bad, three = await asked(scheduler, lane, 1, 255, 3)
+        queue, scheduler = device.queue(1.0, gain=0.5), Scheduler(100, device, now)
+        one, bad, three = await asked(scheduler, queue, 1, 255, 3)
         with pytest.raises(RuntimeError, match="a batch that fails"):
             await bad
         assert [(await good)[0].logits.tolist() for good in (one, three)] == [[1], [3]]
@@ -298,7 +302,7 @@ def test_whatever_comes_each_has_one_outcome_and_answers_are_in_time(
     device = Device()
 
     async def main() -> None:
-        lanes = [device.lane(0.5, gain=0.4), device.lane(0.05), device.lane(0.01, gain=0.2, best=8)]
+        queues = [device.queue(0.5, gain=0.4), device.queue(0.05), device.queue(0.01, gain=0.2, best=8)]
         scheduler = Scheduler(20, device, now)
         outcomes: list[str] = []
 
@@ -307,7 +311,7 @@ def test_whatever_comes_each_has_one_outcome_and_answers_are_in_time(
             due = now() + within_s
             try:
                 async with asyncio.timeout(gone_after):
-                    answer, when = await ask(scheduler, lanes[which], value, within_s)
+                    answer, when = await ask(scheduler, queues[which], value, within_s)
             except (Overloaded, Late, TimeoutError, RuntimeError) as error:
                 outcomes.append(type(error).__name__)
                 return
@@ -317,10 +321,10 @@ def test_whatever_comes_each_has_one_outcome_and_answers_are_in_time(
 
         await asyncio.gather(*(one(*arrival) for arrival in arrivals))
         assert len(outcomes) == len(arrivals)
-        assert all(lane.depth == 0 for lane in lanes)
+        assert all(queue.depth == 0 for queue in queues)
 
     simulated(main())
     busy_until = 0.0
-    for at, lane, size in device.ran:
+    for at, queue, size in device.ran:
         assert at >= busy_until - 1e-9  # one at a time
-        busy_until = at + lane.cost(size)
+        busy_until = at + queue.cost(size)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from secrets import compare_digest
 from typing import Annotated
 
-from bentoml._internal.configuration.containers import BentoMLContainer
 from fastapi import Depends, Request, Response
 from fastapi.security import APIKeyHeader
 from opentelemetry.trace import Tracer
@@ -16,6 +15,7 @@ from service import errors, schema
 from service.body import Bodies
 from service.catalog import Catalog
 from service.errors import Problem
+from service.framework_patches import tracer_provider
 from service.images import Decoders
 from service.metrics import Metrics
 from service.scheduler import Scheduler
@@ -23,7 +23,7 @@ from service.settings import Settings
 
 
 @dataclass(frozen=True)
-class Server:
+class ServerContext:
     """One for each process."""
 
     settings: Settings
@@ -35,26 +35,26 @@ class Server:
     tracer: Tracer
 
 
-def make_server(settings: Settings) -> Server:
+def make_context(settings: Settings) -> ServerContext:
     """All of it."""
-    return Server(
+    return ServerContext(
         settings=settings,
         catalog=Catalog(settings),
         scheduler=Scheduler(settings.max_waiting),
         decoders=Decoders(settings.decoders, settings.max_pixels),
         bodies=Bodies(settings.max_body_bytes, settings.max_bodies_bytes),
         metrics=Metrics(),
-        tracer=BentoMLContainer.tracer_provider.get().get_tracer("convserve"),
+        tracer=tracer_provider().get_tracer("convserve"),
     )
 
 
-async def shared(request: Request) -> Server:
-    """The process's Server."""
-    server: Server = request.app.state.server
+async def shared(request: Request) -> ServerContext:
+    """The process's ServerContext."""
+    server: ServerContext = request.app.state.server
     return server
 
 
-Shared = Annotated[Server, Depends(shared)]
+Shared = Annotated[ServerContext, Depends(shared)]
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, object]]:

@@ -8,17 +8,17 @@ from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
 from service import errors
-from service.direct import Direct
-from service.operations import Operations
+from service.context import ServerContext, Shared, let_in, refuse
+from service.fast_path import FastPath
+from service.request_log import RequestLog
 from service.routes import classify, models
-from service.server import Server, Shared, let_in, refuse
 
 DESCRIPTION = "Every CNN architecture of a lecture, LeNet-5 to SENet-154: what each answers, costs and how fast it is."
 
 router = APIRouter()
 
 
-def create_api(server: Server) -> ASGIApp:
+def create_application(server: ServerContext) -> ASGIApp:
     """The application over `server`; its documentation needs no network, and no key."""
     api = FastAPIOffline(title="convserve", description=DESCRIPTION, redoc_url=None)
     api.state.server = server
@@ -26,7 +26,7 @@ def create_api(server: Server) -> ASGIApp:
     for routes in (classify.router, models.router, router):
         api.include_router(routes, dependencies=keys)
     errors.install(api, refuse)
-    return Operations(Direct(api), server.metrics, server.settings.access_log)
+    return RequestLog(FastPath(api), server.metrics, server.settings.access_log)
 
 
 @router.get("/", include_in_schema=False)

@@ -21,7 +21,7 @@ HEADER = "X-Request-ID"
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
-class Operations:
+class RequestLog:
     """An ASGI application around ours. Routes are told as templates, so that no path makes a new label."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, log: bool) -> None:

@@ -11,20 +11,20 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
+from service.context import ServerContext, let_in, refuse
 from service.routes.classify import Asked, classify, router
-from service.server import Server, let_in, refuse
 
 PATH = "/classify"
 ROUTE = next(route for route in router.routes if getattr(route, "path", "") == PATH)
 logger = logging.getLogger("bentoml.convserve")
 
 
-class Direct:
+class FastPath:
     """An ASGI application around FastAPI's, which documents the route, would answer the same, and serves all others."""
 
     def __init__(self, api: FastAPI) -> None:
         self._api = api
-        self._server: Server = api.state.server
+        self._server: ServerContext = api.state.server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""

@@ -1,0 +1,126 @@
+"""Changes to private parts of the frameworks: each with its reason and the version that it was seen in.
+
+A new version of a library may move what is changed here. Each change looks for its attributes first, so that the server
+then ends at its start with one line instead of serving without the change.
+"""
+
+from __future__ import annotations
+
+import warnings
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+BENTOML_PATHS = {"/livez", "/readyz", "/healthz", "/schema.json"}
+MAX_PNG_TEXT_BYTES = 4 * 1024 * 1024
+
+
+def private(library: str, seen_in: str, module: str, attribute: str) -> Any:
+    """Return a private attribute of a library. Raises SystemExit with one line if the attribute is gone."""
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise SystemExit(
+            f"error: {library} {version(library)} has no {module}.{attribute}, which convserve changes;"
+            f" {library} {seen_in} has it"
+        ) from error
+
+
+def replace(library: str, seen_in: str, module: str, attribute: str, new: object) -> None:
+    """Replace a private attribute of a library. Raises SystemExit if the attribute is gone."""
+    private(library, seen_in, module, attribute)
+    setattr(import_module(module), attribute, new)
+
+
+def left_out(app: ASGIApp, **_: object) -> ASGIApp:
+    """Return the application itself, in place of a middleware around the application."""
+    return app
+
+
+def route_past_bentoml(application: ASGIApp) -> None:
+    """Let BentoML's last middleware call `application` at once for every path that is not BentoML's own.
+
+    BentoML's router costs time on each request, and would find nothing but the mounted application.
+    """
+    base = private("bentoml", "1.4.40", "_bentoml_impl.server.app", "ContextMiddleware")
+
+    class RouteFirst(base):  # type: ignore[misc, valid-type]
+        """Last middleware of BentoML's: passes requests to `application` without BentoML's router."""
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            """Serve one request."""
+            if scope["type"] == "http" and scope["path"] not in BENTOML_PATHS:
+                await application(scope, receive, send)
+            else:
+                await super().__call__(scope, receive, send)
+
+    replace("bentoml", "1.4.40", "_bentoml_impl.server.app", "ContextMiddleware", RouteFirst)
+
+
+def leave_out_timeouts() -> None:
+    """Remove BentoML's timeout, which cannot be configured away; the service's own deadlines bound each request.
+
+    The timeout makes a task of each request and keeps the task in memory until the time has passed, whenever the
+    request was answered.
+    """
+    replace("bentoml", "1.4.40", "bentoml._internal.server.http.traffic", "TimeoutMiddleware", left_out)
+
+
+def leave_out_tracing() -> None:
+    """Remove the middleware that makes spans, which costs a request a tenth of a millisecond even if none is kept."""
+    library, module = "opentelemetry-instrumentation-asgi", "opentelemetry.instrumentation.asgi"
+    replace(library, "0.66b1", module, "OpenTelemetryMiddleware", left_out)
+
+
+def use_http_protocol(name: str) -> None:
+    """Let uvicorn serve HTTP by the class `name`; BentoML leaves the choice to uvicorn, after the service's import."""
+    check_http_protocol()
+    protocols = private("uvicorn", "0.54.0", "uvicorn.config", "HTTP_PROTOCOLS")
+    protocols["auto"] = name
+
+
+def check_http_protocol() -> None:
+    """Raise SystemExit unless uvicorn has the private names that `http_limits` derives its connection from."""
+    module = "uvicorn.protocols.http.httptools_impl"
+    private("uvicorn", "0.54.0", module, "STATUS_LINE")
+    connection = private("uvicorn", "0.54.0", module, "HttpToolsProtocol")
+    for name in (
+        "data_received",
+        "on_message_begin",
+        "on_url",
+        "on_header",
+        "on_headers_complete",
+        "on_body",
+        "on_message_complete",
+        "send_400_response",
+    ):
+        if not hasattr(connection, name):
+            raise SystemExit(f"error: uvicorn {version('uvicorn')} has no HttpToolsProtocol.{name}; 0.54.0 has it")
+
+
+def keep_metrics_in_memory() -> None:
+    """Keep Prometheus' values in memory, for a third of the time of BentoML's files, which serve several workers.
+
+    The service has one worker.
+    """
+    in_memory = private("prometheus_client", "0.26.0", "prometheus_client.values", "MutexValue")
+    replace("prometheus_client", "0.26.0", "prometheus_client.values", "ValueClass", in_memory)
+
+
+def bound_pillow() -> None:
+    """Bound the text that Pillow unpacks from a PNG, and silence its warnings: `images` decides on such pictures.
+
+    The filter is set once for the process, since warnings.catch_warnings is not safe in threads.
+    """
+    warnings.filterwarnings("ignore", module="PIL")
+    replace("pillow", "13.0.0", "PIL.PngImagePlugin", "MAX_TEXT_MEMORY", MAX_PNG_TEXT_BYTES)
+
+
+def tracer_provider() -> Any:
+    """Return BentoML's provider of OpenTelemetry tracers, which has no public name."""
+    container = private("bentoml", "1.4.40", "bentoml._internal.configuration.containers", "BentoMLContainer")
+    if not hasattr(container, "tracer_provider"):
+        raise SystemExit(f"error: bentoml {version('bentoml')} has no BentoMLContainer.tracer_provider; 1.4.40 has it")
+    return container.tracer_provider.get()

@@ -1,0 +1,25 @@
+"""Status and code of the problem in an answer, from a client or from a socket."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+import httpx
+
+
+def problem(response: httpx.Response) -> tuple[int, str]:
+    """Status and code of what must be a problem."""
+    assert response.headers["content-type"] == "application/problem+json", response.text[:200]
+    details = response.json()
+    assert details["status"] == response.status_code
+    assert details["detail"]
+    return response.status_code, details["code"]
+
+
+def answer_to(connection: socket.socket) -> tuple[int, str]:
+    """Status and code of the problem that the server writes before it closes the connection."""
+    answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"content-type: application/problem+json" in head.lower(), answer[:400]
+    return int(head.split()[1]), json.loads(body)["code"]
