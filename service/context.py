@@ -1,4 +1,4 @@
-"""What the routes share."""
+"""State that the routes share, API keys, and the handler of errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from service.settings import Settings
 
 @dataclass(frozen=True)
 class ServerContext:
-    """One for each process."""
+    """State shared by all routes of a process."""
 
     settings: Settings
     catalog: Catalog
@@ -36,7 +36,7 @@ class ServerContext:
 
 
 def make_context(settings: Settings) -> ServerContext:
-    """All of it."""
+    """Build the shared state from the settings."""
     return ServerContext(
         settings=settings,
         catalog=Catalog(settings),
@@ -49,7 +49,7 @@ def make_context(settings: Settings) -> ServerContext:
 
 
 async def shared(request: Request) -> ServerContext:
-    """The process's ServerContext."""
+    """Return the shared state of the process."""
     server: ServerContext = request.app.state.server
     return server
 

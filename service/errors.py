@@ -38,7 +38,7 @@ class Problem(Exception):
         return ProblemDetails(title=title, status=self.status, code=self.code, detail=self.detail)
 
     def response(self) -> JSONResponse:
-        """As HTTP."""
+        """Render as application/problem+json."""
         return JSONResponse(self.details().model_dump() | self.more, self.status, self.headers, MEDIA_TYPE)
 
 

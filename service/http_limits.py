@@ -15,24 +15,24 @@ PER_HEADER = 64  # what one costs beside its letters
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One connection."""
+    """Connection of HTTP/1.1 with bounds on heads, their time and pipelined requests."""
 
     _head = 0  # bytes of the head by now
     _held = 0  # bytes since the parser last told us something; it may hold them all
     _too_late: asyncio.TimerHandle | None = None  # runs while no request is
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Somebody came."""
+        """Start the timer for the head of the first request."""
         super().connection_made(transport)
         self._too_late = self.loop.call_later(HEAD_S, transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """They went."""
+        """Cancel the timer of the head when the connection ends."""
         self._set_timer(False)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Some bytes of them."""
+        """Parse bytes; refuse the request when unparsed bytes exceed MAX_HEAD_BYTES."""
         self._held += len(data)
         super().data_received(data)
         if self.transport.is_closing():
@@ -48,7 +48,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._too_late.cancel()
             self._too_late = None
 
-    # What the parser tells. What is raised here ends in a 400.
+    # Callbacks of the parser. An exception raised in one of them ends in a 400.
 
     def _add(self, size: int) -> None:
         self._held = 0
@@ -57,38 +57,38 @@ class BoundedProtocol(HttpToolsProtocol):
             raise ValueError
 
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """Begin to count the head of a new request."""
         self._head = 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        """A piece of its address."""
+        """Count the bytes of a piece of the URL."""
         self._add(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header or trailer."""
+        """Count the bytes of a header or trailer."""
         self._add(len(name) + len(value) + PER_HEADER)
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The head is whole."""
+        """Refuse the request if too many wait on the connection."""
         if len(self.pipeline) >= MAX_AHEAD:
             raise ValueError
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
+        """Forget held bytes: the parser has passed on a piece of the body."""
         self._held = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The request is whole."""
+        """Forget held bytes: the parser has passed on the whole request."""
         self._held = 0
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """As a problem, like all others."""
+        """Answer with problem 400 `malformed_request` and close the connection."""
         body = Problem(400, "malformed_request", msg).details().model_dump_json().encode()
         head = f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
         self.transport.write(STATUS_LINE[400] + head.encode() + body)

@@ -74,7 +74,7 @@ def decode(picture: ImageFile, preprocesses: Sequence[Preprocess], *, scaled: bo
 
 
 def broken(error: Exception) -> Problem:
-    """400."""
+    """Convert an error of Pillow's into problem 400 `broken_image`."""
     return Problem(400, "broken_image", f"the image cannot be decoded: {error}")
 
 

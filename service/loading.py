@@ -59,7 +59,7 @@ class Slot:
         self.used_at = time.monotonic()
 
     def let_go(self) -> None:
-        """Of its engine; who waits for it is still answered."""
+        """Unload the engine; queued requests are still answered."""
         if self.queue:
             self.queue, self.status, self.memory_mb = None, "published", 0.0
 
@@ -127,7 +127,7 @@ class Loader:
         return await asyncio.shield(slot.loading)
 
     def _chosen_precision(self, model: ServedModel) -> str:
-        """That of the engine which is chosen where none is asked for: as loaded, or as it would be."""
+        """Return the precision of the default engine, loaded or not."""
         if model.chosen.queue:
             return model.chosen.queue.engine.precision
         return choose(model.records, self._settings.runtime, self._settings.precision).precision
@@ -203,7 +203,7 @@ class Loader:
         return graph.bytes / 1e6 * FILE_TIMES if graph else 0.0
 
     def _open(self, model: ServedModel, precision: str, batches: Sequence[int]) -> EngineQueue:
-        """Of the engine that was chosen; where it was chosen by us and cannot be opened, of OpenVINO's."""
+        """Open the selected engine; if `auto` selected one that cannot be opened, fall back to OpenVINO."""
         settings, model.records = self._settings, records.find_all(model.published)
 
         def opened(runtime: Runtime | Literal["auto"]) -> EngineQueue:
@@ -222,7 +222,7 @@ class Loader:
 
 
 def not_loadable(model: ServedModel, slot: Slot) -> Problem:
-    """503, and when it is tried again."""
+    """Return problem 503 `not_loadable` with the seconds until the next try."""
     detail = f"{model.manifest.tag} cannot be loaded: {slot.error}"
     seconds = max(1, ceil(slot.retry_at - time.monotonic()))
     return Problem(503, "not_loadable", detail, headers={"Retry-After": str(seconds)})

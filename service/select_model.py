@@ -60,7 +60,7 @@ def options(server: ServerContext, dataset: str) -> list[Option]:
 
 
 def front(items: Iterable[T], better: Callable[[T], float], cost: Callable[[T], float]) -> list[T]:
-    """Those of which no other is at least as good for no more; cheapest first."""
+    """Return the Pareto front by (cost, better), cheapest first."""
     found: list[T] = []
     for item in sorted(items, key=lambda item: (cost(item), -better(item))):
         if not found or better(item) > better(found[-1]):
