@@ -1,1 +1,1 @@
-"""What was found about engines on this machine."""
+"""Measurements of engines on this machine."""

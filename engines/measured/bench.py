@@ -1,4 +1,4 @@
-"""How fast engines are by themselves, without HTTP, in turn on the same pixels."""
+"""Benchmark of engines by themselves, without HTTP, in turn on the same pixels."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def bench(
 ) -> list[Speed]:
     """Time each engine for `seconds` at each batch size, after a warm-up.
 
-    In three rounds, in each of which every engine has its turn. Engines that cannot be opened are told on stderr;
-    EngineError if none can be.
+    Every engine has its turn in each of three rounds. Engines that cannot be opened are reported on stderr; raises
+    EngineError if no engine can be opened.
     """
     shape = model.manifest.preprocess.shape
     pixels = {batch: np.random.default_rng(0).integers(0, 256, (batch, *shape), dtype=np.uint8) for batch in batches}
@@ -53,7 +53,7 @@ def bench(
 def speed_of(
     model: PublishedModel, spec: EngineSpec, memory_mb: float | None, peak: Peak, batch: int, taken: NDArray[np.float64]
 ) -> Speed:
-    """What the seconds that each batch has taken amount to."""
+    """Return the speed of an engine, computed from the seconds that each batch took."""
     cost = model.manifest.complexity
     p50, p99 = np.percentile(taken, (50, 99))
     images_per_s = batch / float(p50)
@@ -74,7 +74,7 @@ def speed_of(
 
 
 def run_for(engine: Engine, pixels: NDArray[np.uint8], seconds: float) -> list[float]:
-    """Seconds that each inference took."""
+    """Run inferences for `seconds`, at least one, and return the seconds that each took."""
     times: list[float] = []
     end = time.perf_counter() + seconds
     while not times or time.perf_counter() < end:

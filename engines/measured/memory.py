@@ -1,4 +1,4 @@
-"""How much memory an engine takes, seen in a process of its own."""
+"""Memory of an engine, measured in a process of its own."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from engines.runtimes.tensorrt import gpu
 
 
 def added_mb(model: PublishedModel, spec: EngineSpec, batch: int) -> float | None:
-    """What opening the engine, and an inference of `batch` images, adds to a process, in MB; None if it cannot.
+    """Return the MB that opening an engine and inferring `batch` images adds to a process, or None if either fails.
 
-    To what is used of the GPU's memory, by all, if the engine runs there.
+    For an engine on a GPU, return the growth of the GPU's memory in use, by all processes.
     """
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
@@ -30,7 +30,7 @@ def added_mb(model: PublishedModel, spec: EngineSpec, batch: int) -> float | Non
 
 
 def grown_mb(model: PublishedModel, spec: EngineSpec, batch: int) -> float:
-    """By how much the memory in use grew; importing the library is not counted."""
+    """Return the growth of the memory in use, in MB; the import of the runtime's library is not counted."""
     module = import_module(f"engines.runtimes.{RUNTIMES[spec.runtime].module}")
     if spec.runtime == "openvino":
         module.supported(spec.precision)  # loads what any engine needs
@@ -43,6 +43,6 @@ def grown_mb(model: PublishedModel, spec: EngineSpec, batch: int) -> float:
 
 
 def resident_mb() -> float:
-    """Memory of this process, in MB."""
+    """Return the resident memory of this process, in MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6

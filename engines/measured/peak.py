@@ -1,4 +1,4 @@
-"""The most that this machine can do, and how much of it an engine uses."""
+"""Peaks of this machine in arithmetic and bandwidth, and the shares of them that an engine uses."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 
 
 class Peak(Record):
-    """The most that OpenVINO gave in a large matrix product, by precision, and in one that only reads its weights."""
+    """Peak rates of OpenVINO: by precision in a large matrix product, and in one bound by reading its weights."""
 
     device: str
-    runtime_version: str
+    runtime_version: str  # no code reads the version; people see which OpenVINO reached these peaks
     gmacs_per_s: dict[str, float]
     gb_per_s: float
 
     def shares(self, cost: Complexity, precision: str, batch: int, images_per_s: float) -> tuple[float, float] | None:
-        """Which shares of the two are used; None if this precision was not measured."""
+        """Return the shares of arithmetic and bandwidth that are used, or None if the precision was not measured."""
         if precision not in self.gmacs_per_s:
             return None
         compute = images_per_s * cost.macs / 1e9 / self.gmacs_per_s[precision]
@@ -39,7 +39,7 @@ class Peak(Record):
 
 
 def bytes_moved(cost: Complexity, precision: str, batch: int) -> float:
-    """Weights once, and each image's activations into and out of every layer with multiply-accumulates."""
+    """Return the bytes that a batch moves: weights once, and each image's inputs and outputs of layers with MACs."""
     layers = [layer for layer in cost.layers if layer.macs]
     weights = sum(layer.param_bytes for layer in layers)
     activations = sum(layer.input_bytes + layer.output_bytes for layer in layers)
@@ -47,8 +47,8 @@ def bytes_moved(cost: Complexity, precision: str, batch: int) -> float:
 
 
 def measure() -> Peak:
-    """Measured now, in some seconds, and kept."""
-    found = Peak(
+    """Measure the peaks of this machine, which takes some seconds, and write them to `path()`."""
+    peak = Peak(
         device=processor(),
         runtime_version=version("openvino"),
         gmacs_per_s={
@@ -58,12 +58,12 @@ def measure() -> Peak:
         },
         gb_per_s=round(FLOAT_BYTES * product_rate(1, 8192, "fp32", 2) / 1e9, 1),
     )
-    files.write(path(), found.model_dump_json(indent=1).encode())
-    return found
+    files.write(path(), peak.model_dump_json(indent=1))
+    return peak
 
 
 def kept() -> Peak | None:
-    """As it was last measured here."""
+    """Return the peaks as last measured on this machine, or None."""
     try:
         return Peak.model_validate_json(path().read_bytes())
     except (OSError, ValidationError):
@@ -71,25 +71,25 @@ def kept() -> Peak | None:
 
 
 def path() -> Path:
-    """Where it is kept, or would be."""
+    """Return the path of the file that holds the peaks of this machine."""
     name = hashlib.sha256(processor().encode()).hexdigest()[:12]
     return store.root().parent / "convserve-records" / f"peak-{name}.json"
 
 
 def product_rate(rows: int, width: int, precision: str, layers: int, runs: int = 8) -> float:
-    """The most multiply-accumulates a second of (rows, width) times (width, width), `layers` times in a row."""
+    """Return the highest rate, in MACs a second, of (rows, width) times (width, width), `layers` times in a row."""
 
     def quantised(value: openvino.Node, limit: float) -> openvino.Node:
         bounds = (np.float32(sign * limit) for sign in (-1, 1, -1, 1))
         return ops.fake_quantize(value, *bounds, levels=255) if precision == "int8" else value
 
     limit = width**-0.5
-    entry = last = ops.parameter([rows, width], openvino.Type.f32)
+    first = last = ops.parameter([rows, width], openvino.Type.f32)
     for _ in range(layers):
         weights = ops.constant(np.full((width, width), limit, np.float32))
         last = ops.matmul(quantised(last, 1), quantised(weights, limit), transpose_a=False, transpose_b=True)
     options = {"INFERENCE_PRECISION_HINT": PRECISIONS[precision], "PERFORMANCE_HINT": "LATENCY"}
-    request = core().compile_model(openvino.Model([last], [entry]), "CPU", options).create_infer_request()
+    request = core().compile_model(openvino.Model([last], [first]), "CPU", options).create_infer_request()
     values = np.full((rows, width), 0.5, np.float32)
     seconds = []
     for _ in range(runs):

@@ -1,4 +1,4 @@
-"""TensorRT plans of published models, built now: a row on each, or what became of the network's layers."""
+"""TensorRT plans of published models: a table row for each, or the layers of one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEAD = ("| model | input |", "| --- | --- |")
 
 
 class Target(NamedTuple):
-    """What plans are built for: by default this machine's GPU."""
+    """Target of TensorRT plans: runtime, largest batch, and compute capabilities, none for this machine's GPU."""
 
     runtime: TensorRT
     max_batch: int
@@ -31,7 +31,7 @@ class Target(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """What a table has of a plan: how long it took to build, its size, and of how many layers it is."""
+    """Figures of a plan: seconds to build, bytes, and number of layers."""
 
     seconds: float
     bytes: int
@@ -39,14 +39,14 @@ class Figures(NamedTuple):
 
 
 class Built(NamedTuple):
-    """A plan's figures, and its layers."""
+    """Figures and layers of a plan that was built."""
 
     figures: Figures
     layers: Sequence[EngineLayer]
 
 
 def build(runtime: TensorRT, make: Callable[[], Plan]) -> Built:
-    """What there is to say of the plan that `make` builds; EngineError if it cannot."""
+    """Call `make` to build a plan, and return its figures and layers. Raises EngineError if the build fails."""
     started = time.perf_counter()
     made = make()
     seconds = round(time.perf_counter() - started, 2)
@@ -55,9 +55,9 @@ def build(runtime: TensorRT, make: Callable[[], Plan]) -> Built:
 
 
 def build_model(model: PublishedModel, precision: str, target: Target) -> Built:
-    """Build a plan of a model, and keep it where the engine finds it.
+    """Build a plan of a model in the cache from which the engine loads plans.
 
-    EngineError if that cannot be done, ManifestError if a file is missing or not the published one.
+    Raises EngineError if the build fails, ManifestError if a file is missing or is not the published one.
     """
     model.manifest.check_files(model.folder)
     graph = graph_of(model, precision)
@@ -67,13 +67,13 @@ def build_model(model: PublishedModel, precision: str, target: Target) -> Built:
 
 
 def head(precisions: Sequence[str]) -> str:
-    """Of a Markdown table of `line`s."""
+    """Return the head of a Markdown table whose rows are made by `line`."""
     columns = [f" {precision}: s | MB | layers |" for precision in precisions]
     return f"{HEAD[0]}{''.join(columns)}\n{HEAD[1]}{' ---: | ---: | ---: |' * len(columns)}"
 
 
 def line(architecture: str, input_shape: Sequence[int], plans: Sequence[Figures | None]) -> str:
-    """The figures of an architecture's plans; dashes for one that there is not."""
+    """Return the row of an architecture, with dashes for a plan that is missing."""
     cells = [f"`{architecture}`", "x".join(map(str, input_shape))]
     for figures in plans:
         cells += [f"{figures.seconds:.1f}", f"{figures.bytes / 1e6:,.1f}", str(figures.layers)] if figures else "---"
@@ -81,9 +81,10 @@ def line(architecture: str, input_shape: Sequence[int], plans: Sequence[Figures 
 
 
 def inspect(model: PublishedModel, precision: str, target: Target) -> Iterator[str]:
-    """A line on each layer of a plan, and what they come to; EngineError if one in INT8 in the file is not in the plan.
+    """Yield a line on each layer of a plan, then their counts.
 
-    Also if it cannot be built, or what TensorRT tells of it is not understood.
+    Raises EngineError if the plan cannot be built, if TensorRT's description of the plan is not understood, or if a
+    layer that the file has in INT8 runs in another precision.
     """
     nodes = nodes_of(graph_of(model, precision))
     layers = build_model(model, precision, target).layers

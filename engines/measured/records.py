@@ -1,4 +1,4 @@
-"""What was found of an engine on this machine: kept beside the model store, by file, runtime, processor, precision."""
+"""Records of fidelity and speed: one file an engine and machine, kept beside the model store."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from engines.runtimes.registry import RUNTIMES, Measured, gpu_of
 UNBOUND_SHARE = 0.25  # an engine that uses less of either peak spends its time elsewhere
 TOP1_LOST = 0.005  # more than that is too much
 AGREEING = 0.99  # less than that is too little
-BATCH = 8  # at which engines are compared
+COMPARED_AT_BATCH = 8  # images
 logger = logging.getLogger("bentoml.convserve")
 
 
 class Fidelity(Record):
-    """How an engine's answers compare with fp32 torch's, on the published verification set.
+    """Comparison of an engine's answers with fp32 torch's, on the published verification set.
 
-    Shares of 0 to 1; top-1 and top-5 are None for sample pictures, of which no class is known. `logit_error` is the
+    Shares of 0 to 1; top-1 and top-5 are None for sample pictures, whose classes are unknown. `logit_error` is the
     largest difference of any logit, over the largest logit.
     """
 
@@ -43,7 +43,7 @@ class Fidelity(Record):
 
     @property
     def problem(self) -> str | None:
-        """Why these answers are not good enough to be given unasked."""
+        """Reason why `auto` must not choose an engine with these answers, or None."""
         if not isfinite(self.logit_error):
             return "some of its logits are no numbers"
         if self.agreement < AGREEING:
@@ -55,7 +55,7 @@ class Fidelity(Record):
 
 
 class Speed(Record):
-    """One engine on batches of one size, one after another.
+    """Speed of one engine on batches of one size, one after another.
 
     Percentiles are of a batch's latency; `images_per_s` and `gmacs_per_s` (10^9 multiply-accumulates) are those of its
     median. `of_compute` and `of_bandwidth` are shares of this machine's peaks in OpenVINO, None where the precision has
@@ -91,9 +91,11 @@ class Speed(Record):
 
 
 class EngineRecord(Record):
-    """What was found, and of which engine; `scaled_jpeg` of JPEGs decoded scaled down, beside the same in full."""
+    """Record of one engine; `scaled_jpeg` compares JPEGs decoded scaled down with the same JPEGs decoded in full."""
 
     tag: str
+    # The file's hash and the runtime's version are in the record's file name only as a digest; a person who compares
+    # records of two machines or two versions reads them here.
     file_sha256: str
     runtime: Measured
     runtime_version: str
@@ -105,27 +107,28 @@ class EngineRecord(Record):
 
     @property
     def problem(self) -> str | None:
-        """Why this engine is not taken unasked."""
+        """Reason why `auto` must not choose this engine, or None."""
         if self.fidelity is None:
             return f"not verified here: python -m engines verify {self.tag}"
         if not self.decisive:
-            return f"not timed here at batch {BATCH}: python -m engines bench {self.tag} --batches {BATCH}"
+            batch = COMPARED_AT_BATCH
+            return f"not timed here at batch {batch}: python -m engines bench {self.tag} --batches {batch}"
         return self.fidelity.problem
 
     @property
     def decisive(self) -> tuple[Speed, ...]:
-        """The rows by which engines are compared: those of batch 8."""
-        return tuple(speed for speed in self.speeds if speed.batch == BATCH)
+        """Rows by which engines are compared: the rows of batch 8."""
+        return tuple(speed for speed in self.speeds if speed.batch == COMPARED_AT_BATCH)
 
 
 @cache
 def version_of(library: str) -> str:
-    """Of what is installed; PackageNotFoundError if it is not."""
+    """Return the installed version of a library. Raises PackageNotFoundError if there is none."""
     return version(library)
 
 
 def path_of(model: PublishedModel, runtime: Measured, precision: str) -> Path:
-    """Where the record of an engine is, or would be."""
+    """Return the path of an engine's record, which need not exist."""
     key = "\n".join(key_of(model, runtime, precision))
     name = (
         f"{model.manifest.tag.replace(':', '-')}-{runtime}-{precision}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
@@ -134,14 +137,14 @@ def path_of(model: PublishedModel, runtime: Measured, precision: str) -> Path:
 
 
 def key_of(model: PublishedModel, runtime: Measured, precision: str) -> tuple[str, str, str, str, str]:
-    """File, runtime and its version, device, precision: if any of them is another, so is the engine."""
+    """Return the identity of an engine: sha256 of its file, runtime, its version, device, precision."""
     library = RUNTIMES[runtime].library
     file = manifest.WEIGHTS if library == "torch" else manifest.GRAPHS[precision]
     return model.manifest.files[file].sha256, runtime, version_of(library), gpu_of(runtime) or processor(), precision
 
 
 def find(model: PublishedModel, runtime: Measured, precision: str) -> EngineRecord | None:
-    """The record of an engine on this machine; None without a valid one, or the runtime, or the precision's file."""
+    """Return an engine's record on this machine, or None without a valid record, the runtime, or the file."""
     try:
         return EngineRecord.model_validate_json(path_of(model, runtime, precision).read_bytes())
     except (OSError, PackageNotFoundError, KeyError):
@@ -153,7 +156,7 @@ def find(model: PublishedModel, runtime: Measured, precision: str) -> EngineReco
 
 
 def find_all(model: PublishedModel) -> tuple[EngineRecord, ...]:
-    """The records of every engine of a model on this machine; of OpenVINO's, empty ones if nothing was found yet."""
+    """Return the records of all engines of a model on this machine, with empty ones for OpenVINO where none exist."""
     engines = product(get_args(Measured), manifest.GRAPHS)
     found = [record for engine in engines if (record := find(model, *engine))]
     known = {record.precision for record in found if record.runtime == "openvino"}
@@ -162,7 +165,7 @@ def find_all(model: PublishedModel) -> tuple[EngineRecord, ...]:
 
 
 def record_of(model: PublishedModel, runtime: Measured, precision: str) -> EngineRecord:
-    """An engine's record, in which nothing was found yet."""
+    """Return an empty record of an engine, with nothing verified or timed."""
     file_sha256, _, runtime_version, device, _ = key_of(model, runtime, precision)
     return EngineRecord(
         tag=model.manifest.tag,
@@ -183,12 +186,12 @@ def keep(
     scaled_jpeg: Fidelity | None = None,
     speeds: Sequence[Speed] = (),
 ) -> EngineRecord:
-    """Write an engine's record; what is not given stays as it was. Rows are replaced, all of them."""
+    """Update an engine's record and return it. Omitted parts stay; `speeds` replaces all rows."""
     path = path_of(model, runtime, precision)
     given = {"fidelity": fidelity, "scaled_jpeg": scaled_jpeg, "speeds": tuple(speeds)}
     changes = {name: value for name, value in given.items() if value}
     with files.locked(path.with_suffix(".lock")):
         before = find(model, runtime, precision) or record_of(model, runtime, precision)
         record = before.model_copy(update=changes)
-        files.write(path, record.model_dump_json(indent=1).encode())
+        files.write(path, record.model_dump_json(indent=1))
     return record

@@ -1,4 +1,4 @@
-"""Which engine of a model serves, when that is left to us."""
+"""Choice of the engine that serves a model."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ logger = logging.getLogger("bentoml.convserve")
 
 
 def choose(records: Sequence[EngineRecord], runtime: Runtime | Literal["auto"], precision: str) -> EngineSpec:
-    """What is asked for; for what is "auto", the fastest that is known to be faithful.
+    """Return the engine to serve with: as requested, and for "auto" the fastest that is known to be faithful.
 
     `records` are those of one model. Of the engines that `python -m engines verify` found faithful and `bench` has
     timed, it is the one with the most images a second at batch 8, with several streams only if they gain more than a
     tenth; where there are none, fp32, of TensorRT or torch on a GPU, else of OpenVINO.
     """
-    asked = "auto" not in {runtime, precision}
+    explicit = "auto" not in {runtime, precision}
     usual = preferred("fp32" if precision == "auto" else precision) if runtime == "auto" else runtime
-    meant = [
+    candidates = [
         record for record in records if runtime in {"auto", record.runtime} and precision in {"auto", record.precision}
     ]
-    for record in meant:
-        if record.problem and not asked:
+    for record in candidates:
+        if record.problem and not explicit:
             logger.info("%s: not %s in %s: %s", record.tag, record.runtime, record.precision, record.problem)
-    speeds = [speed for record in meant if asked or not record.problem for speed in record.decisive]
+    speeds = [speed for record in candidates if explicit or not record.problem for speed in record.decisive]
     if not speeds:
         return EngineSpec(usual, "fp32" if precision == "auto" else precision)
     fastest = max(speeds, key=rate)
@@ -36,5 +36,5 @@ def choose(records: Sequence[EngineRecord], runtime: Runtime | Literal["auto"], 
 
 
 def rate(speed: Speed) -> float:
-    """Images a second, several streams handicapped."""
+    """Return images a second, reduced for several streams by the gain they must exceed."""
     return speed.images_per_s / (STREAMS_GAIN if speed.streams > 1 else 1)

@@ -1,17 +1,18 @@
-"""What was found of every model's engines on this machine, as Markdown."""
+"""Table of the recorded fidelity and speed of every model's engines on this machine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from engines import markdown
 from engines.measured import records
-from engines.measured.records import BATCH, EngineRecord
+from engines.measured.records import COMPARED_AT_BATCH, EngineRecord
 from engines.measured.select_engine import choose
 from engines.published.store import PublishedModel
 from engines.runtimes.machine import processor
 from engines.runtimes.registry import EngineSpec
 
-BASE = "onnxruntime fp32"  # what one would have without us
+BASE = "onnxruntime fp32"  # the baseline that users have without this project
 LOWER = ("openvino bf16", "openvino int8")
 TIMED = (BASE, "openvino fp32", *LOWER)
 HEAD = (
@@ -20,17 +21,17 @@ HEAD = (
     *(f"{engine}: images/s" for engine in TIMED),
     *("`auto` takes", "its images/s", f"times {BASE}"),
 )
+RIGHT = {*range(3, len(HEAD) - 3), len(HEAD) - 2, len(HEAD) - 1}  # all but names
 
 
 def table(models: Sequence[PublishedModel]) -> str:
-    """A row a model: accuracy and agreement by precision, images a second by engine, and which one `auto` takes."""
-    lines = [HEAD, ("---", "---", "---", *["---:"] * (len(HEAD) - 6), "---", "---:", "---:"), *map(row, models)]
-    title = f"Images a second at batch {BATCH}, as each engine was last timed. {processor()}."
-    return "\n".join([title, "", *(f"| {' | '.join(cells)} |" for cells in lines)])
+    """Return a Markdown table with a row a model: accuracy and agreement by precision, images a second by engine."""
+    title = f"Images a second at batch {COMPARED_AT_BATCH}, as each engine was last timed. {processor()}."
+    return f"{title}\n\n{markdown.table(HEAD, map(row, models), RIGHT)}"
 
 
 def row(model: PublishedModel) -> tuple[str, ...]:
-    """One model's cells; what was not found is a dash."""
+    """Return the cells of one model, with a dash for each missing record."""
     found = {f"{record.runtime} {record.precision}": record for record in records.find_all(model)}
     fidelities = [found[engine].fidelity if engine in found else None for engine in LOWER]
     reference = next((record.fidelity.torch_top1 for record in found.values() if record.fidelity), None)
@@ -55,17 +56,17 @@ def row(model: PublishedModel) -> tuple[str, ...]:
 
 
 def images_per_s(record: EngineRecord | None, spec: EngineSpec | None = None) -> float | None:
-    """Of one engine, if it was timed: with these streams and threads, or with one stream and all threads."""
+    """Return the speed at the streams and threads of `spec`, else at one stream and all threads; None if not timed."""
     wanted = (spec.streams, spec.threads) if spec else (1, None)
     speeds = record.decisive if record else ()
     return next((speed.images_per_s for speed in speeds if (speed.streams, speed.threads) == wanted), None)
 
 
 def percent(share: float | None) -> str:
-    """With one decimal."""
+    """Return a share as a percentage with one decimal, or a dash."""
     return "-" if share is None else f"{share:.1%}"
 
 
 def number(value: float | None) -> str:
-    """Three digits or more."""
+    """Return a number with at least three digits, or a dash."""
     return "-" if value is None else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"

@@ -1,7 +1,8 @@
-"""Whether an engine's answers are those of fp32 torch."""
+"""Fidelity of an engine: a comparison of its answers with those of fp32 torch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +15,17 @@ from engines.published import manifest
 from engines.published.preprocess import draft
 from engines.published.store import PublishedModel
 from engines.runtimes.engine import Engine, in_batches
-from engines.runtimes.registry import EngineSpec, open_engine
 
 
-def verify(model: PublishedModel, spec: EngineSpec) -> Fidelity:
-    """Compare an engine with torch on the verification set; EngineError or ManifestError if it cannot be opened."""
-    engine = open_engine(model, spec)
+def verify(model: PublishedModel, engine: Engine) -> Fidelity:
+    """Compare an open engine with torch on the published verification set."""
     tensors = load_file(model.folder / manifest.VERIFICATION)
     return compare(all_logits(engine, tensors["pixels"]), tensors["logits"], tensors.get("targets"))
 
 
-def verify_scaled(model: PublishedModel, spec: EngineSpec, jpegs: list[Path]) -> Fidelity:
-    """Compare an engine's answers on JPEGs that are decoded scaled down with those on the same ones decoded in full."""
-    engine, preprocess = open_engine(model, spec), model.manifest.preprocess
+def verify_scaled(model: PublishedModel, engine: Engine, jpegs: Sequence[Path]) -> Fidelity:
+    """Compare the answers of an open engine on JPEGs decoded scaled down with the answers on JPEGs decoded in full."""
+    preprocess = model.manifest.preprocess
 
     def logits(scaled: bool) -> NDArray[np.float32]:
         pixels = []
@@ -41,17 +40,17 @@ def verify_scaled(model: PublishedModel, spec: EngineSpec, jpegs: list[Path]) ->
 
 
 def all_logits(engine: Engine, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The engine's logits, (N, classes), in batches of at most 32."""
+    """Return the engine's logits, (N, classes), inferred in batches of at most MAX_BATCH images."""
     return np.concatenate([engine.infer(batch) for batch in in_batches(pixels)])
 
 
 def logit_error(logits: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """The largest difference of any logit, over the largest logit that is expected."""
+    """Return the largest absolute difference of any logit, divided by the largest absolute expected logit."""
     return float(np.abs(logits - expected).max() / np.abs(expected).max())
 
 
 def compare(logits: NDArray[np.float32], expected: NDArray[np.float32], targets: NDArray[np.int64] | None) -> Fidelity:
-    """Logits, (N, classes), beside torch's, and the right classes, (N,), if they are known."""
+    """Compare logits (N, classes) with torch's, and with the true classes `targets` (N,), or None if unknown."""
     classes, torch_classes = logits.argmax(1), expected.argmax(1)
     largest = np.argsort(-logits, axis=1)[:, :5]
     labelled = targets is not None

@@ -1,1 +1,1 @@
-"""What passes from training to serving: a published model and its files."""
+"""Published models: the files that training writes and the server reads."""

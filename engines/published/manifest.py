@@ -1,4 +1,4 @@
-"""What a published model carries that is true on every machine, as `manifest.json` beside its files."""
+"""Manifest of a published model: the facts that hold on every machine, as `manifest.json` beside its files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ManifestError(Exception):
 
 
 class Record(BaseModel):
-    """Immutable, and strict about what it knows: a field that is not declared is an error."""
+    """Immutable base of all records; an undeclared field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
@@ -41,9 +41,9 @@ class Accuracy(Record):
 
 
 class Calibration(Record):
-    """How the INT8 graph is made: by how many training images and what method; what is left in float.
+    """Calibration of the INT8 graph: number of training images, method, and parts left in float.
 
-    That is which layers, and whether what each of the others gives is, until the next takes it.
+    `in_float` names layers kept in float; `outputs_in_float` also keeps the outputs of all other layers in float.
     """
 
     images: int
@@ -53,7 +53,7 @@ class Calibration(Record):
 
 
 class File(Record):
-    """What a file must be."""
+    """Identity of a published file: hash and size."""
 
     sha256: Sha256
     bytes: int
@@ -81,11 +81,11 @@ class Manifest(Record):
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """In which its graphs can be run."""
+        """Precisions in which the published graphs can run."""
         return tuple(precision for precision, graph in GRAPHS.items() if graph in self.files)
 
     def check_files(self, folder: Path) -> None:
-        """ManifestError unless every file is there and is the one that was published."""
+        """Raise ManifestError unless every file exists and has its published SHA-256."""
         for name, expected in self.files.items():
             path = folder / name
             if not path.is_file():
@@ -95,18 +95,18 @@ class Manifest(Record):
 
 
 def tag(architecture: str, dataset: str, weights_sha256: str) -> str:
-    """The name of these weights in the model store."""
+    """Return the name of weights in the model store."""
     return f"{architecture}:{dataset}-{weights_sha256[:8]}"
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file."""
+    """Return the SHA-256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load(folder: Path) -> Manifest:
-    """Read a folder's manifest; ManifestError says what is wrong with it."""
+    """Read the manifest of a folder. Raises ManifestError if the file is missing or invalid."""
     try:
         manifest = Manifest.model_validate_json((folder / FILE).read_bytes())
     except OSError as error:

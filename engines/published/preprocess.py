@@ -1,4 +1,4 @@
-"""From a picture to the pixels a network takes: the one definition for training, evaluation and serving."""
+"""Preprocessing of a picture to input pixels: the one definition for training, evaluation and serving."""
 
 from __future__ import annotations
 

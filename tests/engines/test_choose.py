@@ -1,4 +1,4 @@
-"""Which engine serves, by what was verified and measured."""
+"""Tests of the choice of an engine from records of fidelity and speed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FAITHLESS = FAITHFUL.model_copy(update={"agreement": 0.98})
 def record(
     runtime: Measured, precision: str, fidelity: Fidelity | None, *rates: float, streams: int = 1, batch: int = 8
 ) -> EngineRecord:
-    """Of an engine that gave these images a second at `batch`."""
+    """Return the record of an engine with a speed in images a second at `batch`."""
     speeds = tuple(
         Speed(
             tag="", runtime=runtime, precision=precision, streams=streams, threads=None, batch=batch, images_per_s=rate,
