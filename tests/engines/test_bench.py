@@ -64,7 +64,7 @@ def test_the_command_prints_a_table_or_json(run: Run, lenet5: PublishedModel) ->
     assert [(speed.threads, speed.batch) for speed in record.speeds] == [(None, 4)]
 
 
-def test_a_precision_that_was_asked_for_and_is_not_there_is_a_failure(run: Run, lenet5: PublishedModel) -> None:
+def test_a_requested_precision_that_is_missing_is_a_failure(run: Run, lenet5: PublishedModel) -> None:
     arguments = ("engines", "bench", "lenet5", "--batches", "1", "--seconds", "0.03")
     missing = run(*arguments, "--precisions", "fp32,int8", check=False)
     assert missing.returncode == 1
@@ -85,7 +85,7 @@ def test_records_that_cannot_be_kept_are_an_error(run: Run, lenet5: PublishedMod
 
 
 @pytest.mark.parametrize("form", ["table", "json"])
-def test_what_was_timed_is_told_though_it_cannot_be_kept(
+def test_rows_are_printed_though_their_record_cannot_be_written(
     lenet5: PublishedModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], form: str
 ) -> None:
     def full(*_: object, **__: object) -> None:
@@ -96,9 +96,9 @@ def test_what_was_timed_is_told_though_it_cannot_be_kept(
     monkeypatch.setattr(sys, "argv", [*arguments, *(["--json"] if form == "json" else [])])
     with pytest.raises(SystemExit, match=r"error: .*No space left on device"):
         main()
-    told = capsys.readouterr().out
-    assert "openvino" in told
-    assert form == "table" or [row["batch"] for row in json.loads(told)] == [2, 2]
+    printed = capsys.readouterr().out
+    assert "openvino" in printed
+    assert form == "table" or [row["batch"] for row in json.loads(printed)] == [2, 2]
 
 
 def test_a_model_that_is_not_published_is_named(run: Run, lenet5: PublishedModel) -> None:
@@ -129,7 +129,7 @@ def test_bytes_moved_are_weights_once_and_activations_by_image(lenet5: Published
     assert cost.intensity == pytest.approx(2 * cost.macs / one, abs=0.01)
 
 
-def test_the_table_has_what_was_found(run: Run, lenet5: PublishedModel) -> None:
+def test_the_table_shows_the_records(run: Run, lenet5: PublishedModel) -> None:
     run("engines", "verify", "lenet5", "--runtimes", "openvino", "--precisions", "fp32")
     run("engines", "bench", "lenet5", "--runtimes", "openvino", "--batches", "8", "--seconds", "0.03")
     heads, _, cells = (
