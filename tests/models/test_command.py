@@ -1,4 +1,4 @@
-"""`python -m models`, as a user runs it."""
+"""Tests of the command `python -m models`, run as a user runs it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Run = Callable[..., str]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """What the command prints."""
+    """Return a function that runs the command and returns the text it prints."""
 
     def run(*arguments: str) -> str:
         main(list(arguments))
@@ -67,6 +67,12 @@ def test_json_is_a_list_of_objects(run: Run) -> None:
     )
 
 
+def test_markdown_is_a_table_for_a_page(run: Run) -> None:
+    lines = run("--family", "resnet", "--max-macs", "4.1e9", "--markdown").splitlines()
+    assert lines[0] == "| Name | Family | Year | Parameters | MACs | Published top-1 |"
+    assert "| `resnet50` | resnet | 2015 | 25.6 M | 4.09 G | 76.13 % (ImageNet) |" in lines
+
+
 def test_one_is_shown_layer_by_layer(run: Run) -> None:
     text = run("vgg16")
     lines = text.splitlines()
@@ -86,6 +92,7 @@ def test_one_is_shown_layer_by_layer(run: Run) -> None:
     [
         (["vgg16", "--sort", "macs"], "are for the list, without a NAME"),
         (["vgg16", "--family", "vgg"], "are for the list, without a NAME"),
+        (["vgg16", "--markdown"], "are for the list, without a NAME"),
         (["--layers"], "--layers needs --json"),
         (["--json", "--csv"], "not allowed with"),
         (["--max-macs", "many"], "invalid float value"),

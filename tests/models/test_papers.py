@@ -1,4 +1,4 @@
-"""The networks against the tables of their papers and of the lecture: sizes, depths, counts by layer."""
+"""Tests of sizes, depths and counts by layer against the tables of the papers and of the lecture."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from models.complexity import trace
 from models.googlenet import inception
 from models.layers import Concat, ConvReLU
 from models.zoo import ZOO
+from tests.models.test_counts import COUNTS
 
 Shape = tuple[int, ...]
 
 
 @cache
 def outputs(name: str) -> dict[str, Shape]:
-    """What each module puts out at the paper's input, without the batch."""
+    """Return the output shape of each module at the paper's input, without the batch."""
     shapes: dict[str, Shape] = {}
     card = ZOO[name]
     with torch.device("meta"), torch.no_grad():
@@ -126,13 +127,13 @@ def test_sizes_are_the_papers(name: str) -> None:
     assert {key: outputs(name)[key] for key in TRACES[name]} == TRACES[name]
 
 
-def test_each_network_has_a_reference_or_a_trace() -> None:
-    without = {name for name, card in ZOO.items() if not card.weights} - TRACES.keys()
+def test_each_network_of_the_lecture_has_a_reference_or_a_trace() -> None:
+    without = {name for name in COUNTS if not ZOO[name].weights} - TRACES.keys()
     assert without == {"lenet5", "lenet5_modern"}  # in test_lenet.py
 
 
 def layers_in_depth(name: str) -> int:
-    """Convolutions and linear layers one after another: no shortcuts, no squeezes, no auxiliary heads."""
+    """Count convolutions and linear layers on the main path: no shortcuts, squeezes or auxiliary heads."""
     with torch.device("meta"):
         net = ZOO[name].build(10)
     beside = ("downsample", ".gate.", "aux")
@@ -226,7 +227,7 @@ def test_the_lectures_inception_modules() -> None:
 
 
 def multiply_accumulates(module: nn.Module) -> tuple[Shape, int]:
-    """Of 256 maps of 28x28: the shape of what comes out, and its cost."""
+    """Return output shape and MACs of a module applied to 256 maps of 28x28."""
     x = torch.zeros(1, 256, 28, 28)
     layers, _ = trace(module, x)
     out: Tensor = module(x)
