@@ -1,4 +1,4 @@
-"""What is known of an architecture before any weights exist: plain data, no torch."""
+"""Cards of architectures, known before any weights exist: plain data, no torch."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Published:
 
 
 def single_crop(top1: float, top5: float, source: str = "torchvision IMAGENET1K_V1", edge: int = 224) -> Published:
-    """Of one centre crop of each of ImageNet's 50,000 validation images."""
+    """Return the accuracy of one centre crop of each of ImageNet's 50,000 validation images."""
     return Published(data="ImageNet", top1=top1, top5=top5, protocol=f"validation, one {edge} crop", source=source)
 
 
 def on_cifar10(top1: float, source: str) -> Published:
-    """Of CIFAR-10's 10,000 test images, after training with shifts and flips."""
+    """Return the accuracy on CIFAR-10's 10,000 test images, after training with shifts and flips."""
     return Published(data="CIFAR-10", top1=top1, protocol="test, with augmentation", source=source)
 
 
@@ -63,7 +63,7 @@ class Weights:
     accuracy: tuple[float, float] | None = None
 
     def translate(self, state: Mapping[str, T]) -> dict[str, T]:
-        """The library's state dict under our names."""
+        """Return the library's state dict under this project's names."""
         ours = {}
         for key, value in state.items():
             if any(re.search(pattern, key) for pattern in self.drop):

@@ -1,4 +1,4 @@
-"""What a forward pass costs, layer by layer.
+"""Cost of a forward pass, layer by layer.
 
 MACs are the multiply-accumulates of convolutions and linear layers; activations are the elements these put
 out (the definition of RegNet, arXiv:2003.13678); bytes are at float32. Counted for one image, out of training.
@@ -75,7 +75,7 @@ def trace(net: nn.Module, x: Tensor) -> tuple[tuple[LayerCost, ...], int]:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether it is a local response normalisation."""
+    """Return True for a local response normalisation."""
     return isinstance(module, nn.LocalResponseNorm)
 
 

@@ -41,7 +41,7 @@ class DenseBlock(nn.ModuleDict):
 
 
 class Transition(nn.Sequential):
-    """BN, ReLU, 1x1, 2x2 mean."""
+    """Transition between dense blocks: BN, ReLU, 1x1, 2x2 mean."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What several families share."""
+"""Layers that several families share."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def chain(inputs: int, *convs: tuple[int, Kernel] | tuple[int, Kernel, int]) -> 
 
 
 def split(inputs: int, outputs: int) -> Concat:
-    """1x3 | 3x1."""
+    """Return a 1x3 and a 3x1 convolution side by side."""
     return Concat(a=ConvBN(inputs, outputs, (1, 3)), b=ConvBN(inputs, outputs, (3, 1)))
 
 

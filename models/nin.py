@@ -35,7 +35,7 @@ class NiN(nn.Sequential):
 
 
 def nin_cifar10(classes: int) -> nn.Module:
-    """32, 16, 8 pixels."""
+    """Return the CIFAR-10 network; maps are 32, 16 and 8 pixels wide."""
     return NiN(
         mlpconv(3, (192, 160, 96), 5),
         *(nn.MaxPool2d(3, 2, ceil_mode=True), nn.Dropout(0.5)),
@@ -46,7 +46,7 @@ def nin_cifar10(classes: int) -> nn.Module:
 
 
 def nin_imagenet(classes: int) -> nn.Module:
-    """224 to 54, 27, 13, 6 pixels."""
+    """Return the ImageNet network; maps are 54, 27, 13 and 6 pixels wide."""
     return NiN(
         mlpconv(3, (96, 96, 96), 11, stride=4, padding=0),
         nn.MaxPool2d(3, 2, ceil_mode=True),

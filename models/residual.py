@@ -109,7 +109,7 @@ Block = Callable[[int, int, int], ResidualBlock]  # of inputs, planes, stride
 
 
 class Stem(NamedTuple):
-    """What comes before the first stage: `conv`, BN, ReLU, `pool`."""
+    """Layers before the first stage: `conv`, BN, ReLU, `pool`."""
 
     conv: nn.Module
     channels: int
@@ -117,12 +117,12 @@ class Stem(NamedTuple):
 
 
 def imagenet_stem() -> Stem:
-    """7x7/2 of 64, 3x3/2 max pool: 224 to 56."""
+    """Return ImageNet's stem, 7x7/2 of 64 and 3x3/2 max pool: 224 to 56 pixels."""
     return Stem(nn.Conv2d(3, 64, 7, 2, 3, bias=False), 64, nn.MaxPool2d(3, 2, 1))
 
 
 def cifar_stem(channels: int = 16) -> Stem:
-    """3x3."""
+    """Return CIFAR's stem: one 3x3 convolution."""
     return Stem(nn.Conv2d(3, channels, 3, 1, 1, bias=False), channels, nn.Identity())
 
 

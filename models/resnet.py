@@ -24,12 +24,12 @@ PAPER = Paper(
 
 
 def ten_crop(top1: float, top5: float) -> Published:
-    """Of ImageNet's 50,000 validation images, with projections as shortcuts."""
+    """Return the accuracy on ImageNet's 50,000 validation images, with projections as shortcuts."""
     return Published(data="ImageNet", top1=top1, top5=top5, protocol="validation, ten crops", source="paper, Table 3")
 
 
 def imagenet(name: str, block: Block, depths: Sequence[int], *published: Published) -> Architecture:
-    """A column of Table 1."""
+    """Return the card of a column of Table 1."""
     return Architecture(
         name=name,
         family="resnet",

@@ -33,7 +33,7 @@ def test_each_parameter_gets_a_gradient(name: str) -> None:
 
 
 def takes(net: nn.Module, channels: int, edge: int) -> bool:
-    """Whether pictures of `edge` pixels pass, in training and out of it."""
+    """Return True if pictures of `edge` pixels pass, in training and in inference."""
     try:
         net.eval()(torch.empty(1, channels, edge, edge, device="meta"))
         if any(key.startswith("aux") for key, _ in net.named_children()):
