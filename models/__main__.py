@@ -15,7 +15,8 @@ from typing import Literal
 from tqdm import tqdm
 
 from models.card import Architecture
-from models.complexity import FLOAT_BYTES, Complexity, complexity
+from models.complexity import complexity
+from models.cost import FLOAT_BYTES, Complexity
 from models.tables import Row, aligned, markdown, megabytes, rounded, shape, write_csv
 from models.zoo import ZOO
 

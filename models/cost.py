@@ -7,10 +7,11 @@ layers (the definition of RegNet, arXiv:2003.13678). All counts are for one imag
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 FLOAT_BYTES = 4  # all bytes are counted at float32
-STRICT = {"extra": "forbid"}  # for pydantic, where a file or an answer holds these classes: unknown keys are errors
+# For pydantic, where a file or an answer holds these classes: unknown keys are errors.
+STRICT: Any = {"extra": "forbid"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class LayerCost:
     input pixels that one output depends on, including padding around the picture.
     """
 
-    __pydantic_config__: ClassVar = STRICT
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     name: str
     type: str
@@ -45,7 +46,7 @@ class Totals:
     convolutions and linear layers move: weights, inputs and outputs.
     """
 
-    __pydantic_config__: ClassVar = STRICT
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     input_shape: tuple[int, int, int]
     classes: int

@@ -1,9 +1,9 @@
-"""What the routes give."""
+"""Schemas of the answers of all routes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,7 +20,7 @@ class Card:
     """What is known of an architecture before any weights exist."""
 
     # A `top1` or `top5` that the source lacks is sent as null, never left out.
-    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
+    __pydantic_config__: ClassVar[Any] = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
 
     name: str
     family: str

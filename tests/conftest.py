@@ -1,8 +1,9 @@
-"""One real training run, published once, and one real server, shared by all tests."""
+"""Fixtures of all tests: one real training run, published once, and one real server a process."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,9 +12,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from filelock import FileLock
 
-# before anything imports bentoml, which reads it once
+# Set before anything imports bentoml or torch, which read these once. Each process has a model store of its own, and
+# with one process a core, further threads would only take the cores from each other.
 os.environ["BENTOML_HOME"] = tempfile.mkdtemp(prefix="convserve-tests-")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from engines.published import manifest
 from engines.published.store import PublishedModel, published
@@ -21,6 +26,7 @@ from tests.serving import ROOT, serving
 from training.data import DataSet, load
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+Once = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture
@@ -50,28 +56,50 @@ def digits() -> DataSet:
 
 
 @pytest.fixture(scope="session")
-def lenet5_checkpoint(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """lenet5 trained by its whole recipe."""
-    folder = tmp_path_factory.mktemp("checkpoints") / "lenet5-mnist5k"
-    run("training", "lenet5", "--data", "mnist5k", "--out", folder)
-    return folder
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Make a folder once for all processes of pytest-xdist, each of which waits until the folder is complete."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, complete = shared / name, shared / f"{name}.complete"
+        with FileLock(shared / f"{name}.lock"):
+            if not complete.exists():
+                make(folder)
+                complete.touch()
+        return folder
+
+    return once
 
 
 @pytest.fixture(scope="session")
-def lenet5(run: Run, lenet5_checkpoint: Path) -> PublishedModel:
-    """lenet5 published."""
-    run("training", "publish", lenet5_checkpoint)
+def lenet5_checkpoint(run: Run, once: Once) -> Path:
+    """Return the folder of lenet5's checkpoint, trained by the whole recipe; tests copy the folder to change a file."""
+    return once("lenet5-mnist5k", lambda folder: run("training", "lenet5", "--data", "mnist5k", "--out", folder))
+
+
+@pytest.fixture(scope="session")
+def lenet5(run: Run, once: Once, lenet5_checkpoint: Path) -> PublishedModel:
+    """Return lenet5, published in the model store of this process."""
+    home = once("lenet5-fp32", lambda folder: run("training", "publish", lenet5_checkpoint, BENTOML_HOME=str(folder)))
+    shutil.copytree(home, os.environ["BENTOML_HOME"], dirs_exist_ok=True)
     (model,) = [model for model in published() if model.manifest.architecture == "lenet5"]
     return model
 
 
 @pytest.fixture(scope="session")
-def lenet5_everywhere(run: Run, lenet5_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> PublishedModel:
-    """lenet5 in every precision, in a model store of its own; its folder's third parent."""
+def lenet5_everywhere(
+    run: Run, once: Once, lenet5_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> PublishedModel:
+    """Return lenet5 in every precision, in a model store of its own: the third parent of the model's folder."""
+
+    def publish(home: Path) -> None:
+        run("training", "publish", lenet5_checkpoint, BENTOML_HOME=str(home))
+        again = run("training", "publish", lenet5_checkpoint, "--precisions", "fp16,int8", BENTOML_HOME=str(home))
+        assert "quantising to INT8" in again.stdout
+
     home = tmp_path_factory.mktemp("bentoml")
-    run("training", "publish", lenet5_checkpoint, BENTOML_HOME=str(home))
-    published = run("training", "publish", lenet5_checkpoint, "--precisions", "fp16,int8", BENTOML_HOME=str(home))
-    assert "quantising to INT8" in published.stdout
+    shutil.copytree(once("lenet5-everywhere", publish), home, dirs_exist_ok=True)
     (folder,) = (path.parent for path in home.glob("models/*/*/manifest.json"))
     return PublishedModel(folder, manifest.load(folder))
 

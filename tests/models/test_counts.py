@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from models.__main__ import describe
-from models.complexity import Complexity, complexity, trace
+from models.complexity import complexity, trace
+from models.cost import Complexity
 from models.layers import Concat, SqueezeExcitation
 from models.zoo import ZOO
 from service.architectures import CARDS, LAYERS
