@@ -29,6 +29,12 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 Once = Callable[[str, Callable[[Path], object]], Path]
 
 
+def only_model(home: Path) -> PublishedModel:
+    """Return the one model that is published in BentoML's folder `home`."""
+    (folder,) = (path.parent for path in home.glob("models/*/*/manifest.json"))
+    return PublishedModel(folder, manifest.load(folder))
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
@@ -100,8 +106,7 @@ def lenet5_everywhere(
 
     home = tmp_path_factory.mktemp("bentoml")
     shutil.copytree(once("lenet5-everywhere", publish), home, dirs_exist_ok=True)
-    (folder,) = (path.parent for path in home.glob("models/*/*/manifest.json"))
-    return PublishedModel(folder, manifest.load(folder))
+    return only_model(home)
 
 
 @pytest.fixture(scope="session")

@@ -54,7 +54,8 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_tensorrt_has_every_name_that_engines_use(stubs: Path) -> None:
     folder = stubs.parent
-    shutil.copytree(ROOT / "engines", folder / "engines", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("engines", "models"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     for name in CALLERS:
         text = (ROOT / name).read_text()
         assert "    import tensorrt_rtx as trt" in text

@@ -228,11 +228,13 @@ class GoesAway(Alternates):
 
     left = itertools.count(30, -1)
 
-    def do_POST(self) -> None:  # noqa: N802 (http.server requires this name)
-        super().do_POST()
-        if next(self.left) == 0:
-            self.server.shutdown()
-            self.server.server_close()
+    def answer(self) -> bytes:
+        """Return an answer; after the last one close the server, and each connection that is still open."""
+        if next(self.left) > 0:
+            return super().answer()
+        self.server.shutdown()
+        self.server.server_close()
+        return b""
 
 
 def test_a_run_whose_server_goes_away_ends(locust: Locust) -> None:

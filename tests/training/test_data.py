@@ -233,4 +233,5 @@ def test_photos_are_trained_on_and_published(run: Run, photos: Path, tmp_path: P
     assert saved.recipe
     assert saved.recipe.area is None
     assert saved.recipe.shorter_edge == (256, 480)
-    assert "published resnet18:my_photos-" in run("training", "publish", tmp_path / "whole").stdout
+    done = run("training", "publish", tmp_path / "whole", BENTOML_HOME=str(tmp_path / "bentoml"))
+    assert "published resnet18:my_photos-" in done.stdout

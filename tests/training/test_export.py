@@ -95,7 +95,7 @@ def test_int8_tries_every_way_and_keeps_the_best(
     monkeypatch.setattr(precisions, "AGREEMENT", 1.1)
     found = precisions.export_int8(path, tmp_path / "int8.onnx", pixels)
     agreements = [
-        float(line.partition("answers ")[2].partition("%")[0]) for line in capsys.readouterr().out.split("\n")[:-1]
+        float(line.partition("top-1 of ")[2].partition("%")[0]) for line in capsys.readouterr().out.split("\n")[:-1]
     ]
     assert len(agreements) == len(tried)
     assert found == tried[agreements.index(max(agreements))]

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
 from engines.published.preprocess import Preprocess
 from training.data.dataset import DataSet
@@ -90,6 +89,8 @@ def decodable(root: Path) -> tuple[tuple[str, ...], list[Sample]]:
 
     Raises DataError if there is no class, or a class without such a picture.
     """
+    from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
+
     labels = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     samples = [
         (str(path), target)

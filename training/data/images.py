@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from sklearn.datasets import load_sample_images
 
 from engines.published.preprocess import Preprocess
 
@@ -67,6 +66,8 @@ def from_files(samples: Sequence[Sample]) -> Images:
 
 def sample_pixels(preprocess: Preprocess) -> NDArray[np.uint8]:
     """Return sixteen crops of scikit-learn's two photos as a network's input, (16, height, width, channels)."""
+    from sklearn.datasets import load_sample_images
+
     pictures = [Image.fromarray(photo) for photo in load_sample_images().images]
     crops = [
         picture.crop((left, top, left + 320, top + 210))

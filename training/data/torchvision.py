@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torchvision import datasets
 
 from training.data.dataset import DataSet
 from training.data.images import Arrays, Images, from_files
@@ -20,10 +19,17 @@ from training.errors import DataError
 class InMemory:
     """Data set of torchvision's that fits in memory, with the statistics of its training images."""
 
-    library: Callable[..., Any]
+    class_name: str  # in torchvision.datasets
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fill: int
+
+    @property
+    def library(self) -> Callable[..., Any]:
+        """Data set's class in torchvision, which is imported only now because that takes a second."""
+        from torchvision import datasets
+
+        return getattr(datasets, self.class_name)  # type: ignore[no-any-return]
 
     def load(self, root: Path, spec: str) -> DataSet:
         """Load both halves from the folder `root`. Raises DataError with the download command if they are missing."""
@@ -60,10 +66,10 @@ class InMemory:
 
 
 IN_MEMORY = {
-    "mnist": InMemory(datasets.MNIST, (0.1307,), (0.3081,), 0),
-    "fashion_mnist": InMemory(datasets.FashionMNIST, (0.2860,), (0.3530,), 0),
-    "cifar10": InMemory(datasets.CIFAR10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 120),
-    "cifar100": InMemory(datasets.CIFAR100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), 124),
+    "mnist": InMemory("MNIST", (0.1307,), (0.3081,), 0),
+    "fashion_mnist": InMemory("FashionMNIST", (0.2860,), (0.3530,), 0),
+    "cifar10": InMemory("CIFAR10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 120),
+    "cifar100": InMemory("CIFAR100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), 124),
 }
 
 
@@ -72,6 +78,8 @@ def imagenet(root: Path) -> DataSet:
 
     Raises DataError, which names the archives to put into `root`, if it is missing.
     """
+    from torchvision import datasets
+
     try:
         train, held_out = (datasets.ImageNet(root, part) for part in ("train", "val"))
     except (RuntimeError, FileNotFoundError) as error:
