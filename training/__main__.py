@@ -59,13 +59,13 @@ def train_command(arguments: list[str]) -> None:
         parser.error("--out is of one architecture")
 
     from training import data, results
-    from training.campaign import Run, campaign
+    from training.campaign import TrainingRun, campaign
     from training.processes import joined
 
     with joined() as processes:
         data_set = processes.from_first(lambda: data.load(options.data))
         runs = [
-            Run(
+            TrainingRun(
                 *(ZOO[name], resolved(name, data_set, options), options.seed),
                 options.out or Path("checkpoints") / f"{name}-{data_set.name}",
             )

@@ -28,7 +28,7 @@ from training.train import Trainer, make_net
 LOOPS = ("reference fp32", "ours fp32", "ours bf16")
 
 
-class Speed(NamedTuple):
+class LoopSpeed(NamedTuple):
     """Of one process: images a second, share of time spent waiting for pixels (0 to 1), its own peak memory in MB."""
 
     images_per_s: float
@@ -49,7 +49,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         return self.transform(self.images.pictures[index]), int(self.images.targets[index])
 
 
-def reference(net: nn.Module, recipe: Recipe, entry: Input, images: Images) -> Speed:
+def reference(net: nn.Module, recipe: Recipe, entry: Input, images: Images) -> LoopSpeed:
     """As torchvision's references/classification: a DataLoader of single pictures, fp32, SGD, meters each step."""
     edge = entry.preprocess.crop + 2 * entry.preprocess.pad
     changes = [
@@ -87,15 +87,15 @@ def reference(net: nn.Module, recipe: Recipe, entry: Input, images: Images) -> S
             batch = next(batches, None)
             waited += time.perf_counter() - asked
         seconds = time.perf_counter() - started
-    return Speed(len(images) / seconds, waited / seconds, peak_mb())
+    return LoopSpeed(len(images) / seconds, waited / seconds, peak_mb())
 
 
-def ours(net: nn.Module, recipe: Recipe, entry: Input, data: DataSet) -> Speed:
+def ours(net: nn.Module, recipe: Recipe, entry: Input, data: DataSet) -> LoopSpeed:
     """The loop of `training.train`."""
     trainer = Trainer(net, recipe, entry, data, 0, Processes(0, 1, torch.device("cpu")))
     trainer.train_epoch(1)  # a warm-up
     epoch = trainer.train_epoch(2)
-    return Speed(epoch.images_per_s, epoch.input_share, peak_mb())
+    return LoopSpeed(epoch.images_per_s, epoch.input_share, peak_mb())
 
 
 def peak_mb() -> float:
@@ -103,7 +103,7 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
 
-def measure(name: str, loop: str, steps: int) -> Speed:
+def measure(name: str, loop: str, steps: int) -> LoopSpeed:
     """One loop's speed over `steps` steps of mnist5k, by the quick recipe's size and batch."""
     card, data = ZOO[name], load("mnist5k")
     kind, precision = loop.split()
@@ -124,7 +124,7 @@ def first(images: Images, count: int) -> Images:
 
 def bench(names: list[str], rounds: int, steps: int) -> str:
     """A Markdown table of medians over `rounds`, in each of which every loop runs once."""
-    found: dict[tuple[str, str], list[Speed]] = {}
+    found: dict[tuple[str, str], list[LoopSpeed]] = {}
     for _ in tqdm(range(rounds), "rounds"):
         for name in names:
             for loop in LOOPS:
@@ -132,7 +132,7 @@ def bench(names: list[str], rounds: int, steps: int) -> str:
                 done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603
                 if done.returncode:
                     raise TrainingError(f"{name}, {loop}: {done.stderr.splitlines()[-1]}")
-                found.setdefault((name, loop), []).append(Speed(*json.loads(done.stdout)))
+                found.setdefault((name, loop), []).append(LoopSpeed(*json.loads(done.stdout)))
     lines = [
         "| network | loop | images/s | against the reference | waiting for pixels | peak memory, MB |",
         "| --- | --- | ---: | ---: | ---: | ---: |",

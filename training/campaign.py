@@ -16,7 +16,7 @@ from training.recipes import Recipe
 from training.train import say, train
 
 
-class Run(NamedTuple):
+class TrainingRun(NamedTuple):
     """One training of a campaign; `out` is the folder of its checkpoint."""
 
     card: Architecture
@@ -26,7 +26,7 @@ class Run(NamedTuple):
 
 
 def campaign(
-    runs: Sequence[Run],
+    runs: Sequence[TrainingRun],
     data: DataSet,
     processes: Processes,
     *,

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from engines.published.manifest import Sha256, sha256
+from engines.published.manifest import Record, Sha256, sha256
 from engines.runtimes.torch import FromPixels, Normalise
 from models.zoo import ZOO
 from training.errors import CheckpointError
@@ -30,15 +30,13 @@ FILE = "checkpoint.json"
 SCALER = "scaler"
 
 
-class Epoch(BaseModel):
+class Epoch(Record):
     """What one epoch gave.
 
     `loss` is the mean over training images, without that of auxiliary heads; `top1` (0 to 1) is of the held-out ones;
     `lr` is the rate at its end; `input_share` (0 to 1) is how much of the training went by waiting for pixels;
     `seconds` are training and held-out images together.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     epoch: int
     loss: float
@@ -49,19 +47,15 @@ class Epoch(BaseModel):
     seconds: float
 
 
-class TensorFile(BaseModel):
+class TensorFile(Record):
     """A safetensors file of the folder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     file: str
     sha256: Sha256
 
 
-class Imported(BaseModel):
+class Imported(Record):
     """Whose weights these are, where they were not trained here; top-1 and top-5 are their authors', in percent."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     library: str
     name: str
@@ -71,14 +65,12 @@ class Imported(BaseModel):
     top5: float | None
 
 
-class Checkpoint(BaseModel):
+class Checkpoint(Record):
     """What `checkpoint.json` holds.
 
     `dataset` is the data set's name, `data` what `training.data.load` takes for it. `optimizer` is there until the last
     epoch is done. Weights are trained here, by `recipe` from `seed`, or `imported`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     architecture: str
     dataset: str

@@ -15,10 +15,10 @@ from models.preact_resnet import PreActBasicBlock, PreActResNet
 from models.residual import BasicBlock, OptionA, ResNet, cifar_stem
 from models.stochastic_depth import StochasticBlock, StochasticDepthResNet
 from models.zoo import ZOO
-from training.campaign import Run
+from training.campaign import TrainingRun
 from training.plot import comparison
 from training.recipes import Recipe
-from training.results import Result
+from training.results import TrainingResult
 
 SEEDS = (0, 1, 2)
 RECIPE = Recipe(
@@ -114,24 +114,28 @@ CLAIMS = (
 )
 
 
-def runs(dataset: str, seeds: Sequence[int], out: Path) -> list[Run]:
+def runs(dataset: str, seeds: Sequence[int], out: Path) -> list[TrainingRun]:
     """Every training that the claims need, seed by seed."""
-    return [Run(card, RECIPE, seed, out / f"{card.name}-{dataset}-{seed}") for seed in seeds for card in CARDS.values()]
+    return [
+        TrainingRun(card, RECIPE, seed, out / f"{card.name}-{dataset}-{seed}")
+        for seed in seeds
+        for card in CARDS.values()
+    ]
 
 
-def of(claim: Claim, results: list[Result]) -> dict[str, list[Result]]:
+def results_by_network(claim: Claim, results: list[TrainingResult]) -> dict[str, list[TrainingResult]]:
     """The results of each network of the claim, by seed."""
     ordered = sorted(results, key=lambda result: result.seed)
     return {net: [result for result in ordered if result.architecture == net] for net in claim.nets}
 
 
-def table(claim: Claim, results: list[Result]) -> str:
+def table(claim: Claim, results: list[TrainingResult]) -> str:
     """What a claim's trainings gave, in Markdown: means over seeds, and each seed's."""
     lines = [
         "| network | parameters | MACs | training loss | each seed | top-1 | each seed | minutes |",
         "| --- | ---: | ---: | ---: | --- | ---: | --- | ---: |",
     ]
-    for net, rows in of(claim, results).items():
+    for net, rows in results_by_network(claim, results).items():
         losses, top1s = [row.losses[-1] for row in rows], [row.top1 for row in rows]
         cells = (
             *(f"`{net}`", f"{rows[0].params:,}", f"{rows[0].macs:,}"),
@@ -143,12 +147,12 @@ def table(claim: Claim, results: list[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_pictures(results: list[Result], folder: Path) -> None:
+def write_pictures(results: list[TrainingResult], folder: Path) -> None:
     """A picture a claim, `claim_<name>.png`."""
     for claim in CLAIMS:
         series = {
             net: ([row.losses for row in rows], [row.top1s for row in rows])
-            for net, rows in of(claim, results).items()
+            for net, rows in results_by_network(claim, results).items()
             if rows
         }
         comparison(claim.statement, series, folder / f"claim_{claim.name}.png")

@@ -29,7 +29,7 @@ HALF = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
+class PublishedWeights:
     """Weights that a library offers: what they are, what they take, and how accurate their authors found them."""
 
     library: Literal["torchvision", "timm"]
@@ -42,7 +42,7 @@ class Published:
     labels: tuple[str, ...]
 
 
-def published(card: Architecture) -> Published:
+def published(card: Architecture) -> PublishedWeights:
     """The weights that the architecture's card names; CheckpointError where there are none."""
     if card.weights is None:
         having = ", ".join(name for name, other in ZOO.items() if other.weights)
@@ -52,13 +52,13 @@ def published(card: Architecture) -> Published:
     return of_torchvision(card.weights) if card.weights.library == "torchvision" else of_timm(card.weights)
 
 
-def of_torchvision(weights: Weights) -> Published:
+def of_torchvision(weights: Weights) -> PublishedWeights:
     """The first weights that torchvision published: those of the paper's recipe."""
     entry = next(iter(cast(Any, get_model_weights(weights.model))))
     transforms, accuracy = entry.transforms(), entry.meta["_metrics"]["ImageNet-1K"]
     # converted from TensorFlow, they undo ImageNet's statistics first (`transform_input`)
     half = weights.model in {"googlenet", "inception_v3"}
-    return Published(
+    return PublishedWeights(
         library="torchvision",
         name=str(entry),
         licence="BSD-3-Clause; ImageNet's terms of access may bear on its use",
@@ -79,14 +79,14 @@ def of_torchvision(weights: Weights) -> Published:
     )
 
 
-def of_timm(weights: Weights) -> Published:
+def of_timm(weights: Weights) -> PublishedWeights:
     """The weights of a name and a tag in timm."""
     entry = timm.get_pretrained_cfg(weights.model)
     assert entry is not None
     names = ImageNetInfo("imagenet-1k")
     crop = entry.input_size[-1]
     assert weights.accuracy
-    return Published(
+    return PublishedWeights(
         library="timm",
         name=f"{entry.architecture}.{entry.tag}",
         licence=f"{entry.license}; ImageNet's terms of access may bear on its use",
@@ -181,7 +181,7 @@ def of_file(file: Path) -> Imported:
     return Imported(library="file", name=file.name, licence="that of the file", source=str(file), top1=None, top5=None)
 
 
-def of_offer(offer: Published) -> Imported:
+def of_offer(offer: PublishedWeights) -> Imported:
     """Whose weights a library's are."""
     return Imported(
         library=offer.library,

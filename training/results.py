@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from scipy.stats import binomtest
 
+from engines.published.manifest import Record
 from models.card import Architecture
 from models.complexity import complexity
 from models.zoo import ZOO
@@ -17,14 +17,12 @@ from training.checkpoint import Checkpoint
 from training.recipes import Recipe
 
 
-class Result(BaseModel):
+class TrainingResult(Record):
     """One training: what it cost and what it gave.
 
     `losses` and `top1s` (0 to 1) are of each epoch; `top1`, with its 95 % Wilson interval, is the last of them. MACs
     are at the trained size.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     architecture: str
     dataset: str
@@ -47,19 +45,19 @@ class Result(BaseModel):
     threads: int
 
 
-def read(path: Path) -> list[Result]:
+def read(path: Path) -> list[TrainingResult]:
     """Every line of the file; none if there is no file."""
-    return [Result.model_validate_json(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [TrainingResult.model_validate_json(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def find(path: Path, architecture: str, dataset: str, seed: int) -> Result | None:
+def find(path: Path, architecture: str, dataset: str, seed: int) -> TrainingResult | None:
     """The result of one training, if it is in the file."""
     wanted = (architecture, dataset, seed)
     found = (row for row in read(path) if (row.architecture, row.dataset, row.seed) == wanted)
     return next(found, None)
 
 
-def result_of(card: Architecture, saved: Checkpoint, held_out: int) -> Result:
+def result_of(card: Architecture, saved: Checkpoint, held_out: int) -> TrainingResult:
     """What the finished training of an architecture gave."""
     assert saved.recipe
     assert saved.seed is not None
@@ -67,7 +65,7 @@ def result_of(card: Architecture, saved: Checkpoint, held_out: int) -> Result:
     cost = complexity(card, (channels, height, width), len(saved.labels))
     last = saved.epochs[-1]
     low, high = wilson(round(last.top1 * held_out), held_out)
-    return Result(
+    return TrainingResult(
         architecture=saved.architecture,
         dataset=saved.dataset,
         seed=saved.seed,
@@ -112,7 +110,7 @@ def write_table(path: Path) -> None:
     os.replace(temporary, path.with_suffix(".md"))
 
 
-def table(results: list[Result], source: str) -> str:
+def table(results: list[TrainingResult], source: str) -> str:
     """All results of the file named `source` in Markdown, in the lecture's order."""
     order = {name: index for index, name in enumerate(ZOO)}
     rows = sorted(results, key=lambda result: (result.dataset, order[result.architecture], result.seed))

@@ -117,7 +117,7 @@ def plateaus(top1s: Sequence[float], patience: int) -> int:
     return found
 
 
-Model = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
+Network = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
 
 
 class Trainer:
@@ -131,7 +131,7 @@ class Trainer:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it would be a fill for every tensor
         self.processes, self.recipe, self.seed = processes, recipe, seed
         self.net = net.to(processes.device)
-        self.model: Model = self.net
+        self.model: Network = self.net
         if processes.size > 1:
             self.model = DistributedDataParallel(
                 self.net, find_unused_parameters=drops_blocks(net), broadcast_buffers=False
@@ -142,7 +142,7 @@ class Trainer:
         self.batches = TrainingBatches(data.train, recipe, entry, seed, processes.rank, processes.size)
         self.held_out, self.held_out_source = data.held_out, Source(data.held_out, entry)
 
-    def outputs(self, model: Model, pixels: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def outputs(self, model: Network, pixels: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The logits of uint8 pixels, in training those of auxiliary heads too, in the precision of training."""
         entry = self.normalise(pixels.to(self.processes.device, non_blocking=True))
         precision = DTYPES[self.recipe.precision]

@@ -17,12 +17,12 @@ from PIL import Image
 
 from models.stochastic_depth import StochasticBlock
 from models.zoo import ZOO
-from tests.conftest import Run as Command
+from tests.conftest import Run
 from tests.serving import ROOT
 from training import checkpoint
 from training.__main__ import main
 from training.augment import translate
-from training.campaign import Run, campaign
+from training.campaign import TrainingRun, campaign
 from training.data import Arrays, DataSet, Images, load
 from training.errors import CheckpointError, DivergedError, TrainingError
 from training.input import input_of
@@ -63,13 +63,13 @@ def arguments(out: Path, *more: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(run: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("train") / "uninterrupted"
     run(*arguments(out))
     return out
 
 
-def test_killed_and_resumed_ends_as_if_never_stopped(run: Command, uninterrupted: Path, tmp_path: Path) -> None:
+def test_killed_and_resumed_ends_as_if_never_stopped(run: Run, uninterrupted: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     command = [sys.executable, "-m", *arguments(out)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
@@ -87,7 +87,7 @@ def test_killed_and_resumed_ends_as_if_never_stopped(run: Command, uninterrupted
     assert len((out / LOG).read_text().splitlines()) == 2
 
 
-def test_a_finished_run_is_left_alone(run: Command, uninterrupted: Path) -> None:
+def test_a_finished_run_is_left_alone(run: Run, uninterrupted: Path) -> None:
     before = checkpoint.load(uninterrupted)
     assert "has all its 2 epochs" in run(*arguments(uninterrupted, "--resume")).stdout
     assert checkpoint.load(uninterrupted) == before
@@ -101,7 +101,7 @@ def test_a_finished_run_is_left_alone(run: Command, uninterrupted: Path) -> None
         (["--resume", "--epochs", "3"], "another recipe"),
     ],
 )
-def test_another_run_is_not_overwritten(run: Command, uninterrupted: Path, more: list[str], message: str) -> None:
+def test_another_run_is_not_overwritten(run: Run, uninterrupted: Path, more: list[str], message: str) -> None:
     done = run(*arguments(uninterrupted, *more), check=False)
     assert done.returncode == 1
     assert message in done.stderr
@@ -152,7 +152,7 @@ def test_a_wrong_command_is_a_line(words: list[str], message: str, capsys: pytes
     assert message in capsys.readouterr().err + str(exited.value.code)
 
 
-def test_a_damaged_checkpoint_is_named(run: Command, uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_named(run: Run, uninterrupted: Path, tmp_path: Path) -> None:
     weights = checkpoint.load(uninterrupted).weights.file
     for path in uninterrupted.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -345,8 +345,8 @@ def test_one_that_diverges_leaves_the_others_theirs(digits: DataSet, tmp_path: P
     data, file = few(digits, 200), tmp_path / "results.jsonl"
     recipe = replace(quick(ZOO["resnet20_cifar"], data), batch=10, epochs=1)
     runs = [
-        Run(ZOO["resnet20_cifar"], replace(recipe, lr=1e30, warmup_epochs=0), 0, tmp_path / "a"),
-        Run(ZOO["lenet5_modern"], recipe, 0, tmp_path / "b"),
+        TrainingRun(ZOO["resnet20_cifar"], replace(recipe, lr=1e30, warmup_epochs=0), 0, tmp_path / "a"),
+        TrainingRun(ZOO["lenet5_modern"], recipe, 0, tmp_path / "b"),
     ]
     with pytest.raises(TrainingError, match="resnet20_cifar on mnist5k, seed 0"):
         campaign(runs, data, ALONE, resume=False, file=file)
