@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from tqdm import tqdm
 
+from engines import markdown
 from models.zoo import ZOO
 from training.data import DataSet, Images, load
 from training.errors import TrainingError
@@ -133,18 +134,16 @@ def bench(names: list[str], rounds: int, steps: int) -> str:
                 if done.returncode:
                     raise TrainingError(f"{name}, {loop}: {done.stderr.splitlines()[-1]}")
                 found.setdefault((name, loop), []).append(LoopSpeed(*json.loads(done.stdout)))
-    lines = [
-        "| network | loop | images/s | against the reference | waiting for pixels | peak memory, MB |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
-    ]
+    head = "network", "loop", "images/s", "against the reference", "waiting for pixels", "peak memory, MB"
+    rows = []
     for (name, loop), speeds in found.items():
         ratios = [
             speed.images_per_s / reference.images_per_s
             for speed, reference in zip(speeds, found[name, LOOPS[0]], strict=True)
         ]
         rate, share, memory = (median(values) for values in zip(*speeds, strict=True))
-        lines.append(f"| `{name}` | {loop} | {rate:.0f} | {median(ratios):.2f} | {share:.1%} | {memory:.0f} |")
-    return "\n".join(lines)
+        rows.append((f"`{name}`", loop, f"{rate:.0f}", f"{median(ratios):.2f}", f"{share:.1%}", f"{memory:.0f}"))
+    return markdown.table(head, rows, right=(2, 3, 4, 5))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
+from engines.published import files
 from engines.published.manifest import Record, Sha256, sha256
 from engines.runtimes.torch import FromPixels, Normalise
 from models.zoo import ZOO
@@ -139,9 +140,7 @@ def save(
         weights=_write(folder / f"weights-{epoch:03}.safetensors", net.state_dict()),
         optimizer=_write(folder / f"optimizer-{epoch:03}.safetensors", _state(*unfinished)) if unfinished else None,
     )
-    temporary = folder / f"{FILE}.new"
-    temporary.write_text(saved.model_dump_json(indent=1))
-    os.replace(temporary, folder / FILE)
+    files.write(folder / FILE, saved.model_dump_json(indent=1))
     named = {tensors.file for tensors in (saved.weights, saved.optimizer) if tensors}
     for pattern in ("weights-[0-9]*.safetensors", "optimizer-[0-9]*.safetensors"):
         for path in folder.glob(pattern):
@@ -190,6 +189,8 @@ def restore_optimizer(folder: Path, checkpoint: Checkpoint, optimizer: Optimizer
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> TensorFile:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())  # The tensors are on the disk before checkpoint.json names them.
     return TensorFile(file=path.name, sha256=sha256(path))
 
 

@@ -10,6 +10,7 @@ from statistics import mean
 
 from torch import Tensor
 
+from engines import markdown
 from models.layers import SqueezeExcitation
 from models.preact_resnet import PreActBasicBlock, PreActResNet
 from models.residual import BasicBlock, OptionA, ResNet, cifar_stem
@@ -131,20 +132,18 @@ def results_by_network(claim: Claim, results: list[TrainingResult]) -> dict[str,
 
 def table(claim: Claim, results: list[TrainingResult]) -> str:
     """What a claim's trainings gave, in Markdown: means over seeds, and each seed's."""
-    lines = [
-        "| network | parameters | MACs | training loss | each seed | top-1 | each seed | minutes |",
-        "| --- | ---: | ---: | ---: | --- | ---: | --- | ---: |",
-    ]
-    for net, rows in results_by_network(claim, results).items():
-        losses, top1s = [row.losses[-1] for row in rows], [row.top1 for row in rows]
+    head = "network", "parameters", "MACs", "training loss", "each seed", "top-1", "each seed", "minutes"
+    rows = []
+    for net, trained in results_by_network(claim, results).items():
+        losses, top1s = [result.losses[-1] for result in trained], [result.top1 for result in trained]
         cells = (
-            *(f"`{net}`", f"{rows[0].params:,}", f"{rows[0].macs:,}"),
+            *(f"`{net}`", f"{trained[0].params:,}", f"{trained[0].macs:,}"),
             *(f"{mean(losses):.3f}", ", ".join(f"{loss:.3f}" for loss in losses)),
             *(f"{mean(top1s):.1%}", ", ".join(f"{top1:.1%}" for top1 in top1s)),
-            f"{mean(row.minutes for row in rows):.1f}",
+            f"{mean(result.minutes for result in trained):.1f}",
         )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append(cells)
+    return markdown.table(head, rows, right=(1, 2, 3, 5, 7)) + "\n"
 
 
 def write_pictures(results: list[TrainingResult], folder: Path) -> None:

@@ -22,6 +22,7 @@ from engines.runtimes.tensorrt.library import PRECISIONS, library
 from engines.runtimes.torch import FromPixels, Normalise
 from models.card import Architecture
 from models.zoo import ZOO
+from training import jsonl
 from training.data import sample_pixels
 from training.errors import TrainingError
 from training.export import export
@@ -65,8 +66,7 @@ def sweep(names: Sequence[str], target: Target, file: Path) -> None:
                 failed.append(f"{name} in {precision}")
                 print(f"{name} in {precision}: {error}", flush=True)
                 continue
-            with file.open("a") as lines:
-                lines.write(row.model_dump_json() + "\n")
+            jsonl.append(file, row)
             print(f"{name} in {precision}: {row.layers} layers in {row.seconds:.1f} s", flush=True)
     if failed:
         raise TrainingError(f"not built, for what is said above: {'; '.join(failed)}")
@@ -125,10 +125,8 @@ def result_of(
 
 def read(file: Path, target: Target) -> list[PlanResult]:
     """The file's plans for a target, by the library that is installed; none if there is no file."""
-    lines = file.read_text().splitlines() if file.exists() else []
-    rows = [PlanResult.model_validate_json(line) for line in lines]
-    meant = str(target), library(target.runtime).__version__
-    return [row for row in rows if (row.target, row.version) == meant]
+    wanted = str(target), library(target.runtime).__version__
+    return [row for row in jsonl.read(file, PlanResult) if (row.target, row.version) == wanted]
 
 
 def table(rows: Sequence[PlanResult]) -> str:

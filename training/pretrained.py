@@ -15,6 +15,7 @@ from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor
 from torchvision.models import get_model_weights
 
+from engines import markdown
 from engines.published.preprocess import Preprocess
 from models.card import Architecture, Weights
 from models.zoo import ZOO
@@ -195,10 +196,11 @@ def of_offer(offer: PublishedWeights) -> Imported:
 
 def offers() -> str:
     """Which weights there are, in Markdown."""
-    lines = ["| model | weights | top-1 | top-5 | licence | source |", "| --- | --- | ---: | ---: | --- | --- |"]
+    rows = []
     for name, card in ZOO.items():
         if card.weights:
             offer = published(card)
             licence = offer.licence.partition(";")[0]
-            lines.append(f"| `{name}` | {offer.name} | {offer.top1} | {offer.top5} | {licence} | {offer.source} |")
-    return "\n".join(lines) + "\n"
+            rows.append((f"`{name}`", offer.name, str(offer.top1), str(offer.top5), licence, offer.source))
+    head = "model", "weights", "top-1", "top-5", "licence", "source"
+    return markdown.table(head, rows, right=(2, 3)) + "\n"

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from pathlib import Path
 
 import torch
 from scipy.stats import binomtest
 
+from engines import markdown
+from engines.published import files
 from engines.published.manifest import Record
 from models.card import Architecture
 from models.complexity import complexity
 from models.zoo import ZOO
+from training import jsonl
 from training.checkpoint import Checkpoint
 from training.recipes import Recipe
 
@@ -47,7 +48,7 @@ class TrainingResult(Record):
 
 def read(path: Path) -> list[TrainingResult]:
     """Every line of the file; none if there is no file."""
-    return [TrainingResult.model_validate_json(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return jsonl.read(path, TrainingResult)
 
 
 def find(path: Path, architecture: str, dataset: str, seed: int) -> TrainingResult | None:
@@ -96,25 +97,19 @@ def wilson(right: int, images: int) -> tuple[float, float]:
 
 def add(path: Path, card: Architecture, saved: Checkpoint, held_out: int) -> None:
     """Append a training's line, whole, beside whatever other processes add."""
-    line = result_of(card, saved, held_out).model_dump_json() + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(line)
+    jsonl.append(path, result_of(card, saved, held_out))
 
 
 def write_table(path: Path) -> None:
     """Write the table of the lines of `path` beside it, `.md` for `.jsonl`."""
-    temporary = path.with_suffix(f".md.{os.getpid()}")
-    temporary.write_text(table(read(path), path.name))
-    os.replace(temporary, path.with_suffix(".md"))
+    files.write(path.with_suffix(".md"), table(read(path), path.name))
 
 
 def table(results: list[TrainingResult], source: str) -> str:
     """All results of the file named `source` in Markdown, in the lecture's order."""
     order = {name: index for index, name in enumerate(ZOO)}
     rows = sorted(results, key=lambda result: (result.dataset, order[result.architecture], result.seed))
-    lines = [
+    introduction = [
         "# What training gave",
         "",
         f"Generated from [{source}]({source}), which has the whole recipe of each line, its versions and "
@@ -123,14 +118,14 @@ def table(results: list[TrainingResult], source: str) -> str:
         "",
         "How it was made, and how to make it again: [training.md](training.md#results).",
         "",
-        "| model | data | input | parameters | MACs | top-1 | 95 % | epochs | minutes | loss | seed |",
-        "| --- | --- | --- | ---: | ---: | ---: | --- | ---: | ---: | --- | ---: |",
     ]
-    for row in rows:
-        cells = (
+    head = "model", "data", "input", "parameters", "MACs", "top-1", "95 %", "epochs", "minutes", "loss", "seed"
+    cells = [
+        (
             *(f"`{row.architecture}`", row.dataset, "x".join(map(str, row.input_shape)), f"{row.params:,}"),
-            *(f"{row.macs:,}", f"{row.top1:.1%}", f"{row.top1_low:.1%} to {row.top1_high:.1%}", row.epochs),
-            *(f"{row.minutes:.1f}", f"{row.losses[0]:.3f} to {row.losses[-1]:.3f}", row.seed),
+            *(f"{row.macs:,}", f"{row.top1:.1%}", f"{row.top1_low:.1%} to {row.top1_high:.1%}", str(row.epochs)),
+            *(f"{row.minutes:.1f}", f"{row.losses[0]:.3f} to {row.losses[-1]:.3f}", str(row.seed)),
         )
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines) + "\n"
+        for row in rows
+    ]
+    return "\n".join([*introduction, markdown.table(head, cells, right=(3, 4, 5, 7, 8, 10))]) + "\n"
