@@ -58,9 +58,10 @@ def train_command(arguments: list[str]) -> None:
     if options.out and len(names) > 1:
         parser.error("--out is of one architecture")
 
-    from training import data, results
-    from training.campaign import TrainingRun, campaign
+    from training import checkpoint, data, results
+    from training.campaign import campaign
     from training.processes import joined
+    from training.train import TrainingOptions, TrainingRun
 
     with joined() as processes:
         data_set = processes.from_first(lambda: data.load(options.data))
@@ -71,17 +72,17 @@ def train_command(arguments: list[str]) -> None:
             )
             for name in names
         ]
+        training_options = TrainingOptions(
+            resume=options.resume, max_minutes=options.max_minutes, compiled=options.compile
+        )
         try:
-            campaign(
-                *(runs, data_set, processes),
-                resume=options.resume,
-                file=options.results,
-                max_minutes=options.max_minutes,
-                compiled=options.compile,
-            )
+            campaign(runs, data_set, processes, training_options, options.results)
         finally:
             if options.results and options.results.exists() and processes.first:
                 results.write_table(options.results)
+        out = runs[0].out
+        if processes.first and len(runs) == 1 and (out / checkpoint.FILE).exists():
+            print(f"now: python -m training publish {out}")
 
 
 def check_names(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
@@ -134,11 +135,12 @@ def claims_command(arguments: list[str]) -> None:
     from training import claims, data, results
     from training.campaign import campaign
     from training.processes import joined
+    from training.train import TrainingOptions
 
     digits = data.load("mnist5k")
     with joined() as processes:
         runs = claims.runs(digits.name, options.seeds or claims.SEEDS, options.out)
-        campaign(runs, digits, processes, resume=True, file=options.results)
+        campaign(runs, digits, processes, TrainingOptions(resume=True), options.results)
     found = results.read(options.results)
     claims.write_pictures(found, options.results.parent)
     for claim in claims.CLAIMS:

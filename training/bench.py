@@ -24,7 +24,7 @@ from training.errors import TrainingError
 from training.input import Input, input_of
 from training.processes import Processes
 from training.recipes import Recipe, override, recipe_of
-from training.train import Trainer, make_net
+from training.trainer import PreparedData, Trainer, make_net
 
 LOOPS = ("reference fp32", "ours fp32", "ours bf16")
 
@@ -93,7 +93,8 @@ def reference(net: nn.Module, recipe: Recipe, entry: Input, images: Images) -> L
 
 def ours(net: nn.Module, recipe: Recipe, entry: Input, data: DataSet) -> LoopSpeed:
     """The loop of `training.train`."""
-    trainer = Trainer(net, recipe, entry, data, 0, Processes(0, 1, torch.device("cpu")))
+    alone = Processes(0, 1, torch.device("cpu"))
+    trainer = Trainer(net, recipe, PreparedData(data, recipe, entry, 0, alone), alone)
     trainer.train_epoch(1)  # a warm-up
     epoch = trainer.train_epoch(2)
     return LoopSpeed(epoch.images_per_s, epoch.input_share, peak_mb())

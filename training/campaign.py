@@ -1,43 +1,29 @@
-"""Trainings one after another, and the file of what they gave."""
+"""Several trainings in turn, and the file of their results."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-from models.card import Architecture
 from training import results
 from training.data import DataSet
 from training.errors import TrainingError
 from training.processes import Processes
-from training.recipes import Recipe
-from training.train import say, train
-
-
-class TrainingRun(NamedTuple):
-    """One training of a campaign; `out` is the folder of its checkpoint."""
-
-    card: Architecture
-    recipe: Recipe
-    seed: int
-    out: Path
+from training.train import DEFAULT_OPTIONS, TrainingOptions, TrainingRun, say, train
 
 
 def campaign(
     runs: Sequence[TrainingRun],
     data: DataSet,
     processes: Processes,
-    *,
-    resume: bool,
+    options: TrainingOptions = DEFAULT_OPTIONS,
     file: Path | None = None,
-    max_minutes: float | None = None,
-    compiled: bool = False,
 ) -> None:
-    """Train those of `runs` that `file` lacks, and add each to it.
+    """Train the runs of which `file` has no result, and append their results to the file.
 
-    One that fails does not keep the others from theirs: TrainingError names it when all are done.
+    A run that fails does not stop the others. Raises TrainingError, which names the failed runs, after the last run; a
+    single run raises its own error.
     """
     failed: list[str] = []
     for run in runs:
@@ -47,14 +33,7 @@ def campaign(
             say(processes, f"{file} has {name}: {known.top1:.1%}, by the recipe {known.recipe.source!r}")
             continue
         try:
-            saved = train(
-                *(run.card, data, run.recipe, run.out),
-                seed=run.seed,
-                resume=resume,
-                processes=processes,
-                max_minutes=max_minutes,
-                compiled=compiled,
-            )
+            saved = train(run, data, processes, options)
         except TrainingError as error:
             if len(runs) == 1:
                 raise

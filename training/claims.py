@@ -16,10 +16,10 @@ from models.preact_resnet import PreActBasicBlock, PreActResNet
 from models.residual import BasicBlock, OptionA, ResNet, cifar_stem
 from models.stochastic_depth import StochasticBlock, StochasticDepthResNet
 from models.zoo import ZOO
-from training.campaign import TrainingRun
 from training.plot import comparison
 from training.recipes import Recipe
 from training.results import TrainingResult
+from training.train import TrainingRun
 
 SEEDS = (0, 1, 2)
 RECIPE = Recipe(

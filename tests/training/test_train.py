@@ -22,14 +22,15 @@ from tests.serving import ROOT
 from training import checkpoint
 from training.__main__ import main
 from training.augment import translate
-from training.campaign import TrainingRun, campaign
+from training.campaign import campaign
 from training.data import Arrays, DataSet, Images, load
 from training.errors import CheckpointError, DivergedError, TrainingError
 from training.input import input_of
 from training.processes import Processes
 from training.recipes import PAPERS, Recipe, modern, paper, quick, recipe_of, shortened
 from training.results import read
-from training.train import CURVES, LOG, Trainer, learning_rate, make_net, map_loss, train
+from training.train import CURVES, LOG, TrainingOptions, TrainingRun, train
+from training.trainer import PreparedData, Trainer, learning_rate, make_net, map_loss
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 
@@ -45,7 +46,8 @@ def few(digits: DataSet, images: int) -> DataSet:
 def trainer(name: str, recipe: Recipe, data: DataSet) -> Trainer:
     torch.manual_seed(0)
     net = make_net(ZOO[name], 10, recipe)
-    return Trainer(net, recipe, input_of(ZOO[name], recipe, data), data, 0, ALONE)
+    prepared = PreparedData(data, recipe, input_of(ZOO[name], recipe, data), 0, ALONE)
+    return Trainer(net, recipe, prepared, ALONE)
 
 
 def test_lenet5_reaches_97_percent(lenet5_checkpoint: Path) -> None:
@@ -276,8 +278,8 @@ def test_the_network_starts_as_the_recipe_says() -> None:
 def test_nin_starts_alive(name: str, digits: DataSet) -> None:
     """With biases of 0, a class's map is nothing for any image from the start, and has no gradient."""
     tried = trainer(name, quick(ZOO[name], digits), digits)
-    pixels, _, _ = next(tried.batches.epoch(1))
-    assert tried.net(tried.normalise(pixels)).gt(0).any(dim=0).all()
+    pixels, _, _ = next(tried.data.batches.epoch(1))
+    assert tried.net(tried.data.normalise(pixels)).gt(0).any(dim=0).all()
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adamw", "rmsprop"])
@@ -307,7 +309,7 @@ def pictures(root: Path) -> None:
 
 
 def check_resumed(data: DataSet, recipe: Recipe, tmp_path: Path) -> None:
-    expected = train(ZOO["resnet20_cifar"], data, recipe, tmp_path / "whole", seed=1, resume=False, processes=ALONE)
+    expected = train(TrainingRun(ZOO["resnet20_cifar"], recipe, 1, tmp_path / "whole"), data, ALONE)
 
     class KilledError(Exception):
         pass
@@ -315,12 +317,13 @@ def check_resumed(data: DataSet, recipe: Recipe, tmp_path: Path) -> None:
     def killed(*_: object) -> None:
         raise KilledError
 
+    run = TrainingRun(ZOO["resnet20_cifar"], recipe, 1, tmp_path / "killed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("training.train.describe", killed)  # after the first epoch is saved
         with pytest.raises(KilledError):
-            train(ZOO["resnet20_cifar"], data, recipe, tmp_path / "killed", seed=1, resume=False, processes=ALONE)
+            train(run, data, ALONE)
     assert len(checkpoint.load(tmp_path / "killed").epochs) == 1
-    resumed = train(ZOO["resnet20_cifar"], data, recipe, tmp_path / "killed", seed=1, resume=True, processes=ALONE)
+    resumed = train(run, data, ALONE, TrainingOptions(resume=True))
     assert resumed.weights.sha256 == expected.weights.sha256
 
 
@@ -328,7 +331,7 @@ def test_momentum_of_blocks_that_were_dropped_at_first(digits: DataSet) -> None:
     data = few(digits, 40)
     tried = trainer("resnet110_sd", replace(PAPERS["stochastic_depth"], batch=4), data)
     before = {name: parameter.clone() for name, parameter in tried.net.named_parameters()}
-    for batch in tried.batches.epoch(1):
+    for batch in tried.data.batches.epoch(1):
         tried.step(batch)
     assert not any(parameter.equal(before[name]) for name, parameter in tried.net.named_parameters())
 
@@ -337,7 +340,7 @@ def test_a_loss_that_is_no_number_stops_and_says_what_to_try(digits: DataSet, tm
     data = few(digits, 200)
     recipe = replace(quick(ZOO["resnet20_cifar"], data), batch=10, lr=1e30, warmup_epochs=0)
     with pytest.raises(DivergedError, match=r"the loss became (nan|inf) in epoch 1.*--set lr=1e\+29.*warmup_epochs=1"):
-        train(ZOO["resnet20_cifar"], data, recipe, tmp_path, seed=0, resume=False, processes=ALONE)
+        train(TrainingRun(ZOO["resnet20_cifar"], recipe, 0, tmp_path), data, ALONE)
     assert not list(tmp_path.iterdir())
 
 
@@ -349,23 +352,20 @@ def test_one_that_diverges_leaves_the_others_theirs(digits: DataSet, tmp_path: P
         TrainingRun(ZOO["lenet5_modern"], recipe, 0, tmp_path / "b"),
     ]
     with pytest.raises(TrainingError, match="resnet20_cifar on mnist5k, seed 0"):
-        campaign(runs, data, ALONE, resume=False, file=file)
+        campaign(runs, data, ALONE, file=file)
     (row,) = read(file)
     assert row.architecture == "lenet5_modern"
-    campaign(runs[1:], data, ALONE, resume=False, file=file)  # is there: not trained again
+    campaign(runs[1:], data, ALONE, file=file)  # is there: not trained again
 
 
 def test_a_budget_draws_the_schedule_together(digits: DataSet, tmp_path: Path) -> None:
     data = few(digits, 40)
-    recipe = quick(ZOO["resnet20_cifar"], data)
-    saved = train(
-        ZOO["resnet20_cifar"], data, recipe, tmp_path, seed=0, resume=False, processes=ALONE, max_minutes=1e-9
-    )
+    run = TrainingRun(ZOO["resnet20_cifar"], quick(ZOO["resnet20_cifar"], data), 0, tmp_path)
+    saved = train(run, data, ALONE, TrainingOptions(max_minutes=1e-9))
     assert saved.done
     assert saved.recipe
     assert len(saved.epochs) == saved.recipe.epochs == 1
-    again = train(ZOO["resnet20_cifar"], data, recipe, tmp_path, seed=0, resume=True, processes=ALONE, max_minutes=9)
-    assert again == saved
+    assert train(run, data, ALONE, TrainingOptions(resume=True, max_minutes=9)) == saved
 
 
 def test_two_processes_are_as_one_with_the_same_batch(tmp_path: Path) -> None:

@@ -1,0 +1,248 @@
+"""Trainer of one network: losses, optimizers, schedules, and an epoch's steps."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD, AdamW, Optimizer, RMSprop
+from tqdm import tqdm
+
+from engines.runtimes.torch import DTYPES, Normalise
+from models.card import Architecture
+from models.stochastic_depth import StochasticBlock, StochasticDepthResNet
+from training.batches import Batch, Source, TrainingBatches, held_out_batches
+from training.checkpoint import Epoch
+from training.data import DataSet
+from training.errors import DivergedError, RecipeError
+from training.input import Input
+from training.processes import Processes
+from training.recipes import Recipe
+
+TIMED_STEPS = 4  # The first of them is a warm-up.
+TIMED_SECONDS = 30
+
+
+def map_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0) -> Tensor:
+    """Maximum a posteriori (LeCun et al. 1998, equation 9): a "rubbish" class at the constant distance j.
+
+    The paper gives no value for j; this is the distance of a code with a tenth of its 84 pixels flipped, 4 each.
+    """
+    j = 4 * 84 / 10
+    rubbish = logits.new_full((len(logits), 1), -j)
+    return F.cross_entropy(torch.cat([logits, rubbish], dim=1), targets, label_smoothing=label_smoothing)
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": F.cross_entropy, "map": map_loss}
+
+
+def make_net(card: Architecture, classes: int, recipe: Recipe) -> nn.Module:
+    """The network with fresh weights, drawn and dropping as the recipe says; RecipeError if it cannot be."""
+    try:
+        net = card.build(classes)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+    modules = dict(net.named_modules())
+    for layer in recipe.init_ones:
+        if layer not in modules:
+            raise RecipeError(f"init_ones: {card.name} has no layer {layer}")
+    if recipe.survival is not None and isinstance(net, StochasticDepthResNet):
+        net.survive(recipe.survival)
+    for layer, module in modules.items():
+        if isinstance(module, nn.Dropout) and recipe.dropout is not None:
+            module.p = recipe.dropout
+        if isinstance(module, nn.Conv2d | nn.Linear) and recipe.init_std is not None:
+            nn.init.normal_(module.weight, std=recipe.init_std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        if layer in recipe.init_ones:
+            nn.init.ones_(net.get_parameter(f"{layer}.bias"))
+    return net.to(memory_format=torch.channels_last)
+
+
+def make_optimizer(recipe: Recipe, net: nn.Module) -> Optimizer:
+    """The recipe's optimizer; "nesterov" is SGD with Nesterov's momentum."""
+    parameters, decay = net.parameters(), recipe.weight_decay
+    if recipe.optimizer == "adamw":
+        return AdamW(parameters, lr=recipe.lr, weight_decay=decay, fused=True)
+    if recipe.optimizer == "rmsprop":  # "decay of 0.9 and epsilon = 1.0" (Inception v3's paper, section 8)
+        return RMSprop(parameters, recipe.lr, alpha=0.9, eps=1, weight_decay=decay, momentum=recipe.momentum)
+    nesterov = recipe.optimizer == "nesterov"
+    # the fused one fails where a weight has its first gradient later than others (torch 2.14)
+    fused = not drops_blocks(net)
+    return SGD(parameters, recipe.lr, recipe.momentum, weight_decay=decay, nesterov=nesterov, fused=fused)
+
+
+def drops_blocks(net: nn.Module) -> bool:
+    """Whether a step may leave weights without a gradient."""
+    return any(isinstance(module, StochasticBlock) for module in net.modules())
+
+
+def learning_rate(recipe: Recipe, epoch: float, top1s: Sequence[float] = ()) -> float:
+    """The rate at a point in time, counted in epochs and their fractions; `top1s` are of the epochs before."""
+    if epoch <= recipe.warmup_epochs:
+        return recipe.lr * epoch / recipe.warmup_epochs
+    done = (epoch - recipe.warmup_epochs) / (recipe.epochs - recipe.warmup_epochs)
+    match recipe.schedule:
+        case "cosine":
+            return recipe.lr * (1 + math.cos(math.pi * done)) / 2
+        case "steps":
+            return recipe.lr * float(recipe.factor ** sum(epoch > drop * recipe.epochs for drop in recipe.drops))
+        case "exponential":
+            return recipe.lr * float(recipe.factor ** (epoch - recipe.warmup_epochs))
+        case "plateau":
+            return recipe.lr * float(recipe.factor ** min(recipe.falls, plateaus(top1s, recipe.patience)))
+
+
+def plateaus(top1s: Sequence[float], patience: int) -> int:
+    """How often `patience` epochs went by without a new best."""
+    found, best, since = 0, -1.0, 0
+    for top1 in top1s:
+        best, since = (top1, 0) if top1 > best else (best, since + 1)
+        if since == patience:
+            found, since = found + 1, 0
+    return found
+
+
+Network = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
+
+
+class PreparedData:
+    """Data of one process: batches of a data set's training images, its held-out images, and their normalisation."""
+
+    def __init__(self, data: DataSet, recipe: Recipe, network_input: Input, seed: int, processes: Processes) -> None:
+        self.batches = TrainingBatches(data.train, recipe, network_input, seed, processes.rank, processes.size)
+        self.held_out, self.held_out_source = data.held_out, Source(data.held_out, network_input)
+        self.normalise = Normalise(network_input.mean, network_input.std).to(processes.device)
+
+
+class Trainer:
+    """Network in training: its optimizer and its data, in one process of `processes`."""
+
+    def __init__(self, net: nn.Module, recipe: Recipe, data: PreparedData, processes: Processes) -> None:
+        # Some of CUDA's kernels have no deterministic form.
+        torch.use_deterministic_algorithms(True, warn_only=processes.device.type == "cuda")
+        # Filling memory would cost a kernel for every tensor.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        self.recipe, self.data, self.processes = recipe, data, processes
+        self.net = net.to(processes.device)
+        self.model: Network = self.net
+        if processes.size > 1:
+            self.model = DistributedDataParallel(
+                self.net, find_unused_parameters=drops_blocks(net), broadcast_buffers=False
+            )
+        self.optimizer = make_optimizer(recipe, self.net)
+        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=recipe.precision == "fp16")
+
+    def outputs(self, model: Network, pixels: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The logits of uint8 pixels, in training those of auxiliary heads too, in the precision of training."""
+        normalised = self.data.normalise(pixels.to(self.processes.device, non_blocking=True))
+        precision = DTYPES[self.recipe.precision]
+        with torch.autocast(self.processes.device.type, precision, enabled=precision != torch.float32):
+            return model(normalised.contiguous(memory_format=torch.channels_last))
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What is minimised, and that without auxiliary heads: this process's part of the whole batch's mean."""
+        targets = batch.targets.to(self.processes.device, non_blocking=True)
+        outputs = self.outputs(self.model, batch.pixels)
+        heads = outputs if isinstance(outputs, tuple) else (outputs,)
+        share = len(targets) / batch.whole
+        loss, *others = (
+            share * LOSSES[self.recipe.loss](head.float(), targets, label_smoothing=self.recipe.label_smoothing)
+            for head in heads
+        )
+        return loss + self.recipe.auxiliary * sum(others), loss
+
+    def step(self, batch: Batch) -> Tensor:
+        """One step of the optimizer; this process's part of the batch's loss."""
+        minimised, loss = self.loss(batch)
+        self.optimizer.zero_grad()
+        # DistributedDataParallel takes the mean over processes, each of which has only its part of the loss
+        self.scaler.scale(minimised * self.processes.size).backward()
+        if self.recipe.clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach()
+
+    def train_epoch(self, number: int, top1s: Sequence[float] = ()) -> Epoch:
+        """One pass over the shuffled images, then over those held out."""
+        self.net.train()
+        torch.manual_seed(self.data.batches.seed * 100_003 + number + 7_919 * self.processes.rank)
+        steps = len(self.data.batches)
+        total, images, waited, started = torch.zeros((), device=self.processes.device), 0, 0.0, time.perf_counter()
+        batches = self.data.batches.epoch(number)
+        hidden = None if self.processes.first else True  # else shown on a terminal
+        for step in tqdm(range(steps), f"epoch {number}/{self.recipe.epochs}", leave=False, disable=hidden):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            rate = learning_rate(self.recipe, number - 1 + (step + 1) / steps, top1s)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            total += self.step(batch) * batch.whole
+            images += batch.whole
+            if step % 20 == 0:  # on a GPU, to look is to wait
+                self.check_finite(self.processes.sum(total.clone()), number)
+        loss = float(self.processes.sum(total)) / images
+        self.check_finite(total, number)
+        seconds = time.perf_counter() - started
+        return Epoch(
+            epoch=number,
+            loss=loss,
+            top1=self.accuracy(),
+            lr=rate,
+            images_per_s=images / seconds,
+            input_share=waited / seconds,
+            seconds=time.perf_counter() - started,
+        )
+
+    def check_finite(self, total: Tensor, number: int) -> None:
+        """DivergedError that says what to try, in all processes, if the sum of their losses is no number any more."""
+        if not math.isfinite(float(total)):
+            raise DivergedError(
+                f"the loss became {float(total)} in epoch {number}; what was saved before is whole. Try a lower rate "
+                f"(--set lr={self.recipe.lr / 10:g}), a longer warm-up (--set warmup_epochs="
+                f"{self.recipe.warmup_epochs + 1:g}) or --set precision=fp32, with another --out"
+            )
+
+    @torch.no_grad()
+    def accuracy(self) -> float:
+        """Share of held-out images whose largest logit is their class, in the precision of training."""
+        self.processes.share_buffers(self.net)
+        self.net.eval()
+        right = torch.zeros((), device=self.processes.device)
+        held_out, processes = self.data.held_out, self.processes
+        for pixels, targets in held_out_batches(
+            held_out, self.data.held_out_source, self.recipe.batch, processes.rank, processes.size
+        ):
+            logits = self.outputs(self.net, pixels)
+            assert isinstance(logits, Tensor)
+            right += (logits.argmax(1).cpu() == targets).sum()
+        return float(self.processes.sum(right)) / len(held_out)
+
+    def epoch_minutes(self) -> float:
+        """Return the expected minutes of an epoch, from a few timed steps. The steps change the weights."""
+        self.net.train()
+        batches = self.data.batches
+        ahead = batches.source.ahead
+        seconds: list[float] = []
+        started = time.perf_counter()
+        for batch in islice(batches.epoch(1), ahead + TIMED_STEPS):
+            float(self.step(batch))
+            seconds.append(time.perf_counter() - started)
+            if sum(seconds) > TIMED_SECONDS:
+                break
+            started = time.perf_counter()
+        settled = seconds[ahead + 1 :] or seconds[-1:]
+        # A forward pass takes a third of a step, unless decoding takes longer.
+        held_out_steps = len(self.data.held_out) / self.recipe.batch / (1 if ahead else 3)
+        return statistics.median(settled) * (len(batches) + held_out_steps) / 60
