@@ -1,1 +1,1 @@
-"""From data to a checkpoint to a published model."""
+"""Training: data sets, recipes, the training loop, checkpoints, and publishing."""

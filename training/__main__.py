@@ -1,4 +1,4 @@
-"""`python -m training NAME…` trains; COMMANDS are the others."""
+"""Command `python -m training`: train architectures, or run one of COMMANDS."""
 
 from __future__ import annotations
 
@@ -25,30 +25,39 @@ def train_command(arguments: list[str]) -> None:
     """Train architectures, one after another."""
     parser = argparse.ArgumentParser("python -m training", description="Train architectures, one after another.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="architecture; `python -m models` lists them")
-    parser.add_argument("--family", help="every architecture of a family")
-    parser.add_argument("--all", action="store_true", help="every architecture")
+    parser.add_argument("--family", help="all architectures of a family")
+    parser.add_argument("--all", action="store_true", help="all architectures")
     parser.add_argument(
         "--data",
         default="mnist5k",
         metavar="NAME[:PATH]",
         help="mnist5k, mnist, fashion_mnist, cifar10, cifar100, imagenet, in data/NAME or PATH; or folder:PATH, with "
-        "a folder of pictures a class (default: %(default)s)",
+        "a folder of pictures per class (default: %(default)s)",
     )
     parser.add_argument(
-        "--recipe", choices=RECIPES, help="its paper's, or one for all (default: quick for mnist5k, else paper)"
+        "--recipe",
+        choices=RECIPES,
+        help="the paper's, or one for all networks (default: quick for mnist5k, else paper)",
     )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="one value of the recipe, such as lr=0.05"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="set a value of the recipe, such as lr=0.05"
     )
-    parser.add_argument("--epochs", type=int, help="draw the schedule together, or out, to so many")
-    parser.add_argument("--max-minutes", type=float, help="train no more epochs than fit in this time, each network")
+    parser.add_argument("--epochs", type=int, help="shorten or lengthen the schedule to this many epochs")
+    parser.add_argument("--max-minutes", type=float, help="train each network for as many epochs as fit in this time")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--out", type=Path, help="folder of the checkpoint (default: checkpoints/NAME-DATA)")
-    parser.add_argument("--resume", action="store_true", help="go on with the checkpoint that is there")
-    parser.add_argument("--compile", action="store_true", help="torch.compile: pays in long trainings on a GPU")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="JSON lines: skip what is there, add what is not")
+    parser.add_argument("--resume", action="store_true", help="continue the checkpoint in the folder")
+    parser.add_argument(
+        "--compile", action="store_true", help="use torch.compile, which saves time in long trainings on a GPU"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help="JSON lines: skip trainings that have a result in the file, append the results of the others",
+    )
     options = parser.parse_args(arguments)
-    names = chosen(parser, options)
+    names = selected_names(parser, options)
     if options.epochs is not None and options.epochs < 1:
         parser.error("--epochs must be at least 1")
     if options.max_minutes is not None and options.max_minutes <= 0:
@@ -67,7 +76,7 @@ def train_command(arguments: list[str]) -> None:
         data_set = processes.from_first(lambda: data.load(options.data))
         runs = [
             TrainingRun(
-                *(ZOO[name], resolved(name, data_set, options), options.seed),
+                *(ZOO[name], recipe_from(name, data_set, options), options.seed),
                 options.out or Path("checkpoints") / f"{name}-{data_set.name}",
             )
             for name in names
@@ -86,14 +95,14 @@ def train_command(arguments: list[str]) -> None:
 
 
 def check_names(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    """End with an error if one is no architecture."""
+    """End with an error if a name is no architecture."""
     for name in names:
         if name not in ZOO:
             parser.error(f"no architecture {name!r}; `python -m models` lists them")
 
 
-def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
-    """The architectures that the words on the command line mean, in the lecture's order."""
+def selected_names(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
+    """Return the architectures that the command line selects, in the lecture's order."""
     check_names(parser, options.names)
     families = {card.family for card in ZOO.values()}
     if options.family and options.family not in families:
@@ -106,8 +115,8 @@ def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list
     return names
 
 
-def resolved(name: str, data: DataSet, options: argparse.Namespace) -> Recipe:
-    """The recipe's values for this architecture and these data, with what the command line sets."""
+def recipe_from(name: str, data: DataSet, options: argparse.Namespace) -> Recipe:
+    """Return the recipe of an architecture and a data set, with the values that the command line sets."""
     from training.recipes import as_json, override, recipe_of, shortened
 
     recipe = recipe_of(ZOO[name], data, options.recipe or ("quick" if data.name == "mnist5k" else "paper"))
@@ -121,11 +130,11 @@ def resolved(name: str, data: DataSet, options: argparse.Namespace) -> Recipe:
 
 
 def claims_command(arguments: list[str]) -> None:
-    """Try the lecture's claims."""
+    """Train the networks of the lecture's claims, and print the tables."""
     parser = argparse.ArgumentParser(
         "python -m training claims", description="Try the lecture's claims: train what is missing, print the tables."
     )
-    parser.add_argument("--seeds", type=int, nargs="+", help="of which seeds to train (default: all)")
+    parser.add_argument("--seeds", type=int, nargs="+", help="seeds to train (default: all)")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/claims"), help="default: %(default)s")
     parser.add_argument(
         "--results", type=Path, default=Path("docs/claims.jsonl"), metavar="FILE", help="default: %(default)s"
@@ -141,21 +150,26 @@ def claims_command(arguments: list[str]) -> None:
     with joined() as processes:
         runs = claims.runs(digits.name, options.seeds or claims.SEEDS, options.out)
         campaign(runs, digits, processes, TrainingOptions(resume=True), options.results)
-    found = results.read(options.results)
-    claims.write_pictures(found, options.results.parent)
+    known = results.read(options.results)
+    claims.write_pictures(known, options.results.parent)
     for claim in claims.CLAIMS:
-        print(f"\n{claim.statement}\n\n{claims.table(claim, found)}", end="")
+        print(f"\n{claim.statement}\n\n{claims.table(claim, known)}", end="")
 
 
 def publish_command(arguments: list[str]) -> None:
-    """Publish one checkpoint."""
+    """Publish a checkpoint in the model store."""
     parser = argparse.ArgumentParser("python -m training publish", description="Publish a checkpoint for serving.")
     parser.add_argument("checkpoint", type=Path, help="folder of the checkpoint")
     parser.add_argument(
-        "--precisions", default="fp32", metavar="LIST", help="of fp32, fp16, int8, by commas (default: %(default)s)"
+        "--precisions",
+        default="fp32",
+        metavar="LIST",
+        help="fp32, fp16, int8, separated by commas (default: %(default)s)",
     )
     parser.add_argument(
-        "--calibrate", metavar="NAME[:PATH]", help="training images for int8 (default: those it was trained on)"
+        "--calibrate",
+        metavar="NAME[:PATH]",
+        help="data set whose training images calibrate int8 (default: the checkpoint's own)",
     )
     options = parser.parse_args(arguments)
     precisions = options.precisions.split(",")
@@ -168,11 +182,17 @@ def publish_command(arguments: list[str]) -> None:
 
 
 def evaluate_command(arguments: list[str]) -> None:
-    """Say how accurate a checkpoint or a published model is."""
+    """Print the accuracy and calibration of a checkpoint or a published model."""
     parser = argparse.ArgumentParser("python -m training evaluate", description="Accuracy, by class, and calibration.")
-    parser.add_argument("model", help="folder of a checkpoint, by torch; or tag of a published model, by its engine")
-    parser.add_argument("--data", metavar="NAME[:PATH]", help="default: what it was trained on")
-    parser.add_argument("--precision", default="fp32", help="of a published model's engine (default: %(default)s)")
+    parser.add_argument(
+        "model", help="folder of a checkpoint, run by torch; or tag of a published model, run by its engine"
+    )
+    parser.add_argument(
+        "--data", metavar="NAME[:PATH]", help="data set (default: the one that the model was trained on)"
+    )
+    parser.add_argument(
+        "--precision", default="fp32", help="precision of a published model's engine (default: %(default)s)"
+    )
     parser.add_argument("--picture", type=Path, default=Path("confusion.png"), help="default: %(default)s")
     options = parser.parse_args(arguments)
 
@@ -187,9 +207,9 @@ def import_command(arguments: list[str]) -> None:
         "python -m training import", description="Make a checkpoint of published weights; without NAME, list them."
     )
     parser.add_argument("name", nargs="?", help="architecture")
-    parser.add_argument("--file", type=Path, help="safetensors or .pth here, in place of a download")
+    parser.add_argument("--file", type=Path, help="local safetensors or .pth file, instead of a download")
     parser.add_argument(
-        "--data", metavar="NAME[:PATH]", help="of the file: whose classes and statistics it has (default: ImageNet's)"
+        "--data", metavar="NAME[:PATH]", help="data set whose classes and statistics the file has (default: ImageNet's)"
     )
     parser.add_argument("--out", type=Path, help="folder of the checkpoint (default: checkpoints/NAME-DATA)")
     options = parser.parse_args(arguments)
@@ -211,7 +231,7 @@ def import_command(arguments: list[str]) -> None:
 
 
 def download_command(arguments: list[str]) -> None:
-    """Fetch a data set."""
+    """Download a data set from its authors."""
     parser = argparse.ArgumentParser(
         "python -m training download", description="Fetch a data set into data/NAME or PATH."
     )
@@ -224,10 +244,10 @@ def download_command(arguments: list[str]) -> None:
 
 
 def images_command(arguments: list[str]) -> None:
-    """Write a data set's held-out pictures, for load tests."""
+    """Write a data set's held-out pictures as PNG files, for load tests."""
     parser = argparse.ArgumentParser("python -m training images", description="Write held-out pictures as PNG files.")
     parser.add_argument("data", metavar="NAME[:PATH]", help="data set")
-    parser.add_argument("--out", type=Path, help="folder to make, a sub-folder a label (default: images/NAME)")
+    parser.add_argument("--out", type=Path, help="new folder, with a sub-folder per label (default: images/NAME)")
     options = parser.parse_args(arguments)
 
     from training.data import load, write_images
@@ -240,7 +260,7 @@ def images_command(arguments: list[str]) -> None:
 
 
 def bench_command(arguments: list[str]) -> None:
-    """Our loop beside torchvision's reference loop."""
+    """Benchmark this training loop beside torchvision's reference loop."""
     parser = argparse.ArgumentParser(
         "python -m training bench", description="Images/s of this loop and of torchvision's reference loop, in turn."
     )
@@ -252,7 +272,7 @@ def bench_command(arguments: list[str]) -> None:
         help="architectures (default: %(default)s)",
     )
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=25, help="of each loop in a round (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=25, help="steps of each loop in a round (default: %(default)s)")
     options = parser.parse_args(arguments)
     check_names(parser, options.names)
     if min(options.rounds, options.steps) < 1:
@@ -264,14 +284,18 @@ def bench_command(arguments: list[str]) -> None:
 
 
 def plans_command(arguments: list[str]) -> None:
-    """Build TensorRT plans of architectures that nobody trained."""
+    """Build TensorRT plans of architectures with random weights, and print their table."""
     parser = argparse.ArgumentParser(
         "python -m training plans",
         description="Build TensorRT-RTX plans of architectures with random weights, at their paper's input, in fp32, "
         "fp16 and INT8; print a table.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="architecture (default: every one)")
-    parser.add_argument("--capability", default="8.6,8.9,12.0", help="of GPUs, by commas (default: %(default)s)")
+    parser.add_argument(
+        "--capability",
+        default="8.6,8.9,12.0",
+        help="compute capabilities of GPUs, separated by commas (default: %(default)s)",
+    )
     parser.add_argument(
         "--results", type=Path, default=Path("docs/plans.jsonl"), metavar="FILE", help="default: %(default)s"
     )
@@ -302,7 +326,7 @@ COMMANDS = {
 
 
 def main(arguments: list[str]) -> None:
-    """Run one command; what the user can mend is a line and exit status 1."""
+    """Run one command. An error that the user can resolve is printed in one line, with exit status 1."""
     try:
         if arguments and arguments[0] in COMMANDS:
             COMMANDS[arguments[0]](arguments[1:])

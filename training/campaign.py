@@ -43,4 +43,4 @@ def campaign(
         if file and processes.first:
             results.add(file, run.card, saved, len(data.held_out))
     if failed:
-        raise TrainingError(f"not trained, for what is said above: {'; '.join(failed)}")
+        raise TrainingError(f"not trained, for the reasons above: {'; '.join(failed)}")

@@ -1,6 +1,6 @@
-"""Checkpoints: a folder of safetensors and one `checkpoint.json` that says which of them hold.
+"""Checkpoints: a folder of safetensors files, and `checkpoint.json`, which names the current files.
 
-Replacing that file is what makes a new epoch's checkpoint the current one, so a kill at any moment leaves a whole one.
+Replacing `checkpoint.json` makes a new epoch's checkpoint current, so a kill at any moment leaves a complete one.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ SCALER = "scaler"
 
 
 class Epoch(Record):
-    """What one epoch gave.
+    """Results of one epoch.
 
-    `loss` is the mean over training images, without that of auxiliary heads; `top1` (0 to 1) is of the held-out ones;
-    `lr` is the rate at its end; `input_share` (0 to 1) is how much of the training went by waiting for pixels;
-    `seconds` are training and held-out images together.
+    `loss` is the mean over training images, without auxiliary heads; `top1` (0 to 1) is measured on the held-out
+    images; `lr` is the learning rate at the epoch's end; `input_share` (0 to 1) is the share of the training time spent
+    waiting for pixels; `seconds` include the held-out images.
     """
 
     epoch: int
@@ -49,14 +49,14 @@ class Epoch(Record):
 
 
 class TensorFile(Record):
-    """A safetensors file of the folder."""
+    """Safetensors file of a checkpoint's folder, and its hash."""
 
     file: str
     sha256: Sha256
 
 
 class Imported(Record):
-    """Whose weights these are, where they were not trained here; top-1 and top-5 are their authors', in percent."""
+    """Origin of weights that were trained elsewhere; top-1 and top-5 are their authors' figures, in percent."""
 
     library: str
     name: str
@@ -67,10 +67,10 @@ class Imported(Record):
 
 
 class Checkpoint(Record):
-    """What `checkpoint.json` holds.
+    """Contents of `checkpoint.json`.
 
-    `dataset` is the data set's name, `data` what `training.data.load` takes for it. `optimizer` is there until the last
-    epoch is done. Weights are trained here, by `recipe` from `seed`, or `imported`.
+    `dataset` is the data set's name, `data` the argument of `training.data.load`. `optimizer` is None after the last
+    epoch. Weights are either trained here, by `recipe` and `seed`, or `imported`.
     """
 
     architecture: str
@@ -89,12 +89,12 @@ class Checkpoint(Record):
 
     @property
     def done(self) -> bool:
-        """Whether every epoch of the recipe has been trained."""
+        """True if every epoch of the recipe has been trained."""
         return self.recipe is None or len(self.epochs) == self.recipe.epochs
 
 
 def versions() -> dict[str, str]:
-    """Of what the numbers depend on; `convserve` is the commit."""
+    """Return the versions of the software that results depend on; `convserve` is the commit."""
     described = subprocess.run(
         ["git", "describe", "--always", "--dirty"],  # noqa: S607
         cwd=Path(__file__).parent,
@@ -110,7 +110,7 @@ def versions() -> dict[str, str]:
 
 
 def load(folder: Path) -> Checkpoint:
-    """Read `checkpoint.json` and check its files; CheckpointError says what is wrong."""
+    """Read `checkpoint.json` and check its files. Raises CheckpointError if a file is missing or damaged."""
     try:
         checkpoint = Checkpoint.model_validate_json((folder / FILE).read_bytes())
     except OSError as error:
@@ -128,9 +128,10 @@ def load(folder: Path) -> Checkpoint:
 def save(
     folder: Path, checkpoint: dict[str, Any], net: nn.Module, unfinished: tuple[Optimizer, GradScaler] | None
 ) -> Checkpoint:
-    """Write the tensors of `net` and what is `unfinished`, then `checkpoint.json`; then remove what it no longer names.
+    """Write tensors, then `checkpoint.json`, then remove the tensor files that `checkpoint.json` no longer names.
 
-    `checkpoint` has the fields of a Checkpoint that are not made here.
+    `checkpoint` has the fields of a Checkpoint but for versions and files. `unfinished` is the optimizer and the scaler
+    of a training that has epochs left.
     """
     folder.mkdir(parents=True, exist_ok=True)
     epoch = len(checkpoint["epochs"])
@@ -150,7 +151,7 @@ def save(
 
 
 def restore(folder: Path, checkpoint: Checkpoint, net: nn.Module) -> None:
-    """Load the weights; CheckpointError where they do not fit the network."""
+    """Load the weights into `net`. Raises CheckpointError if they do not fit the network."""
     try:
         net.load_state_dict(load_file(folder / checkpoint.weights.file))
     except RuntimeError as error:
@@ -167,7 +168,7 @@ def network(folder: Path, checkpoint: Checkpoint) -> FromPixels:
 
 
 def restore_optimizer(folder: Path, checkpoint: Checkpoint, optimizer: Optimizer, scaler: GradScaler) -> None:
-    """Load what an unfinished training needs besides its weights."""
+    """Load the state of an unfinished training's optimizer and scaler."""
     if checkpoint.optimizer is None:
         return
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -179,7 +180,7 @@ def restore_optimizer(folder: Path, checkpoint: Checkpoint, optimizer: Optimizer
             scaling[name] = tensor.item()
             continue
         parameter = parameters[int(index)]
-        # fused optimizers walk a parameter and its state in the order of their bytes, which must be the same
+        # Fused optimizers walk a parameter and its state in memory order, so both need the same layout.
         same_layout = torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
         state.setdefault(int(index), {})[name] = same_layout.detach()
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
@@ -195,7 +196,7 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> TensorFile:
 
 
 def _state(optimizer: Optimizer, scaler: GradScaler) -> dict[str, Tensor]:
-    """The optimizer's tensors by `<parameter index>.<name>`, the scaler's by `scaler.<name>`."""
+    """Return the optimizer's tensors as `<parameter index>.<name>`, and the scaler's as `scaler.<name>`."""
     state = {**optimizer.state_dict()["state"], SCALER: scaler.state_dict()}
     return {
         f"{index}.{name}": value if isinstance(value, Tensor) else torch.tensor(value)

@@ -1,4 +1,4 @@
-"""The lecture's claims, each tried: networks that differ in one thing, trained alike, from several seeds."""
+"""Experiments on the lecture's claims: networks that differ in one thing, trained alike, from several seeds."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ RECIPE = Recipe(
 
 
 class PlainBlock(BasicBlock):
-    """BasicBlock without its shortcut."""
+    """Residual block of ResNet without its shortcut."""
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.relu(self.residual(x))
@@ -44,7 +44,7 @@ class PlainBlock(BasicBlock):
 
 
 class SEBasicBlock(BasicBlock):
-    """BasicBlock with a squeeze-and-excitation on its residual."""
+    """Residual block of ResNet with squeeze-and-excitation before the addition."""
 
     def __init__(self, inputs: int, planes: int, stride: int) -> None:
         super().__init__(inputs, planes, stride, OptionA)
@@ -84,7 +84,7 @@ CARDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What the lecture says, and the networks, names of CARDS, that try it."""
+    """Statement of the lecture, and the networks, by their names in CARDS, that test the statement."""
 
     name: str
     statement: str
@@ -116,7 +116,7 @@ CLAIMS = (
 
 
 def runs(dataset: str, seeds: Sequence[int], out: Path) -> list[TrainingRun]:
-    """Every training that the claims need, seed by seed."""
+    """Return all trainings that the claims need, seed by seed."""
     return [
         TrainingRun(card, RECIPE, seed, out / f"{card.name}-{dataset}-{seed}")
         for seed in seeds
@@ -125,13 +125,13 @@ def runs(dataset: str, seeds: Sequence[int], out: Path) -> list[TrainingRun]:
 
 
 def results_by_network(claim: Claim, results: list[TrainingResult]) -> dict[str, list[TrainingResult]]:
-    """The results of each network of the claim, by seed."""
+    """Return the results of each network of the claim, sorted by seed."""
     ordered = sorted(results, key=lambda result: result.seed)
     return {net: [result for result in ordered if result.architecture == net] for net in claim.nets}
 
 
 def table(claim: Claim, results: list[TrainingResult]) -> str:
-    """What a claim's trainings gave, in Markdown: means over seeds, and each seed's."""
+    """Return a claim's results as a Markdown table: means over seeds, and the value of each seed."""
     head = "network", "parameters", "MACs", "training loss", "each seed", "top-1", "each seed", "minutes"
     rows = []
     for net, trained in results_by_network(claim, results).items():
@@ -147,7 +147,7 @@ def table(claim: Claim, results: list[TrainingResult]) -> str:
 
 
 def write_pictures(results: list[TrainingResult], folder: Path) -> None:
-    """A picture a claim, `claim_<name>.png`."""
+    """Write the curves of each claim's networks as `claim_<name>.png`."""
     for claim in CLAIMS:
         series = {
             net: ([row.losses for row in rows], [row.top1s for row in rows])

@@ -1,4 +1,4 @@
-"""How accurate an engine is, and how far its probabilities can be believed."""
+"""Accuracy and calibration of an engine on held-out images."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ BINS = 15  # Guo et al. 2017, arXiv:1706.04599
 
 
 def held_out_logits(engine: Engine, images: Images, preprocess: Preprocess) -> NDArray[np.float32]:
-    """The engine's logits of every image, of which no more than a batch are in memory."""
+    """Return an engine's logits, (N, classes), of all images. Only one batch of pixels is in memory at a time."""
     batches = np.array_split(np.arange(len(images)), math.ceil(len(images) / MAX_BATCH))
     progress = tqdm(batches, "evaluating", leave=False, disable=None)
     return np.concatenate([engine.infer(images.pixels(preprocess, batch)) for batch in progress])
 
 
 def accuracy(outputs: NDArray[np.float32], targets: NDArray[np.int64]) -> Accuracy:
-    """Top-1 of logits, (N, classes)."""
+    """Return top-1 of logits, (N, classes)."""
     return Accuracy(top1=float((outputs.argmax(1) == targets).mean()), images=len(targets))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Shares of 0 to 1. `confusion` counts images, true classes down, predicted ones across.
+    """Accuracy, calibration error and confusion matrix; all shares are between 0 and 1.
 
-    `calibration_error` is the mean difference of confidence and accuracy over 15 equal bins of confidence, weighted by
-    their images (Guo et al. 2017, equation 3). `per_class` is each class's own top-1, NaN for one without images.
+    `confusion` counts images by true class (rows) and predicted class (columns). `calibration_error` is the mean
+    difference of confidence and accuracy over 15 equal bins of confidence, weighted by their images (Guo et al. 2017,
+    equation 3). `per_class` is the top-1 of each class, NaN for a class without images.
     """
 
     images: int
@@ -47,7 +48,7 @@ class Evaluation:
 
 
 def evaluate(outputs: NDArray[np.float32], targets: NDArray[np.int64]) -> Evaluation:
-    """What logits, (N, classes), are worth, the right classes being `targets`, (N,)."""
+    """Return the evaluation of logits, (N, classes), against the true classes `targets`, (N,)."""
     classes = np.arange(outputs.shape[1])
     matrix = confusion_matrix(targets, outputs.argmax(1), labels=classes)
     with np.errstate(invalid="ignore"):
@@ -63,7 +64,7 @@ def evaluate(outputs: NDArray[np.float32], targets: NDArray[np.int64]) -> Evalua
 
 
 def calibration_error(outputs: NDArray[np.float32], targets: NDArray[np.int64]) -> float:
-    """Expected calibration error of logits, (N, classes)."""
+    """Return the expected calibration error of logits, (N, classes), between 0 and 1."""
     exponents = np.exp(outputs.astype(np.float64) - outputs.max(1, keepdims=True))
     confidence = (exponents / exponents.sum(1, keepdims=True)).max(1)
     right = outputs.argmax(1) == targets

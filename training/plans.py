@@ -1,4 +1,4 @@
-"""TensorRT plans of architectures with random weights: that each builds in each precision, and of how many layers."""
+"""TensorRT plans of architectures with random weights: build time, size and layers in each precision."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ CALIBRATION_IMAGES = 8
 
 
 class PlanResult(Record):
-    """One plan, and in how many layers of each type the network's convolutions and linear layers are computed."""
+    """Figures of one plan.
+
+    `computed_in` counts the convolutions and linear layers by the precision in which the plan computes them.
+    """
 
     architecture: str
     input_shape: tuple[int, int, int]
@@ -49,16 +52,16 @@ class PlanResult(Record):
 
 
 def sweep(names: Sequence[str], target: Target, file: Path) -> None:
-    """Build what `file`, of JSON lines, lacks of the plans of `names`, and add each to it.
+    """Build the plans of `names` that `file` lacks, and append each to the file of JSON lines.
 
-    Weights are random, at the paper's input and classes. One plan that fails does not keep the others from theirs:
-    TrainingError names it when all are done.
+    Weights are random; input size and classes are the paper's. A plan that fails does not stop the others. Raises
+    TrainingError, which names the failed plans, after the last plan.
     """
     runtime, max_batch, capabilities = target
     failed: list[str] = []
     for name in names:
-        there = {row.precision for row in read(file, target) if row.architecture == name}
-        for precision, graph in graphs(ZOO[name], [each for each in PRECISIONS if each not in there]):
+        built_already = {row.precision for row in read(file, target) if row.architecture == name}
+        for precision, graph in graphs(ZOO[name], [each for each in PRECISIONS if each not in built_already]):
             try:
                 built = build(runtime, partial(plan.build, runtime, graph, max_batch, capabilities))
                 row = result_of(ZOO[name], precision, built, nodes_of(graph), target)
@@ -69,11 +72,11 @@ def sweep(names: Sequence[str], target: Target, file: Path) -> None:
             jsonl.append(file, row)
             print(f"{name} in {precision}: {row.layers} layers in {row.seconds:.1f} s", flush=True)
     if failed:
-        raise TrainingError(f"not built, for what is said above: {'; '.join(failed)}")
+        raise TrainingError(f"not built, for the reasons above: {'; '.join(failed)}")
 
 
 def graphs(card: Architecture, precisions: Sequence[str]) -> Iterator[tuple[str, Path]]:
-    """The architecture's ONNX files, each until the next is asked for."""
+    """Yield each precision and its ONNX file, which exists until the iteration ends."""
     if not precisions:
         return
     channels, edge, _ = card.input_shape
@@ -98,7 +101,10 @@ def graphs(card: Architecture, precisions: Sequence[str]) -> Iterator[tuple[str,
 
 @torch.no_grad()
 def settle(module: FromPixels, pixels: NDArray[np.uint8]) -> None:
-    """Have batch norms take the statistics of `pixels`, (N, height, width, channels): deep nets would overflow."""
+    """Set the statistics of batch norms to those of `pixels`, (N, height, width, channels).
+
+    With the initial statistics, the activations of deep networks overflow.
+    """
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.momentum = 1.0
@@ -109,7 +115,7 @@ def settle(module: FromPixels, pixels: NDArray[np.uint8]) -> None:
 def result_of(
     card: Architecture, precision: str, built: Built, nodes: Mapping[str, Node], target: Target
 ) -> PlanResult:
-    """What there is to say of a plan."""
+    """Return the figures of a plan that was built, whose ONNX file has `nodes`."""
     return PlanResult(
         architecture=card.name,
         input_shape=card.input_shape,
@@ -124,13 +130,13 @@ def result_of(
 
 
 def read(file: Path, target: Target) -> list[PlanResult]:
-    """The file's plans for a target, by the library that is installed; none if there is no file."""
+    """Return the file's plans for a target and the installed version of its library; none without a file."""
     wanted = str(target), library(target.runtime).__version__
     return [row for row in jsonl.read(file, PlanResult) if (row.target, row.version) == wanted]
 
 
 def table(rows: Sequence[PlanResult]) -> str:
-    """All plans in Markdown, in the lecture's order."""
+    """Return all plans as a Markdown table, in the lecture's order."""
     figures = {(row.architecture, row.precision): Figures(row.seconds, row.bytes, row.layers) for row in rows}
     lines = [
         line(name, card.input_shape, [figures.get((name, precision)) for precision in PRECISIONS])

@@ -1,4 +1,4 @@
-"""Pictures of a training and of what it gave."""
+"""Plots: training curves, comparisons of networks, and confusion matrices."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sklearn.metrics import ConfusionMatrixDisplay
 from training.checkpoint import Epoch
 
 mpl.use("Agg")
-WRITTEN_CLASSES = 20  # above that, a confusion matrix has no room for numbers and names
+WRITTEN_CLASSES = 20  # A confusion matrix of more classes has no room for numbers and names.
 
 
 def curves(title: str, epochs: Sequence[Epoch], path: Path) -> None:
-    """Training loss and held-out top-1 by epoch, as PNG."""
+    """Plot training loss and held-out top-1 by epoch, as PNG."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     numbers = [epoch.epoch for epoch in epochs]
     (loss,) = axes.plot(numbers, [epoch.loss for epoch in epochs], "o-", color="tab:red", label="training loss")
@@ -37,7 +37,10 @@ def curves(title: str, epochs: Sequence[Epoch], path: Path) -> None:
 def comparison(
     title: str, series: Mapping[str, tuple[Sequence[Sequence[float]], Sequence[Sequence[float]]]], path: Path
 ) -> None:
-    """Training losses and held-out top-1s by epoch, of several seeds each: means, and bands from least to most; PNG."""
+    """Plot the mean, minimum and maximum over seeds by epoch, as PNG.
+
+    `series` maps a network to its training losses and its held-out top-1s, each a sequence per seed.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     figure.suptitle(title)
     for (label, values), style in zip(series.items(), ("o-", "s--", "^-.", "d:"), strict=False):
@@ -56,7 +59,7 @@ def comparison(
 
 
 def confusion(title: str, matrix: NDArray[np.int64], labels: Sequence[str], path: Path) -> None:
-    """A confusion matrix, true classes down, predicted ones across, as PNG."""
+    """Plot a confusion matrix, true classes in rows and predicted classes in columns, as PNG."""
     written = len(labels) <= WRITTEN_CLASSES
     figure, axes = plt.subplots(figsize=(8, 8), layout="constrained")
     display = ConfusionMatrixDisplay(matrix, display_labels=labels if written else None)

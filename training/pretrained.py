@@ -1,4 +1,4 @@
-"""Weights that torchvision or timm publish, or of a file, as a checkpoint like any other."""
+"""Import of weights that torchvision or timm publish, or that a file holds, as a checkpoint."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HALF = (0.5, 0.5, 0.5)
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedWeights:
-    """Weights that a library offers: what they are, what they take, and how accurate their authors found them."""
+    """Weights that a library publishes: source, licence, input, labels, and their authors' accuracy in percent."""
 
     library: Literal["torchvision", "timm"]
     name: str
@@ -44,7 +44,7 @@ class PublishedWeights:
 
 
 def published(card: Architecture) -> PublishedWeights:
-    """The weights that the architecture's card names; CheckpointError where there are none."""
+    """Return the weights that the architecture's card names. Raises CheckpointError if the card names none."""
     if card.weights is None:
         having = ", ".join(name for name, other in ZOO.items() if other.weights)
         raise CheckpointError(
@@ -54,16 +54,16 @@ def published(card: Architecture) -> PublishedWeights:
 
 
 def of_torchvision(weights: Weights) -> PublishedWeights:
-    """The first weights that torchvision published: those of the paper's recipe."""
-    entry = next(iter(cast(Any, get_model_weights(weights.model))))
-    transforms, accuracy = entry.transforms(), entry.meta["_metrics"]["ImageNet-1K"]
-    # converted from TensorFlow, they undo ImageNet's statistics first (`transform_input`)
+    """Return the first weights that torchvision published, which follow the paper's recipe."""
+    member = next(iter(cast(Any, get_model_weights(weights.model))))
+    transforms, accuracy = member.transforms(), member.meta["_metrics"]["ImageNet-1K"]
+    # These weights were converted from TensorFlow and undo ImageNet's statistics first (`transform_input`).
     half = weights.model in {"googlenet", "inception_v3"}
     return PublishedWeights(
         library="torchvision",
-        name=str(entry),
+        name=str(member),
         licence="BSD-3-Clause; ImageNet's terms of access may bear on its use",
-        source=entry.url,
+        source=member.url,
         top1=accuracy["acc@1"],
         top5=accuracy["acc@5"],
         input=Input(
@@ -76,46 +76,46 @@ def of_torchvision(weights: Weights) -> PublishedWeights:
             mean=HALF if half else tuple(transforms.mean),
             std=HALF if half else tuple(transforms.std),
         ),
-        labels=tuple(entry.meta["categories"]),
+        labels=tuple(member.meta["categories"]),
     )
 
 
 def of_timm(weights: Weights) -> PublishedWeights:
-    """The weights of a name and a tag in timm."""
-    entry = timm.get_pretrained_cfg(weights.model)
-    assert entry is not None
+    """Return timm's weights of a model name with a tag."""
+    config = timm.get_pretrained_cfg(weights.model)
+    assert config is not None
     names = ImageNetInfo("imagenet-1k")
-    crop = entry.input_size[-1]
+    crop = config.input_size[-1]
     assert weights.accuracy
     return PublishedWeights(
         library="timm",
-        name=f"{entry.architecture}.{entry.tag}",
-        licence=f"{entry.license}; ImageNet's terms of access may bear on its use",
-        source=f"https://huggingface.co/{entry.hf_hub_id}" if entry.hf_hub_id else str(entry.url),
+        name=f"{config.architecture}.{config.tag}",
+        licence=f"{config.license}; ImageNet's terms of access may bear on its use",
+        source=f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else str(config.url),
         top1=weights.accuracy[0],
         top5=weights.accuracy[1],
         input=Input(
             preprocess=Preprocess(
                 mode="RGB",
-                resize_edge=int(crop / entry.crop_pct),
+                resize_edge=int(crop / config.crop_pct),
                 crop=crop,
-                interpolation=cast(Literal["bilinear", "bicubic"], entry.interpolation),
+                interpolation=cast(Literal["bilinear", "bicubic"], config.interpolation),
             ),
-            mean=tuple(entry.mean),
-            std=tuple(entry.std),
+            mean=tuple(config.mean),
+            std=tuple(config.std),
         ),
         labels=tuple(names.index_to_description(index) for index in range(1000)),
     )
 
 
 def download(card: Architecture) -> dict[str, Tensor]:
-    """The library's state dict, fetched and checked by it; CheckpointError if it cannot be."""
+    """Download the library's state dict, with its check. Raises CheckpointError if the download fails."""
     weights = card.weights
     assert weights
     try:
         if weights.library == "torchvision":
-            entry = next(iter(cast(Any, get_model_weights(weights.model))))
-            return dict(entry.get_state_dict(progress=True, check_hash=True))
+            member = next(iter(cast(Any, get_model_weights(weights.model))))
+            return dict(member.get_state_dict(progress=True, check_hash=True))
         return dict(timm.create_model(weights.model, pretrained=True).state_dict())
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
@@ -124,7 +124,10 @@ def download(card: Architecture) -> dict[str, Tensor]:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """A state dict of a safetensors file, or of torch's own format, in which nothing but tensors is let in."""
+    """Read a state dict from a safetensors file or torch's own format. Raises CheckpointError for any other contents.
+
+    Torch's format is read with `weights_only`, so that a file cannot run code.
+    """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -140,50 +143,51 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def import_weights(name: str, file: Path | None, data: DataSet | None, out: Path) -> Checkpoint:
-    """Make a checkpoint of published weights, or of a file with them or with others of the same shapes.
+    """Make a checkpoint of published weights, or of the weights in `file`.
 
-    A file's keys may be ours or the library's. Its classes and pictures are taken to be the published weights'; or,
-    with `data`, those of that data set, at the paper's size. CheckpointError if the weights do not fit.
+    The keys of a file are this project's or the library's. Labels and input are the published weights' or, with
+    `data`, the data set's at the paper's size. Raises CheckpointError if the weights do not fit the network.
     """
     card = ZOO[name]
     if (out / checkpoint.FILE).exists():
         raise CheckpointError(f"{out} holds a checkpoint: --out names another folder")
     if file and data:
-        entry, labels, name_of_data, spec = input_of(card, paper(card, data), data), data.labels, data.name, data.spec
+        network_input, labels = input_of(card, paper(card, data), data), data.labels
+        name_of_data, spec = data.name, data.spec
         imported = of_file(file)
     else:
         offer = published(card)
         print(f"{offer.name}: {offer.licence}\n{offer.source}")
-        entry, labels, name_of_data, spec = offer.input, offer.labels, "imagenet", "imagenet"
+        network_input, labels, name_of_data, spec = offer.input, offer.labels, "imagenet", "imagenet"
         imported = of_file(file) if file else of_offer(offer)
     state = read(file) if file else download(card)
-    ours = ZOO[name].build(len(labels))
-    if card.weights and not state.keys() <= ours.state_dict().keys():
+    net = ZOO[name].build(len(labels))
+    if card.weights and not state.keys() <= net.state_dict().keys():
         state = card.weights.translate(state)
     try:
-        ours.load_state_dict(state)
+        net.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(f"{file or imported.name} does not fit {name}: {error}") from error
-    run = {
+    fields = {
         "architecture": name,
         "dataset": name_of_data,
         "data": spec,
         "split": "its authors' own",
         "labels": labels,
-        "input": entry,
+        "input": network_input,
         "imported": imported,
         "epochs": (),
     }
-    return checkpoint.save(out, run, ours, None)
+    return checkpoint.save(out, fields, net, None)
 
 
 def of_file(file: Path) -> Imported:
-    """Whose weights a file holds is not known."""
+    """Return the origin of weights in a file, whose authors and accuracy are unknown."""
     return Imported(library="file", name=file.name, licence="that of the file", source=str(file), top1=None, top5=None)
 
 
 def of_offer(offer: PublishedWeights) -> Imported:
-    """Whose weights a library's are."""
+    """Return the origin of weights that a library publishes."""
     return Imported(
         library=offer.library,
         name=offer.name,
@@ -195,7 +199,7 @@ def of_offer(offer: PublishedWeights) -> Imported:
 
 
 def offers() -> str:
-    """Which weights there are, in Markdown."""
+    """Return all published weights as a Markdown table."""
     rows = []
     for name, card in ZOO.items():
         if card.weights:

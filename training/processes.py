@@ -1,4 +1,4 @@
-"""Several processes that train one network, as torchrun starts them; or one, alone."""
+"""Processes that train one network: several, as torchrun starts them, or one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """The number and device of this process, and how many there are."""
+    """Rank and device of this process, and the number of processes."""
 
     rank: int
     size: int
@@ -27,17 +27,17 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes and prints."""
+        """True in the process that writes files and prints."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Added up over all processes; in place."""
+        """Add up a tensor over all processes, in place, and return the tensor."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What `make` gives in the first process, made there alone and copied to the others; or raises, in all."""
+        """Call `make` in the first process, and return its value in all. A TrainingError is raised in all."""
         if self.size == 1:
             return make()
         made: list[T | TrainingError | None] = [None]
@@ -52,12 +52,12 @@ class Processes:
         return cast(T, made[0])
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes have called this method."""
         if self.size > 1:
             dist.barrier()
 
     def share_buffers(self, net: nn.Module) -> None:
-        """Give every process the first one's batch-norm statistics, which each gathers for itself."""
+        """Copy the batch-norm statistics of the first process to all; each process gathers its own in training."""
         if self.size > 1:
             for buffer in net.buffers():
                 dist.broadcast(buffer, 0)
@@ -65,7 +65,7 @@ class Processes:
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """The group that torchrun's environment describes: NCCL on GPUs, gloo on CPUs."""
+    """Join the process group that torchrun's environment describes: NCCL on GPUs, gloo on CPUs."""
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = torch.device("cpu")
     if torch.cuda.is_available():

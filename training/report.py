@@ -1,4 +1,4 @@
-"""An evaluation in words and a picture."""
+"""Report of an evaluation: text, and a picture of the confusion matrix."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from training.evaluate import evaluate, held_out_logits
 
 
 def report(model: str, spec: str | None, precision: str, picture: Path) -> str:
-    """Evaluate a checkpoint's folder or a published model's tag; the confusion matrix goes to `picture`.
+    """Evaluate a checkpoint's folder or a published model's tag; return text, and plot the confusion matrix.
 
-    TrainingError if there is no such model or its classes are not the data set's.
+    Raises TrainingError if the model does not exist or its classes differ from the data set's.
     """
     engine, preprocess, labels, trained_on, split = opened(model, precision)
     data_set = data.load(spec or trained_on)
     if split and data_set.spec == trained_on:
         data_set.check_split(split)
-    # ImageNet's classes have one order and several spellings
-    spelt = data_set.name != "imagenet" or trained_on != "imagenet"
-    same = data_set.labels == labels if spelt else len(data_set.labels) == len(labels)
+    # ImageNet's classes have one order and several spellings.
+    compare_labels = data_set.name != "imagenet" or trained_on != "imagenet"
+    same = data_set.labels == labels if compare_labels else len(data_set.labels) == len(labels)
     if not same:
         raise TrainingError(f"{model} has {len(labels)} classes, {data_set.name} {len(data_set.labels)}, not the same")
-    found = evaluate(held_out_logits(engine, data_set.held_out, preprocess), data_set.held_out.targets)
-    plot.confusion(f"{model} on {data_set.name}: true class down, predicted across", found.confusion, labels, picture)
+    evaluation = evaluate(held_out_logits(engine, data_set.held_out, preprocess), data_set.held_out.targets)
+    title = f"{model} on {data_set.name}: true class down, predicted across"
+    plot.confusion(title, evaluation.confusion, labels, picture)
     lines = [
-        f"{model} on {engine.runtime}, {engine.precision}: {found.images} held-out images of {data_set.name}",
-        f"top-1              {found.top1:.2%}",
-        f"top-5              {found.top5:.2%}",
-        f"calibration error  {found.calibration_error:.2%}",
+        f"{model} on {engine.runtime}, {engine.precision}: {evaluation.images} held-out images of {data_set.name}",
+        f"top-1              {evaluation.top1:.2%}",
+        f"top-5              {evaluation.top5:.2%}",
+        f"calibration error  {evaluation.calibration_error:.2%}",
         "",
-        *(f"{share:7.2%}  {label}" for share, label in sorted(zip(found.per_class, labels, strict=True))),
+        *(f"{share:7.2%}  {label}" for share, label in sorted(zip(evaluation.per_class, labels, strict=True))),
         "",
         f"confusion matrix: {picture}",
     ]
@@ -45,7 +46,7 @@ def report(model: str, spec: str | None, precision: str, picture: Path) -> str:
 
 
 class Opened(NamedTuple):
-    """An engine, what it takes, its classes, the data it was trained on and, if that is known, how it was split."""
+    """Engine to evaluate, its preprocessing and labels, its training data and, if known, how the data were split."""
 
     engine: Engine
     preprocess: Preprocess
@@ -55,8 +56,8 @@ class Opened(NamedTuple):
 
 
 def opened(model: str, precision: str) -> Opened:
-    """A published model by its tag, or a checkpoint by its folder."""
-    published = {entry.manifest.tag: entry for entry in store.published()}
+    """Open a published model by its tag, or a checkpoint by its folder. Raises TrainingError for neither."""
+    published = {each.manifest.tag: each for each in store.published()}
     if model in published:
         manifest = published[model].manifest
         provenance = manifest.provenance

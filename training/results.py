@@ -1,4 +1,4 @@
-"""Results of trainings, a line of JSON each, and the table made of them."""
+"""Results of trainings as JSON lines, and their table in Markdown."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from training.recipes import Recipe
 
 
 class TrainingResult(Record):
-    """One training: what it cost and what it gave.
+    """Result of one training.
 
-    `losses` and `top1s` (0 to 1) are of each epoch; `top1`, with its 95 % Wilson interval, is the last of them. MACs
-    are at the trained size.
+    `losses` and `top1s` (0 to 1) have a value per epoch; `top1`, with its 95 % Wilson interval, is the last epoch's.
+    `macs` are at `input_shape`, (channels, height, width), the size that the network was trained on.
     """
 
     architecture: str
@@ -47,19 +47,19 @@ class TrainingResult(Record):
 
 
 def read(path: Path) -> list[TrainingResult]:
-    """Every line of the file; none if there is no file."""
+    """Return all results of the file; none if the file does not exist."""
     return jsonl.read(path, TrainingResult)
 
 
 def find(path: Path, architecture: str, dataset: str, seed: int) -> TrainingResult | None:
-    """The result of one training, if it is in the file."""
+    """Return the result of one training, or None if the file has none."""
     wanted = (architecture, dataset, seed)
-    found = (row for row in read(path) if (row.architecture, row.dataset, row.seed) == wanted)
-    return next(found, None)
+    matching = (row for row in read(path) if (row.architecture, row.dataset, row.seed) == wanted)
+    return next(matching, None)
 
 
 def result_of(card: Architecture, saved: Checkpoint, held_out: int) -> TrainingResult:
-    """What the finished training of an architecture gave."""
+    """Return the result of a finished training, whose top-1 was measured on `held_out` images."""
     assert saved.recipe
     assert saved.seed is not None
     height, width, channels = saved.input.preprocess.shape
@@ -90,23 +90,23 @@ def result_of(card: Architecture, saved: Checkpoint, held_out: int) -> TrainingR
 
 
 def wilson(right: int, images: int) -> tuple[float, float]:
-    """The 95 % interval of a share."""
+    """Return the 95 % Wilson interval of the share `right` / `images`."""
     low, high = binomtest(right, images).proportion_ci(method="wilson")
     return float(low), float(high)
 
 
 def add(path: Path, card: Architecture, saved: Checkpoint, held_out: int) -> None:
-    """Append a training's line, whole, beside whatever other processes add."""
+    """Append the result of a finished training to the file."""
     jsonl.append(path, result_of(card, saved, held_out))
 
 
 def write_table(path: Path) -> None:
-    """Write the table of the lines of `path` beside it, `.md` for `.jsonl`."""
+    """Write the table of the results in `path` beside the file, with the suffix `.md`."""
     files.write(path.with_suffix(".md"), table(read(path), path.name))
 
 
 def table(results: list[TrainingResult], source: str) -> str:
-    """All results of the file named `source` in Markdown, in the lecture's order."""
+    """Return all results as a Markdown page that links the file `source`; rows are in the lecture's order."""
     order = {name: index for index, name in enumerate(ZOO)}
     rows = sorted(results, key=lambda result: (result.dataset, order[result.architecture], result.seed))
     introduction = [

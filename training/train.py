@@ -108,14 +108,14 @@ def train(
 
 
 def write_log_and_curves(out: Path, title: str, epochs: list[Epoch], processes: Processes) -> None:
-    """Write the log and the curves of what is finished."""
+    """Write the log and the curves of a finished training, in the first process."""
     if processes.first:
         write_log(out, epochs)
         curves(title, epochs, out / CURVES)
 
 
 def write_log(out: Path, epochs: list[Epoch]) -> None:
-    """JSON lines, an epoch a line, all that the checkpoint knows of."""
+    """Write the epochs as JSON lines, replacing the log."""
     (out / LOG).write_text("".join(epoch.model_dump_json() + "\n" for epoch in epochs))
 
 
@@ -134,23 +134,23 @@ def epochs_that_fit(
 
 
 def say(processes: Processes, line: str) -> None:
-    """Print, once for all processes."""
+    """Print a line in the first process only."""
     if processes.first:
         print(line, flush=True)
 
 
 def describe(name: str, epochs: list[Epoch], recipe: Recipe) -> str:
-    """The line that an epoch leaves."""
+    """Return the line to print after an epoch: loss, top-1, speed, and expected minutes left."""
     last = epochs[-1]
-    left = sum(epoch.seconds for epoch in epochs) / len(epochs) * (recipe.epochs - last.epoch) / 60
+    minutes_left = sum(epoch.seconds for epoch in epochs) / len(epochs) * (recipe.epochs - last.epoch) / 60
     return (
         f"{name} epoch {last.epoch}/{recipe.epochs}: loss {last.loss:.4f}, held-out top-1 {last.top1:.2%},"
-        f" {last.images_per_s:.0f} images/s, {left:.1f} minutes left"
+        f" {last.images_per_s:.0f} images/s, {minutes_left:.1f} minutes left"
     )
 
 
 def check_same_run(latest: Checkpoint, fields: dict[str, object], out: Path, *, resume: bool) -> None:
-    """CheckpointError unless `latest` may be gone on with as `run`."""
+    """Raise CheckpointError unless the checkpoint `latest` may be continued and agrees with `fields`."""
     if not resume:
         raise CheckpointError(f"{out} holds a checkpoint: --resume goes on with it, --out names another folder")
     different = [key for key, value in fields.items() if getattr(latest, key) != value]

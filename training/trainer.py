@@ -31,9 +31,9 @@ TIMED_SECONDS = 30
 
 
 def map_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0) -> Tensor:
-    """Maximum a posteriori (LeCun et al. 1998, equation 9): a "rubbish" class at the constant distance j.
+    """Return the maximum a posteriori loss (LeCun et al. 1998, equation 9): a "rubbish" class at the distance j.
 
-    The paper gives no value for j; this is the distance of a code with a tenth of its 84 pixels flipped, 4 each.
+    The paper states no value for j. Here j is the distance of a code with a tenth of its 84 pixels flipped, 4 each.
     """
     j = 4 * 84 / 10
     rubbish = logits.new_full((len(logits), 1), -j)
@@ -44,7 +44,10 @@ LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": F.cross_entropy, "m
 
 
 def make_net(card: Architecture, classes: int, recipe: Recipe) -> nn.Module:
-    """The network with fresh weights, drawn and dropping as the recipe says; RecipeError if it cannot be."""
+    """Build a network whose initial weights, dropout and survival of blocks follow the recipe.
+
+    Raises RecipeError if the architecture does not support the recipe.
+    """
     try:
         net = card.build(classes)
     except ValueError as error:
@@ -68,31 +71,34 @@ def make_net(card: Architecture, classes: int, recipe: Recipe) -> nn.Module:
 
 
 def make_optimizer(recipe: Recipe, net: nn.Module) -> Optimizer:
-    """The recipe's optimizer; "nesterov" is SGD with Nesterov's momentum."""
+    """Return the recipe's optimizer; "nesterov" is SGD with Nesterov's momentum."""
     parameters, decay = net.parameters(), recipe.weight_decay
     if recipe.optimizer == "adamw":
         return AdamW(parameters, lr=recipe.lr, weight_decay=decay, fused=True)
     if recipe.optimizer == "rmsprop":  # "decay of 0.9 and epsilon = 1.0" (Inception v3's paper, section 8)
         return RMSprop(parameters, recipe.lr, alpha=0.9, eps=1, weight_decay=decay, momentum=recipe.momentum)
     nesterov = recipe.optimizer == "nesterov"
-    # the fused one fails where a weight has its first gradient later than others (torch 2.14)
+    # Fused SGD fails if a weight receives its first gradient later than other weights (torch 2.14).
     fused = not drops_blocks(net)
     return SGD(parameters, recipe.lr, recipe.momentum, weight_decay=decay, nesterov=nesterov, fused=fused)
 
 
 def drops_blocks(net: nn.Module) -> bool:
-    """Whether a step may leave weights without a gradient."""
+    """Return True if a step can leave weights without a gradient, as stochastic depth does."""
     return any(isinstance(module, StochasticBlock) for module in net.modules())
 
 
 def learning_rate(recipe: Recipe, epoch: float, top1s: Sequence[float] = ()) -> float:
-    """The rate at a point in time, counted in epochs and their fractions; `top1s` are of the epochs before."""
+    """Return the learning rate at a time in epochs, which may be fractional.
+
+    `top1s` holds the held-out top-1 of each earlier epoch; only the schedule "plateau" uses them.
+    """
     if epoch <= recipe.warmup_epochs:
         return recipe.lr * epoch / recipe.warmup_epochs
-    done = (epoch - recipe.warmup_epochs) / (recipe.epochs - recipe.warmup_epochs)
+    progress = (epoch - recipe.warmup_epochs) / (recipe.epochs - recipe.warmup_epochs)
     match recipe.schedule:
         case "cosine":
-            return recipe.lr * (1 + math.cos(math.pi * done)) / 2
+            return recipe.lr * (1 + math.cos(math.pi * progress)) / 2
         case "steps":
             return recipe.lr * float(recipe.factor ** sum(epoch > drop * recipe.epochs for drop in recipe.drops))
         case "exponential":
@@ -102,13 +108,13 @@ def learning_rate(recipe: Recipe, epoch: float, top1s: Sequence[float] = ()) -> 
 
 
 def plateaus(top1s: Sequence[float], patience: int) -> int:
-    """How often `patience` epochs went by without a new best."""
-    found, best, since = 0, -1.0, 0
+    """Count the plateaus: runs of `patience` epochs without a new best top-1."""
+    count, best, since_best = 0, -1.0, 0
     for top1 in top1s:
-        best, since = (top1, 0) if top1 > best else (best, since + 1)
-        if since == patience:
-            found, since = found + 1, 0
-    return found
+        best, since_best = (top1, 0) if top1 > best else (best, since_best + 1)
+        if since_best == patience:
+            count, since_best = count + 1, 0
+    return count
 
 
 Network = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
@@ -142,14 +148,20 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=recipe.precision == "fp16")
 
     def outputs(self, model: Network, pixels: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """The logits of uint8 pixels, in training those of auxiliary heads too, in the precision of training."""
+        """Return the logits of uint8 pixels, (N, channels, height, width), computed in the precision of training.
+
+        A network with auxiliary heads returns a tuple in training: its own logits, then the heads'.
+        """
         normalised = self.data.normalise(pixels.to(self.processes.device, non_blocking=True))
         precision = DTYPES[self.recipe.precision]
         with torch.autocast(self.processes.device.type, precision, enabled=precision != torch.float32):
             return model(normalised.contiguous(memory_format=torch.channels_last))
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What is minimised, and that without auxiliary heads: this process's part of the whole batch's mean."""
+        """Return the loss to minimise, and the loss without auxiliary heads.
+
+        Both are this process's part of the mean over the whole batch.
+        """
         targets = batch.targets.to(self.processes.device, non_blocking=True)
         outputs = self.outputs(self.model, batch.pixels)
         heads = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -161,10 +173,10 @@ class Trainer:
         return loss + self.recipe.auxiliary * sum(others), loss
 
     def step(self, batch: Batch) -> Tensor:
-        """One step of the optimizer; this process's part of the batch's loss."""
+        """Run one step of the optimizer, and return this process's part of the batch's loss."""
         minimised, loss = self.loss(batch)
         self.optimizer.zero_grad()
-        # DistributedDataParallel takes the mean over processes, each of which has only its part of the loss
+        # DistributedDataParallel averages over processes, but the batch's loss is the sum of the processes' parts.
         self.scaler.scale(minimised * self.processes.size).backward()
         if self.recipe.clip:
             self.scaler.unscale_(self.optimizer)
@@ -174,23 +186,26 @@ class Trainer:
         return loss.detach()
 
     def train_epoch(self, number: int, top1s: Sequence[float] = ()) -> Epoch:
-        """One pass over the shuffled images, then over those held out."""
+        """Train on every image once, in random order, then measure top-1 on the held-out images.
+
+        `top1s` holds the top-1 of the earlier epochs. Raises DivergedError if the loss is NaN or infinite.
+        """
         self.net.train()
         torch.manual_seed(self.data.batches.seed * 100_003 + number + 7_919 * self.processes.rank)
         steps = len(self.data.batches)
         total, images, waited, started = torch.zeros((), device=self.processes.device), 0, 0.0, time.perf_counter()
         batches = self.data.batches.epoch(number)
-        hidden = None if self.processes.first else True  # else shown on a terminal
-        for step in tqdm(range(steps), f"epoch {number}/{self.recipe.epochs}", leave=False, disable=hidden):
-            asked = time.perf_counter()
+        disable = None if self.processes.first else True  # None shows the progress bar on a terminal only.
+        for step in tqdm(range(steps), f"epoch {number}/{self.recipe.epochs}", leave=False, disable=disable):
+            wait_started = time.perf_counter()
             batch = next(batches)
-            waited += time.perf_counter() - asked
+            waited += time.perf_counter() - wait_started
             rate = learning_rate(self.recipe, number - 1 + (step + 1) / steps, top1s)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             total += self.step(batch) * batch.whole
             images += batch.whole
-            if step % 20 == 0:  # on a GPU, to look is to wait
+            if step % 20 == 0:  # Reading a GPU's value waits for the GPU.
                 self.check_finite(self.processes.sum(total.clone()), number)
         loss = float(self.processes.sum(total)) / images
         self.check_finite(total, number)
@@ -206,17 +221,17 @@ class Trainer:
         )
 
     def check_finite(self, total: Tensor, number: int) -> None:
-        """DivergedError that says what to try, in all processes, if the sum of their losses is no number any more."""
+        """Raise DivergedError, in all processes, if the sum of their losses is NaN or infinite."""
         if not math.isfinite(float(total)):
             raise DivergedError(
-                f"the loss became {float(total)} in epoch {number}; what was saved before is whole. Try a lower rate "
-                f"(--set lr={self.recipe.lr / 10:g}), a longer warm-up (--set warmup_epochs="
+                f"the loss became {float(total)} in epoch {number}; the last saved checkpoint is intact. Try a lower "
+                f"rate (--set lr={self.recipe.lr / 10:g}), a longer warm-up (--set warmup_epochs="
                 f"{self.recipe.warmup_epochs + 1:g}) or --set precision=fp32, with another --out"
             )
 
     @torch.no_grad()
     def accuracy(self) -> float:
-        """Share of held-out images whose largest logit is their class, in the precision of training."""
+        """Return top-1 (0 to 1) on the held-out images of all processes, in the precision of training."""
         self.processes.share_buffers(self.net)
         self.net.eval()
         right = torch.zeros((), device=self.processes.device)

@@ -23,7 +23,7 @@ from engines.published.preprocess import Preprocess
 
 folder, left = Path(sys.argv[1]), int(sys.argv[2])
 net = nn.Linear(2, 2)
-entry = Input(preprocess=Preprocess(mode="L", resize_edge=2, crop=2), mean=(0,), std=(1,))
+network_input = Input(preprocess=Preprocess(mode="L", resize_edge=2, crop=2), mean=(0,), std=(1,))
 optimizer = optim.AdamW(net.parameters())
 net(net.weight).sum().backward()
 optimizer.step()
@@ -46,7 +46,7 @@ epochs = []
 for number in (1, 2, 3):
     epochs.append(checkpoint.Epoch(epoch=number, loss=1, top1=1, lr=1, images_per_s=1, input_share=0, seconds=1))
     run = dict(architecture="tiny", dataset="mnist5k", data="mnist5k", split="", labels=("0", "1"), seed=0)
-    run |= dict(input=entry, recipe=PAPERS["lenet5"])
+    run |= dict(input=network_input, recipe=PAPERS["lenet5"])
     net.weight.data.fill_(number)
     checkpoint.save(folder, run | {"epochs": epochs}, net, (optimizer, GradScaler("cpu", enabled=False)))
 print(int(sys.argv[2]) - left)

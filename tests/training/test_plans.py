@@ -1,4 +1,4 @@
-"""TensorRT plans of networks that nobody trained, and those that the documentation tells of."""
+"""TensorRT plans of architectures with random weights, and the plans in the documentation."""
 
 from __future__ import annotations
 
