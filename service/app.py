@@ -1,4 +1,4 @@
-"""The BentoML service: what `bentoml serve` runs."""
+"""BentoML service, which `bentoml serve` runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 from types import FrameType
 
 import bentoml
-from bentoml import get_current_service  # as an attribute of bentoml it would be searched for each time
+from bentoml import get_current_service  # `bentoml.get_current_service` would be looked up on each call
 from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
@@ -28,7 +28,7 @@ except ValidationError as error:
 
 
 async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
-    """Pass a request to the application of the service that this process made."""
+    """Pass a request to the application of this process's service."""
     await get_current_service().asgi(scope, receive, send)
 
 
@@ -39,8 +39,8 @@ if not SETTINGS.tracing:
 framework_patches.use_http_protocol("service.http_limits:BoundedProtocol")
 
 
-# One worker, since the scheduler owns the device. In place of BentoML's metrics, which label by raw path, and of its
-# access log are ours.
+# There is one worker, since the scheduler owns the device. BentoML's metrics, which label by raw path, and BentoML's
+# access log are off: service/metrics.py and service/request_log.py replace them.
 @bentoml.service(
     name="convserve",
     workers=1,
@@ -50,7 +50,7 @@ framework_patches.use_http_protocol("service.http_limits:BoundedProtocol")
 )
 @bentoml.asgi_app(mounted, path="/")
 class ConvServe:
-    """Serves every published model."""
+    """Service that serves every published model."""
 
     def __init__(self) -> None:
         server = make_context(SETTINGS)
@@ -60,7 +60,7 @@ class ConvServe:
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     async def start(self) -> None:
-        """Begin to load; meanwhile the process is alive and not ready."""
+        """Begin to load models. Until they are loaded the process is alive but not ready."""
         if not self.catalog.models:
             logger.warning("no model is published: run `make serve`, or `python -m training publish`")
         self._tasks.add(asyncio.create_task(self._load()))
@@ -70,16 +70,16 @@ class ConvServe:
         try:
             if SETTINGS.load == "start":
                 await self.catalog.load_all()
-        except Exception:  # what could be loaded is served
-            logger.exception("cannot load all that is published")
-        # full collections, which would walk all that was loaded and free none of it, stopped the world for 150 ms
+        except Exception:  # the models that could be loaded are served
+            logger.exception("cannot load every published model")
+        # Full collections stopped the process for 150 ms: they would walk all loaded objects and free none of them.
         gc.collect()
         gc.freeze()
         self._ready = True
         await self.catalog.follow()
 
     def _leave_on(self, number: signal.Signals) -> None:
-        """At a signal first turn unready, so that no new request is sent here, and stop when that has been seen."""
+        """On a signal, report not ready, so that no new requests are routed here, and stop after `drain_s` seconds."""
         stop = signal.getsignal(number)
         loop = asyncio.get_running_loop()
 
@@ -91,5 +91,5 @@ class ConvServe:
         signal.signal(number, leave)
 
     async def __is_ready__(self) -> bool:
-        """For /readyz: whether all that is to be loaded at the start has been tried, and we are not about to stop."""
+        """Return True for /readyz once every load of the start has been tried, until the service is about to stop."""
         return self._ready and not self._leaving

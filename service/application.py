@@ -1,4 +1,4 @@
-"""The HTTP application: its routes, who may ask, and what is told of each request."""
+"""HTTP application: routes, API keys, error handling and the request log."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from service.fast_path import FastPath
 from service.request_log import RequestLog
 from service.routes import classify, models
 
-DESCRIPTION = "Every CNN architecture of a lecture, LeNet-5 to SENet-154: what each answers, costs and how fast it is."
+DESCRIPTION = "Every CNN architecture of a lecture, LeNet-5 to SENet-154: predictions, costs and measured speed."
 
 router = APIRouter()
 
 
 def create_application(server: ServerContext) -> ASGIApp:
-    """The application over `server`; its documentation needs no network, and no key."""
+    """Return the ASGI application of `server`. Its documentation pages need no network and no API key."""
     api = FastAPIOffline(title="convserve", description=DESCRIPTION, redoc_url=None)
     api.state.server = server
     keys = [Depends(let_in)] if server.settings.api_keys else []
@@ -31,12 +31,12 @@ def create_application(server: ServerContext) -> ASGIApp:
 
 @router.get("/", include_in_schema=False)
 async def index() -> RedirectResponse:
-    """What a browser that knows no route is shown."""
+    """Redirect a browser from the root to the documentation."""
     return RedirectResponse("/docs")
 
 
 @router.get("/metrics", response_class=Response)
 async def metrics(server: Shared) -> Response:
-    """For Prometheus."""
+    """Return the metrics in Prometheus' text format."""
     text = server.metrics.text(server.catalog.slots)
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -1,4 +1,4 @@
-"""Cards, costs and layers of all architectures, as files that `make architectures` writes.
+"""Cards, costs and layers of all architectures, read from the files that `make architectures` writes.
 
 `python -m models --json --layers | python -m service.architectures` writes both files. The cards with their total costs
 are read at each start. The layers are a hundred times as many bytes and are read when a client asks for them.
@@ -41,7 +41,7 @@ def read_layers(name: str) -> tuple[LayerCost, ...]:
     start = f'{{"name":{json.dumps(name)},'.encode()
     with gzip.open(LAYERS) as lines:
         for line in lines:
-            if line.startswith(start):  # no other line is parsed
+            if line.startswith(start):  # other lines are not parsed
                 return ArchitectureLayers.model_validate_json(line).layers
     raise KeyError(name)
 
@@ -57,7 +57,7 @@ def write(described: str) -> None:
     rows = json.loads(described)
     layers = [compact({"name": row["name"], "layers": row.pop("layers")}) + "\n" for row in rows]
     CARDS.write_text("[\n" + ",\n".join(map(compact, rows)) + "\n]\n")
-    LAYERS.write_bytes(gzip.compress("".join(layers).encode(), mtime=0))  # equal layers make equal bytes
+    LAYERS.write_bytes(gzip.compress("".join(layers).encode(), mtime=0))  # no time: reproducible bytes
 
 
 def compact(value: object) -> str:

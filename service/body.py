@@ -1,4 +1,4 @@
-"""The body of a request: never more of it than is allowed, and the image in it."""
+"""Body of a request: reading it within limits of size, and extracting the image."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from python_multipart.multipart import parse_options_header
 
 from service.errors import Problem
 
-MAX_PARTS = 20  # of a form
-CLOSE = {"Connection": "close"}  # or the server would go on to read what it has refused
+MAX_PARTS = 20  # parts in a form
+CLOSE = {"Connection": "close"}  # without this header the server would go on reading the refused body
 
 
 class Bodies:
-    """The bytes that all requests together hold, while they are received and decoded."""
+    """Account of the body bytes that all requests hold together while bodies are received and decoded."""
 
     def __init__(self, max_bytes: int, max_held_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -26,7 +26,7 @@ class Bodies:
 
     @contextmanager
     def hold(self) -> Iterator[Body]:
-        """A body to be read; its bytes count until the end."""
+        """Yield a body to read; its bytes count until the context ends."""
         body = Body(self)
         self.count += 1
         try:
@@ -36,13 +36,13 @@ class Bodies:
             self._held -= body.received
 
     def check(self, count: int) -> None:
-        """Problem 413 if a body of so many bytes is too large."""
+        """Raise Problem 413 `body_too_large` if a body of `count` bytes is too large."""
         if count > self._max_bytes:
             detail = f"the body may have at most {self._max_bytes:,} bytes"
             raise Problem(413, "body_too_large", detail, headers=CLOSE)
 
     def take(self, count: int) -> None:
-        """So many more; Problem 503 if that is too much."""
+        """Count `count` more bytes. Raises Problem 503 `overloaded` if all bodies together hold too many."""
         self._held += count
         if self._held > self._max_held_bytes:
             detail = "the bodies of other requests take all the memory there is for them"
@@ -50,14 +50,18 @@ class Bodies:
 
 
 class Body:
-    """One request's."""
+    """Body of one request; `received` counts the bytes so far."""
 
     def __init__(self, bodies: Bodies) -> None:
         self._bodies = bodies
         self.received = 0
 
     async def read(self, request: Request) -> bytes:
-        """All of it; Problem 413 if it is too large: at once if its length is declared, else when it has come to be."""
+        """Read and return the whole body.
+
+        Raises Problem 413 if the body is too large: at once if its length is declared, else when the limit is reached.
+        Raises Problem 503 if all bodies together are too large.
+        """
         self._bodies.check(int(request.headers.get("content-length", 0)))
         chunks = []
         async for chunk in request.stream():
@@ -69,17 +73,17 @@ class Body:
 
 
 def image_of(body: bytes, content_type: str) -> bytes:
-    """The body itself, or the file in the part `image` of a form; all of it in memory.
+    """Return the image bytes of a body: the body itself, or the file in the part `image` of a form.
 
-    Problem 400 if a form is broken or has no such part.
+    Raises Problem 400 if a form is broken or has no file in a part named `image`.
     """
-    kind, options = parse_options_header(content_type)  # not multipart's, which wants odd boundaries quoted
+    kind, options = parse_options_header(content_type)  # multipart's own wants odd boundaries quoted
     if kind != b"multipart/form-data":
         return body
     images: list[bytes] = []
     is_image = False
     try:
-        # names are compared with an ASCII one only, so that any charset of theirs will do
+        # Part names are only compared with the ASCII name `image`, so their charset does not matter.
         with PushMultipartParser(
             options.get(b"boundary", b""), max_segment_count=MAX_PARTS, header_charset="latin-1"
         ) as parser:
@@ -88,7 +92,7 @@ def image_of(body: bytes, content_type: str) -> bytes:
                     if is_image := event.name == "image" and event.filename is not None:
                         images.append(b"")
                 elif event and is_image:
-                    images[-1] = event  # all of it, since the whole body is given at once
+                    images[-1] = event  # the whole file, since the parser receives the whole body at once
     except MultipartError as error:
         raise Problem(400, "broken_multipart", f"the form cannot be read: {error}") from error
     if not images:

@@ -1,4 +1,4 @@
-"""Which models there are: known, published, loaded."""
+"""Catalogue of models: known architectures, and published and loaded models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger("bentoml.convserve")
 
 
 class Catalog:
-    """The architectures we know, and the models published of them, as they come and go."""
+    """Known architectures and the published models in the store, rescanned while the server runs."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -33,29 +33,30 @@ class Catalog:
         self.scan()
 
     def scan(self) -> None:
-        """See what is in the store: new models are added, those that are gone leave once nobody asks them."""
+        """Read the store: add new models, drop models that are gone. Requests in progress keep their model."""
         seen = store.manifests()
         if seen == self._seen:
             return
         models = {}
-        for entry in store.published():
-            tag = entry.manifest.tag
-            model = models[tag] = self.models.get(tag) or ServedModel(entry, ())
-            model.published, model.records = entry, records.find_all(entry)  # the same weights, published again
+        for published in store.published():
+            tag = published.manifest.tag
+            model = models[tag] = self.models.get(tag) or ServedModel(published, ())
+            # the same weights may have been published again
+            model.published, model.records = published, records.find_all(published)
         self.models, self._seen = models, seen
 
     async def follow(self) -> None:
-        """From now on: take up what is published, and try again what could not be loaded."""
+        """Rescan the store every `scan_s` seconds, load new models and retry failed loads. Never returns."""
         while True:
             await asyncio.sleep(self._settings.scan_s)
             try:
                 await asyncio.to_thread(self.scan)
                 await self.load_all()
-            except Exception:  # whatever is wrong with one entry must not stop the others
-                logger.exception("cannot take up what is published")
+            except Exception:  # one bad store entry must not stop the others
+                logger.exception("cannot rescan the model store")
 
     def architecture(self, name: str) -> ArchitectureCard:
-        """Problem 404, with near names, if there is none."""
+        """Return the card of an architecture. Raises Problem 404 with similar names if the name is unknown."""
         if name not in self.architectures:
             near = difflib.get_close_matches(name, self.architectures)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
@@ -63,15 +64,15 @@ class Catalog:
         return self.architectures[name]
 
     def published(self, architecture: str) -> list[ServedModel]:
-        """The models of one architecture, newest first."""
-        found = [model for model in self.models.values() if model.manifest.architecture == architecture]
-        return sorted(found, key=lambda model: model.manifest.created, reverse=True)
+        """Return the published models of one architecture, newest first."""
+        models = [model for model in self.models.values() if model.manifest.architecture == architecture]
+        return sorted(models, key=lambda model: model.manifest.created, reverse=True)
 
     def find(self, name: str) -> ServedModel:
-        """The model meant by a full tag, `architecture@dataset`, or an architecture, of the default data set.
+        """Return the model for a full tag, `architecture@dataset`, or an architecture (of the default data set).
 
-        Of several the newest that could be loaded. Problem 404 if it is not known, 409 if it is a known architecture
-        without weights.
+        Several models can match: the newest that has been loaded once is returned, else the newest whose load has not
+        failed, else the newest. Raises Problem 404 for an unknown name, 409 for a known architecture without weights.
         """
         name = self._settings.pins.get(name, name)
         if name in self.models:
@@ -80,10 +81,11 @@ class Catalog:
         dataset = dataset or self._settings.dataset
         card = self.architecture(architecture.partition(":")[0])
         published = self.published(card.name)
-        meant = [model for model in published if architecture == card.name and dataset == model.manifest.dataset]
-        if meant:
-            able = [model for model in meant if model.proven] or [m for m in meant if m.chosen.status != "failed"]
-            return (able or meant)[0]
+        matching = [model for model in published if architecture == card.name and dataset == model.manifest.dataset]
+        if matching:
+            proven = [model for model in matching if model.proven]
+            not_failed = [model for model in matching if model.chosen.status != "failed"]
+            return (proven or not_failed or matching)[0]
         tags = [model.manifest.tag for model in published]
         known = {self._settings.dataset} | {model.manifest.dataset for model in self.models.values()}
         if ":" in name or dataset not in known:
@@ -91,29 +93,30 @@ class Catalog:
         raise no_weights(card.name, dataset, tags)
 
     def ready(self, dataset: str) -> list[ServedModel]:
-        """Those of a data set that are loaded."""
+        """Return the loaded models of a data set."""
         return [model for model in self.models.values() if model.manifest.dataset == dataset and model.chosen.queue]
 
     @property
     def slots(self) -> Iterator[tuple[str, Slot]]:
-        """Every engine that was loaded or asked for, with its model's tag."""
+        """Slots of all models with their tags: each default engine, and each engine of a requested precision."""
         return ((tag, slot) for tag, model in self.models.items() for slot in model.slots.values())
 
     async def load_all(self) -> None:
-        """Load what never was, one after another; one that fails does not stop the others.
+        """Load the models that were never loaded, one after another. A failed load does not stop the others.
 
-        What has no older version in its place only where it fits, and where all is to be loaded at the start.
+        A model that replaces a loaded older version is always loaded. Any other is loaded only if the setting `load` is
+        "start" and the memory budget has room.
         """
         for model in list(self.models.values()):
             if model.proven or model.chosen.retry_at > time.monotonic():
                 continue
             fits = self._settings.load == "start" and self.loader.has_room(model)
             if fits or self._replaces(model):
-                with suppress(Problem):  # logged, and in the model's status
+                with suppress(Problem):  # the error is logged, and in the model's status
                     await self.loader.queue(model)
 
     def _replaces(self, new: ServedModel) -> bool:
-        """Whether it is a newer version of a model that is loaded."""
+        """Return True if an older version of the model is loaded."""
         return any(
             old.chosen.queue
             and old.manifest.dataset == new.manifest.dataset
@@ -123,7 +126,7 @@ class Catalog:
 
 
 def no_weights(architecture: str, dataset: str, others: list[str]) -> Problem:
-    """409; for the data set that training has at hand, with the command that makes the weights."""
+    """Return Problem 409 `no_weights`; for the embedded data set with the command that trains the weights."""
     detail = f"{architecture} has no published weights for {dataset}"
     if others:
         detail += f"; there are {', '.join(others)}"

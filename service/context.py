@@ -58,27 +58,30 @@ Shared = Annotated[ServerContext, Depends(shared)]
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, object]]:
-    """For OpenAPI: the errors a route may answer."""
+    """Return the error responses of a route for OpenAPI."""
     content = {errors.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}
     return {status: {"model": schema.ProblemDetails, "content": content} for status in statuses}
 
 
-def same(given: str, secret: SecretStr) -> bool:
-    """Whether it is the secret, in a time that does not tell how much of it is right."""
-    return compare_digest(given.encode(), secret.get_secret_value().encode())
+def same(value: str, secret: SecretStr) -> bool:
+    """Compare a value with a secret in constant time, so that timing does not reveal a partial match."""
+    return compare_digest(value.encode(), secret.get_secret_value().encode())
 
 
 async def let_in(
     server: Shared, key: Annotated[str | None, Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]
 ) -> None:
-    """Problem 401 without one of the keys that are set."""
-    # all are compared, and each in constant time
+    """Raise Problem 401 unless the request has one of the configured API keys."""
+    # Every key is compared, each in constant time, so that timing does not reveal which key was close.
     if not sum(same(key or "", known) for known in server.settings.api_keys):
         raise Problem(401, "unauthorized", "an API key is needed, as the header X-API-Key")
 
 
 async def refuse(request: Request, error: Exception) -> Response:
-    """An error as a problem; noted for metrics and log, and counted if it was to classify."""
+    """Convert an error into a response and note its code for the request log.
+
+    Errors of /classify and /compare are counted in the metrics.
+    """
     problem = errors.as_problem(error)
     request.state.problem = problem.code
     if request.url.path in {"/classify", "/compare"}:

@@ -1,4 +1,4 @@
-"""What goes wrong, as problem+json (RFC 9457)."""
+"""Errors as problem+json responses (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(Exception):
-    """An error to answer with; `code` is stable, `detail` is for people, `more` are members of its own."""
+    """Error that becomes a response. `code` is stable, `detail` is for people, `more` holds additional JSON members."""
 
     def __init__(
         self, status: int, code: str, detail: str, *, headers: dict[str, str] | None = None, **more: Any
@@ -33,24 +33,24 @@ class Problem(Exception):
         self.more = more
 
     def details(self) -> ProblemDetails:
-        """Without the members of its own."""
+        """Return the problem without its additional members."""
         title = HTTPStatus(self.status).phrase
         return ProblemDetails(title=title, status=self.status, code=self.code, detail=self.detail)
 
     def response(self) -> JSONResponse:
-        """Render as application/problem+json."""
+        """Return the problem as an application/problem+json response."""
         return JSONResponse(self.details().model_dump() | self.more, self.status, self.headers, MEDIA_TYPE)
 
 
 def install(api: FastAPI, refuse: Callable[[Request, Exception], Awaitable[Response]]) -> None:
-    """Have every error of `api` answered by `refuse`."""
+    """Register `refuse` as the handler of every error of `api`."""
     for kind in (Problem, RequestValidationError, HTTPException, ClientDisconnect, Overloaded, Late, TimeoutError):
         api.add_exception_handler(kind, refuse)
     api.add_exception_handler(Exception, refuse)
 
 
 def as_problem(error: Exception) -> Problem:
-    """What is answered for an error."""
+    """Return the problem with which the server answers an error."""
     match error:
         case Problem():
             problem = error
@@ -65,12 +65,12 @@ def as_problem(error: Exception) -> Problem:
         case ClientDisconnect():
             problem = Problem(400, "disconnected", "the client went away")
         case _:
-            problem = Problem(500, "internal_error", "an error of the server's own; its log has it")
+            problem = Problem(500, "internal_error", "internal error; the server's log has the details")
     return problem
 
 
 def overloaded(error: Overloaded) -> Problem:
-    """503: why, how many wait, and when to come again, to the millisecond and, as HTTP has it, in whole seconds."""
+    """Return Problem 503 `overloaded` with queue depth, and the retry time in ms and (Retry-After) in whole seconds."""
     return Problem(
         503,
         "overloaded",
@@ -82,13 +82,13 @@ def overloaded(error: Overloaded) -> Problem:
 
 
 def invalid(error: RequestValidationError) -> Problem:
-    """422, naming each parameter."""
+    """Return Problem 422 `invalid_parameter` whose detail names each invalid parameter."""
     details = [f"{'.'.join(map(str, item['loc'][1:]))}: {item['msg']}" for item in error.errors()]
     return Problem(422, "invalid_parameter", "; ".join(details))
 
 
 def of_http(error: HTTPException) -> Problem:
-    """Starlette's own, such as 404 and 405."""
+    """Convert an error of Starlette's, such as 404 or 405, into a problem."""
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     headers = dict(error.headers) if error.headers else None
     return Problem(error.status_code, code, str(error.detail), headers=headers)

@@ -1,7 +1,7 @@
-"""Changes to private parts of the frameworks: each with its reason and the version that it was seen in.
+"""Changes to private parts of the frameworks, each with its reason and the library version it was written for.
 
-A new version of a library may move what is changed here. Each change looks for its attributes first, so that the server
-then ends at its start with one line instead of serving without the change.
+A new version of a library may rename or remove such a part. Each change checks first that the part exists. If it does
+not, the server ends at its start with one line, instead of serving without the change.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def left_out(app: ASGIApp, **_: object) -> ASGIApp:
 def route_past_bentoml(application: ASGIApp) -> None:
     """Let BentoML's last middleware call `application` at once for every path that is not BentoML's own.
 
-    BentoML's router costs time on each request, and would find nothing but the mounted application.
+    BentoML's router costs time on each request, and would only find the mounted application.
     """
     base = private("bentoml", "1.4.40", "_bentoml_impl.server.app", "ContextMiddleware")
 
@@ -50,7 +50,7 @@ def route_past_bentoml(application: ASGIApp) -> None:
         """Last middleware of BentoML's: passes requests to `application` without BentoML's router."""
 
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-            """Serve one request."""
+            """Pass the request to `application`, or to BentoML for BentoML's own paths."""
             if scope["type"] == "http" and scope["path"] not in BENTOML_PATHS:
                 await application(scope, receive, send)
             else:
@@ -62,14 +62,14 @@ def route_past_bentoml(application: ASGIApp) -> None:
 def leave_out_timeouts() -> None:
     """Remove BentoML's timeout, which cannot be configured away; the service's own deadlines bound each request.
 
-    The timeout makes a task of each request and keeps the task in memory until the time has passed, whenever the
-    request was answered.
+    The timeout creates a task for each request and keeps the task in memory until the time has passed, even if the
+    request was answered long before.
     """
     replace("bentoml", "1.4.40", "bentoml._internal.server.http.traffic", "TimeoutMiddleware", left_out)
 
 
 def leave_out_tracing() -> None:
-    """Remove the middleware that makes spans, which costs a request a tenth of a millisecond even if none is kept."""
+    """Remove the middleware that makes spans: each request would pay 0.1 ms even if no span is exported."""
     library, module = "opentelemetry-instrumentation-asgi", "opentelemetry.instrumentation.asgi"
     replace(library, "0.66b1", module, "OpenTelemetryMiddleware", left_out)
 

@@ -1,4 +1,4 @@
-"""HTTP/1.1 as uvicorn has it, with bounds that it lacks: on heads, on the time for one, on what is sent ahead."""
+"""HTTP/1.1 protocol of uvicorn with added bounds: size of heads, time to receive a head, and pipelined requests."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.errors import MEDIA_TYPE, Problem
 
-MAX_HEAD_BYTES = 65536  # of the first line, the headers and the trailers
-HEAD_S = 10.0
+MAX_HEAD_BYTES = 65536  # first line, headers and trailers together
+HEAD_S = 10.0  # seconds to receive a head
 MAX_AHEAD = 16  # requests sent before the first of them is answered
-PER_HEADER = 64  # what one costs beside its letters
+PER_HEADER = 64  # bytes that a header costs beside its characters
 
 
 class BoundedProtocol(HttpToolsProtocol):
     """Connection of HTTP/1.1 with bounds on heads, their time and pipelined requests."""
 
-    _head = 0  # bytes of the head by now
-    _held = 0  # bytes since the parser last told us something; it may hold them all
-    _too_late: asyncio.TimerHandle | None = None  # runs while no request is
+    _head = 0  # bytes of the current head so far
+    _held = 0  # bytes since the last callback of the parser, which may hold all of them
+    _head_timer: asyncio.TimerHandle | None = None  # runs while no request is in progress
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the timer for the head of the first request."""
         super().connection_made(transport)
-        self._too_late = self.loop.call_later(HEAD_S, transport.close)
+        self._head_timer = self.loop.call_later(HEAD_S, transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel the timer of the head when the connection ends."""
@@ -42,11 +42,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._set_timer(self.cycle is None or self.cycle.response_complete)
 
     def _set_timer(self, wanted: bool) -> None:
-        if wanted and self._too_late is None:
-            self._too_late = self.loop.call_later(HEAD_S, self.transport.close)
-        elif not wanted and self._too_late is not None:
-            self._too_late.cancel()
-            self._too_late = None
+        if wanted and self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_S, self.transport.close)
+        elif not wanted and self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     # Callbacks of the parser. An exception raised in one of them ends in a 400.
 

@@ -1,4 +1,4 @@
-"""From the bytes of a request to a network's pixels, whoever sent them."""
+"""Decoding of untrusted image bytes into the input pixels of networks."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from service.scheduler import Pixels
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 SIGNATURES = (b"BM", b"GIF8", b"\xff\xd8\xff", b"\x89PNG")
-SMALL = 8192, 64 * 64  # bytes and pixels: a fraction of a millisecond
-MEDIUM = 128 * 1024, 640 * 480  # some milliseconds
-MAX_SCANS = 200  # of a progressive JPEG; cameras and editors write ten, and each costs a pass over all pixels
-LEARNING = 0.1  # how far one image moves what is expected of the next
+SMALL = 8192, 64 * 64  # bytes and pixels; such an image decodes in a fraction of a millisecond
+MEDIUM = 128 * 1024, 640 * 480  # bytes and pixels; such an image decodes in some milliseconds
+MAX_SCANS = 200  # in a progressive JPEG; cameras and editors write ten, and each costs a pass over all pixels
+LEARNING = 0.1  # share by which one image moves the mean
 
 bound_pillow()
 
 
 def opened(body: bytes, max_pixels: int) -> ImageFile:
-    """A picture of which only the header has been read: by its content, whatever it was called.
+    """Return a picture after reading only its header. The content decides the format, not a file name or media type.
 
-    Problem 400 if it is empty or broken, 413 if it has too many pixels, 415 if it is of no format we take.
+    Raises Problem 400 if the body is empty or broken, 413 for too many pixels, 415 for an unsupported format.
     """
     if not body:
         raise Problem(400, "empty_image", "the body is empty; send the bytes of an image")
     if not body.startswith(SIGNATURES) and not (body[:4] == b"RIFF" and body[8:12] == b"WEBP"):
-        raise Problem(415, "unsupported_format", f"not an image of a format we take: {', '.join(FORMATS)}")
+        raise Problem(415, "unsupported_format", f"not an image in a supported format: {', '.join(FORMATS)}")
     try:
         picture = Image.open(io.BytesIO(body), formats=FORMATS)
         if picture.width * picture.height <= max_pixels:
@@ -51,23 +51,23 @@ def opened(body: bytes, max_pixels: int) -> ImageFile:
 
 
 def check_cost(picture: ImageFile, body: bytes) -> None:
-    """Problem 400 or 415 if to decode it would take far longer than its pixels and bytes let expect."""
+    """Raise Problem 400 or 415 if decoding would take far longer than the picture's size suggests."""
     if picture.format == "JPEG" and body.count(b"\xff\xda") > MAX_SCANS:
         raise Problem(400, "broken_image", f"the image cannot be decoded: it has more than {MAX_SCANS} scans")
-    if any(tile.codec_name == "bmp_rle" for tile in picture.tile):  # Pillow does it in Python, some pixels one by one
+    if any(tile.codec_name == "bmp_rle" for tile in picture.tile):  # Pillow decodes RLE in Python, slowly
         raise Problem(415, "unsupported_format", "a BMP must not be compressed")
 
 
 def decode(picture: ImageFile, preprocesses: Sequence[Preprocess], *, scaled: bool) -> list[Pixels]:
-    """What each makes of the picture, upright, of a GIF the first frame; a JPEG's perhaps `scaled` down.
+    """Decode a picture upright, a GIF's first frame, and return the input pixels for each of `preprocesses`.
 
-    Problem 400 if it is broken.
+    `scaled` decodes a JPEG at a reduced size. Raises Problem 400 if the picture is broken.
     """
     try:
         if scaled:
             draft(picture, preprocesses)
         picture.load()
-        ImageOps.exif_transpose(picture, in_place=True)  # or it would be copied, turned or not
+        ImageOps.exif_transpose(picture, in_place=True)  # otherwise Pillow copies even a picture that needs no turn
         return [preprocess(picture) for preprocess in preprocesses]
     except Exception as error:  # Pillow raises nearly anything on bytes made to break it
         raise broken(error) from error
@@ -79,30 +79,33 @@ def broken(error: Exception) -> Problem:
 
 
 class Decoders:
-    """A pool of threads that decode; how many wait is bounded by those who admit requests."""
+    """Pool of threads that decode images. The scheduler's admission bounds the number of waiting images."""
 
     def __init__(self, threads: int, max_pixels: int) -> None:
         self._threads = threads
         self._max_pixels = max_pixels
         self._pool = ThreadPoolExecutor(threads, "decode")
         self._under_way = 0
-        self.mean_s = 0.0  # of those that were decoded off the event loop
+        self.mean_s = 0.0  # moving average over images decoded in a thread
 
     def wait_s(self) -> float:
-        """In how many seconds a thread will be free, if those under way are like those before."""
+        """Return the expected seconds until a thread is free, from the mean decoding time."""
         return self.mean_s * self._under_way / self._threads
 
     def forget(self) -> None:
-        """Trust what was seen less: what is refused for its time shows no other."""
+        """Reduce the mean decoding time by a tenth.
+
+        Without this, requests that are refused for the expected time would never lead to a new observation.
+        """
         self.mean_s *= 1 - LEARNING
 
     async def __call__(
         self, body: bytes, content_type: str, preprocesses: Sequence[Preprocess], *, scaled: bool, alone: bool
     ) -> tuple[list[Pixels], float]:
-        """What each makes of the image in a request's body, and how many ms that took.
+        """Decode a body's image; return its pixels for each of `preprocesses`, and the milliseconds this took.
 
-        A small picture, and one of some size if nobody else asks, is decoded at once, since to go to a thread and back
-        takes its time; all others off the event loop. A Problem as of `image_of`, `opened` and `decode`.
+        A small picture, or a medium one if no other request is in progress (`alone`), is decoded on the event loop,
+        since the way to a thread and back takes longer. Raises Problem as `image_of`, `opened` and `decode` do.
         """
         started = perf_counter()
         most_bytes, most_pixels = MEDIUM if alone else SMALL
@@ -113,7 +116,7 @@ class Decoders:
         loop = asyncio.get_running_loop()
         job = self._pool.submit(self._decode, body, content_type, preprocesses, scaled)
         self._under_way += 1
-        # a request may be given up; its thread goes on
+        # A cancelled request does not stop its thread, so the job itself reports its end.
         job.add_done_callback(lambda _: loop.call_soon_threadsafe(self._ended))
         pixels, seconds = await asyncio.wrap_future(job)
         self.mean_s += LEARNING * (seconds - self.mean_s)

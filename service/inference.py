@@ -19,39 +19,42 @@ from service.loading import ServedModel
 from service.request_log import trace
 from service.scheduler import EngineQueue, Pixels, QueuePlace
 
-PATIENCE_S = 0.05  # before the server looks whether a client is still connected
+PATIENCE_S = 0.05  # seconds before the server checks that a client is still connected
 
 
 def deadline_of(server: ServerContext, deadline_ms: float | None) -> float:
-    """On the scheduler's clock, which is the event loop's; never later than the server's own."""
+    """Return a request's deadline in seconds on the scheduler's clock, which is the event loop's.
+
+    The server's own time limit bounds the requested `deadline_ms`.
+    """
     return server.scheduler.clock() + min(server.settings.timeout_s, (deadline_ms or inf) / 1000)
 
 
 async def answers(
     server: ServerContext,
     request: Request,
-    asked: list[tuple[ServedModel, EngineQueue]],
+    requested: list[tuple[ServedModel, EngineQueue]],
     top_k: int,
     until: asyncio.Timeout,
 ) -> list[schema.Classification | Exception]:
-    """What each model makes of the request's image, or what kept it from that.
+    """Read and decode the request's image, and return each model's answer or its error.
 
-    Before the body is read: Problem 422 if one of them could not answer in time were it idle; there, and again before
-    the image is decoded, Overloaded if it could not as it is.
+    Raises Problem 422 if one of the models could not meet the deadline even on an idle server, and Overloaded if one
+    cannot meet it at the current load. Both are checked before the body is read; the load again before decoding.
     """
     deadline = until.when()
     assert deadline is not None
     left = deadline - server.scheduler.clock()
-    for model, queue in asked:
+    for model, queue in requested:
         if queue.cost.alone_s > left:
-            told = f"takes {1000 * queue.cost.alone_s:.1f} ms for an image, of which {1000 * left:.1f} ms are left"
-            raise Problem(422, "impossible_deadline", f"{model.manifest.tag} {told}")
+            reason = f"takes {1000 * queue.cost.alone_s:.1f} ms for an image, of which {1000 * left:.1f} ms are left"
+            raise Problem(422, "impossible_deadline", f"{model.manifest.tag} {reason}")
         server.scheduler.check(queue, deadline, server.decoders.wait_s())
     with server.bodies.hold() as body, ExitStack() as places:
         image = await body.read(request)
         wait_s = server.decoders.wait_s()
-        admitted = (server.scheduler.admit(queue, deadline, wait_s) for _, queue in asked)
-        held = [(model, places.enter_context(place)) for (model, _), place in zip(asked, admitted, strict=True)]
+        admitted = (server.scheduler.admit(queue, deadline, wait_s) for _, queue in requested)
+        held = [(model, places.enter_context(place)) for (model, _), place in zip(requested, admitted, strict=True)]
         content_type = request.headers.get("content-type", "")
         with while_connected(request, until):
             return await infer_all(server, held, image, content_type, top_k)
@@ -60,9 +63,11 @@ async def answers(
 async def infer_all(
     server: ServerContext, held: list[tuple[ServedModel, QueuePlace]], body: bytes, content_type: str, top_k: int
 ) -> list[schema.Classification | Exception]:
-    """Decode once, then each model in its turn."""
+    """Decode the image once and run all models on it; return each model's answer or its error."""
     preprocesses = [model.manifest.preprocess for model, _ in held]
-    scaled = server.settings.scaled_jpeg and all(model.bears_scaled_jpeg(place.queue.engine) for model, place in held)
+    scaled = server.settings.scaled_jpeg and all(
+        model.supports_scaled_jpeg(place.queue.engine) for model, place in held
+    )
     alone = server.bodies.count == 1
     pixels, decode_ms = await server.decoders(body, content_type, preprocesses, scaled=scaled, alone=alone)
 
@@ -80,20 +85,20 @@ async def infer_all(
 async def infer(
     server: ServerContext, model: ServedModel, place: QueuePlace, pixels: Pixels, decode_ms: float, top_k: int
 ) -> schema.Classification:
-    """Wait for the device, name the classes, count it."""
-    entry, engine = model.manifest, place.queue.engine
+    """Wait for the device and return the labelled answer; count the answer in metrics and spans."""
+    manifest, engine = model.manifest, place.queue.engine
     answer = await place.infer(pixels)
     timing = schema.Timing(
         decode=round(decode_ms, 3), queue=round(answer.queue_ms, 3), inference=round(answer.inference_ms, 3)
     )
     stages = timing.model_dump()
-    server.metrics.answered(entry.tag, answer.batch_size, stages)
+    server.metrics.answered(manifest.tag, answer.batch_size, stages)
     trace(server.tracer, stages)
     return schema.Classification(
-        model=entry.tag,
+        model=manifest.tag,
         runtime=engine.runtime,
         precision=engine.precision,
-        predictions=top(answer.logits, entry.labels, top_k),
+        predictions=top(answer.logits, manifest.labels, top_k),
         batch_size=answer.batch_size,
         timing_ms=timing,
     )
@@ -101,7 +106,7 @@ async def infer(
 
 @contextmanager
 def while_connected(request: Request, until: asyncio.Timeout) -> Iterator[None]:
-    """What is done is given up if the client goes away meanwhile: ClientDisconnect. It is looked for after a moment."""
+    """Cancel the work in the context and raise ClientDisconnect if the client disconnects, watched after 50 ms."""
     loop = asyncio.get_running_loop()
     watching: list[asyncio.Task[None]] = []
     gone = False
@@ -114,7 +119,7 @@ def while_connected(request: Request, until: asyncio.Timeout) -> Iterator[None]:
         if not until.expired():
             until.reschedule(loop.time())
 
-    soon = loop.call_later(PATIENCE_S, lambda: watching.append(loop.create_task(watch())))
+    timer = loop.call_later(PATIENCE_S, lambda: watching.append(loop.create_task(watch())))
     try:
         yield
     except asyncio.CancelledError:
@@ -122,16 +127,16 @@ def while_connected(request: Request, until: asyncio.Timeout) -> Iterator[None]:
             raise ClientDisconnect from None
         raise
     finally:
-        soon.cancel()
+        timer.cancel()
         for task in watching:
             task.cancel()
 
 
 def top(logits: NDArray[np.float32], labels: tuple[str, ...], k: int) -> list[schema.Prediction]:
-    """The `k` most probable classes, or all if there are fewer."""
-    shares = np.exp(logits - logits.max())
+    """Return the `k` most probable classes, or all classes if there are fewer."""
+    exponentials = np.exp(logits - logits.max())
     best = np.argsort(-logits, kind="stable")[:k]
-    probabilities = (shares[best] / shares.sum()).tolist()
+    probabilities = (exponentials[best] / exponentials.sum()).tolist()
     return [
         schema.Prediction(index=index, label=labels[index], probability=probability)
         for index, probability in zip(best.tolist(), probabilities, strict=True)

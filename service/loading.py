@@ -1,4 +1,4 @@
-"""Engines come and go: loaded when they are asked for, within a memory budget, tried again when that failed."""
+"""Loading and unloading of engines, within a memory budget, with retries after failures."""
 
 from __future__ import annotations
 
@@ -25,40 +25,40 @@ from service.scheduler import EngineQueue
 from service.schema import Status
 from service.settings import Settings
 
-FILE_TIMES = 2.5  # a loaded network takes about so many times its file
+FILE_TIMES = 2.5  # memory of a loaded network, in multiples of its file's size, roughly
 RETRY_S = 60.0  # the longest wait before a failed load is tried again
 logger = logging.getLogger("bentoml.convserve")
 
 
 class Busy(Exception):
-    """There would be room if nobody used what is loaded."""
+    """Raised when an engine would fit into the memory budget only if engines in use were unloaded."""
 
 
 @dataclass(eq=False)
 class Slot:
-    """A place for one engine of a model; `queue` is its queue while it is loaded, `memory_mb` what it then takes."""
+    """State of one engine of a model. While the engine is loaded, `queue` is its queue and `memory_mb` its memory."""
 
     status: Status = "published"
     queue: EngineQueue | None = None
     error: str | None = None
     loading: asyncio.Task[EngineQueue] | None = None
     failures: int = 0
-    retry_at: float = 0.0  # on time.monotonic's clock, as is the next
+    retry_at: float = 0.0  # seconds on time.monotonic's clock, as is `used_at`
     used_at: float = 0.0
     memory_mb: float = 0.0
 
     def failed(self, error: Exception) -> None:
-        """Record that the engine could not be loaded, and when to try again: later after each failure in a row."""
+        """Record a failed load and the time of the next try; the wait doubles with each failure, up to 60 s."""
         self.failures += 1
         self.retry_at = time.monotonic() + min(2.0 ** min(self.failures, 10), RETRY_S)
         self.status, self.error = "failed", str(error)
 
     def loaded(self, queue: EngineQueue) -> None:
-        """Serve from the queue of an engine that was loaded just now."""
+        """Record a successful load; requests are served from `queue` from now on."""
         self.queue, self.status, self.error, self.failures = queue, "ready", None, 0
         self.used_at = time.monotonic()
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Unload the engine; queued requests are still answered."""
         if self.queue:
             self.queue, self.status, self.memory_mb = None, "published", 0.0
@@ -66,10 +66,10 @@ class Slot:
 
 @dataclass(eq=False)
 class ServedModel:
-    """A published model, what was found of its engines on this machine, and the engines themselves.
+    """Published model with the records of its engines on this machine and the state of each engine.
 
-    `slots` are by precision; None is the one that is chosen where none was asked for. `proven` is a model that could
-    be loaded once.
+    `slots` maps a requested precision to its engine; the key None is the default engine, which serves requests without
+    a precision. `proven` is True once the model has been loaded.
     """
 
     published: PublishedModel
@@ -79,36 +79,36 @@ class ServedModel:
 
     @property
     def manifest(self) -> Manifest:
-        """What was published."""
+        """Manifest of the published model."""
         return self.published.manifest
 
     @property
     def chosen(self) -> Slot:
-        """The engine that serves where none is asked for."""
+        """Slot of the default engine, which serves requests without a precision."""
         return self.slots[None]
 
-    def bears_scaled_jpeg(self, engine: Engine) -> bool:
-        """Whether it was found that JPEGs decoded scaled down get the same answers."""
-        found = (
+    def supports_scaled_jpeg(self, engine: Engine) -> bool:
+        """Return True if a record shows that JPEGs decoded at a reduced size get the same answers."""
+        of_engine = (
             record
             for record in self.records
             if (record.runtime, record.precision) == (engine.runtime, engine.precision)
         )
-        return any(record.scaled_jpeg and not record.scaled_jpeg.problem for record in found)
+        return any(record.scaled_jpeg and not record.scaled_jpeg.problem for record in of_engine)
 
 
 class Loader:
-    """Loads one engine at a time; `slots` gives all there are, which share the memory budget."""
+    """Loader of engines, one at a time. `slots` returns the slots of all models, which share the memory budget."""
 
     def __init__(self, settings: Settings, slots: Callable[[], Iterable[Slot]]) -> None:
         self._settings = settings
         self._slots = slots
-        self._one_at_a_time = asyncio.Lock()  # so that the memory that one takes can be told from another's
+        self._one_at_a_time = asyncio.Lock()  # so that the growth of memory is one engine's
 
     async def queue(self, model: ServedModel, precision: str | None = None) -> EngineQueue:
-        """The queue of the model's engine, or of that of a precision, loaded now if it is not yet.
+        """Return the queue of the model's default engine or of a precision's, and load the engine if necessary.
 
-        Problem 409 if the model was not published in that precision, 503 if the engine cannot be loaded.
+        Raises Problem 409 if the model was not published in the precision, 503 if the engine cannot be loaded.
         """
         if precision and precision == self._chosen_precision(model):
             precision = None
@@ -133,11 +133,11 @@ class Loader:
         return choose(model.records, self._settings.runtime, self._settings.precision).precision
 
     def unload(self, model: ServedModel) -> None:
-        """Let its engines go; who waits for them is still answered. Problem 409 while one is being loaded."""
+        """Unload a model's engines; queued requests are still answered. Raises Problem 409 while one is loading."""
         if any(slot.loading for slot in model.slots.values()):
             raise Problem(409, "loading", f"{model.manifest.tag} is being loaded")
         for slot in model.slots.values():
-            slot.let_go()
+            slot.release()
 
     async def _load(self, model: ServedModel, slot: Slot, precision: str | None) -> EngineQueue:
         tag, settings = model.manifest.tag, self._settings
@@ -149,13 +149,13 @@ class Loader:
                 self._make_room(need_mb)
                 before_mb = resident_mb()
                 queue = await asyncio.to_thread(self._open, model, named, batches)
-                # less than is needed is seen where memory that was free already is used again
+                # The growth can be too small, where the process reuses memory that it had freed.
                 slot.memory_mb = max(resident_mb() - before_mb, need_mb)
         except Busy as error:
             slot.status = "published"
             detail = f"{tag} cannot be loaded now: {error}"
             raise Problem(503, "not_loadable", detail, headers={"Retry-After": "1"}) from error
-        except Exception as error:  # whatever is wrong with one model must not stop the others
+        except Exception as error:  # one bad model must not stop the others
             slot.failed(error)
             expected = isinstance(error, EngineError | ManifestError)
             logger.error("cannot load %s: %s", tag, error, exc_info=not expected)
@@ -168,9 +168,9 @@ class Loader:
         return queue
 
     def _make_room(self, need_mb: float) -> None:
-        """Let go what was used least recently, until so much more fits.
+        """Unload the least recently used idle engines until `need_mb` more fits into the memory budget.
 
-        EngineError if it never will, Busy if what is in use would have to go.
+        Raises EngineError if `need_mb` exceeds the whole budget, Busy if engines in use would have to be unloaded.
         """
         budget_mb = self._settings.memory_mb
         if budget_mb is not None and need_mb > budget_mb:
@@ -180,10 +180,10 @@ class Loader:
         if not self._fits(need_mb - sum(slot.memory_mb for slot in idle)):
             raise Busy(f"it needs {need_mb:.0f} MB, and too little of CONVSERVE_MEMORY_MB is not in use")
         while not self._fits(need_mb):
-            idle.pop(0).let_go()
+            idle.pop(0).release()
 
     def has_room(self, model: ServedModel) -> bool:
-        """Whether its chosen engine can be loaded, and none has to leave for it."""
+        """Return True if the default engine fits into the memory budget without unloading another engine."""
         return self._settings.memory_mb is None or self._fits(self._need_mb(model, None))
 
     def _fits(self, need_mb: float) -> bool:
@@ -191,7 +191,7 @@ class Loader:
         return budget_mb is None or sum(slot.memory_mb for slot in self._slots()) + need_mb <= budget_mb
 
     def _need_mb(self, model: ServedModel, precision: str | None) -> float:
-        """What an engine takes: as measured on this machine, else by its file."""
+        """Return the memory of an engine in MB: as measured on this machine, else estimated from its file's size."""
         spec = choose(model.records, self._settings.runtime, precision or self._settings.precision)
         engine = (spec.runtime, spec.precision)
         speeds = [
@@ -217,7 +217,7 @@ class Loader:
         except EngineError as error:
             if settings.runtime != "auto" or choose(model.records, "auto", precision).runtime == "openvino":
                 raise
-            logger.warning("%s is opened by openvino instead: %s", model.manifest.tag, error)
+            logger.warning("%s falls back to openvino: %s", model.manifest.tag, error)
         return opened("openvino")
 
 

@@ -1,4 +1,4 @@
-"""What is measured while serving: Prometheus metrics, and recent latencies by stage."""
+"""Metrics of the serving process: Prometheus metrics, and recent latencies by stage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from engines.runtimes.machine import processor
 from service.framework_patches import keep_metrics_in_memory
 from service.loading import Slot
 
-WINDOW = 1000
+WINDOW = 1000  # recent requests a model
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 LIBRARIES = ("bentoml", "openvino")
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -31,17 +31,17 @@ keep_metrics_in_memory()
 
 
 class Metrics:
-    """One process's figures; `model` is a full tag, or "" where none was found."""
+    """Metrics of one process. The label `model` is a full tag, or "" if a request named no known model."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)  # CPU seconds, resident memory
-        Info("convserve", "The machine and what runs on it", registry=self._registry).info(
+        Info("convserve", "Processor, Python and library versions", registry=self._registry).info(
             {"processor": processor(), "python": python_version()} | {name: version(name) for name in LIBRARIES}
         )
         self._requests = Counter(
             "convserve_requests",
-            "Images to be classified, for each model that was asked",
+            "Images to classify, by model and outcome",
             ["model", "outcome"],
             registry=self._registry,
         )
@@ -50,7 +50,7 @@ class Metrics:
         )
         self._batches = Histogram(
             "convserve_batch_size",
-            "Size of the batch that a request rode in",
+            "Size of the batch that a request was part of",
             ["model"],
             buckets=SIZES,
             registry=self._registry,
@@ -64,13 +64,13 @@ class Metrics:
         )
         self._depth = Gauge(
             "convserve_queue_depth",
-            "Images admitted that do not run yet",
+            "Admitted images that have not started to run",
             ["model", "precision"],
             registry=self._registry,
         )
         self._memory = Gauge(
             "convserve_loaded_bytes",
-            "Memory that a loaded engine takes",
+            "Memory of a loaded engine",
             ["model", "precision"],
             registry=self._registry,
         )
@@ -89,11 +89,11 @@ class Metrics:
         self._recent[model].append(stages_ms)
 
     def served(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Count a request to any route, given as its template."""
+        """Count a request to any route and its duration; `route` is the path template, such as /models/{name}."""
         self._http.labels(route, method, status).observe(seconds)
 
     def percentiles(self, model: str) -> tuple[int, dict[str, dict[str, float]]]:
-        """How many recent requests (at most 1,000) there are, and p50, p90 and p99 in ms of each stage."""
+        """Return the number of recent requests (at most 1,000), and p50, p90 and p99 in ms by stage."""
         recent = self._recent.get(model)
         if not recent:
             return 0, {}
@@ -104,7 +104,7 @@ class Metrics:
         return len(recent), result
 
     def text(self, slots: Iterable[tuple[str, Slot]]) -> bytes:
-        """In Prometheus' text format; `slots` are the engines as they are at this moment, with their models' tags."""
+        """Return all metrics in Prometheus' text format. `slots` are the current slots with their models' tags."""
         self._depth.clear()
         self._memory.clear()
         for tag, slot in slots:

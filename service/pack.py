@@ -1,4 +1,4 @@
-"""`python -m service.pack lenet5 senet154` builds the Bento with those published models; without names, with all."""
+"""Command `python -m service.pack [NAME...]`: build a Bento with the named published models, or with all."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def pack(names: list[str]) -> str:
-    """Build, and give the Bento's tag; Problem if a name has no published model."""
+    """Build the Bento and return its tag. Raises Problem if a name has no published model."""
     catalog = Catalog(Settings())
     tags = [catalog.find(name).manifest.tag for name in names] or list(catalog.models)
-    # resolved, since BentoML takes no version for its own "latest", and one missing tag fails a build
+    # Full tags, since BentoML takes a name without version as its own "latest", and a missing tag fails the build.
     content = yaml.safe_load((ROOT / "bentofile.yaml").read_text()) | {"models": tags}
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(content, file)

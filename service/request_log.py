@@ -1,4 +1,4 @@
-"""What is told of every request: an id, a count and a duration by route, a line in the log, spans."""
+"""Log of requests: a request id, metrics by route, a JSON line in the log, and spans by stage."""
 
 from __future__ import annotations
 
@@ -22,19 +22,22 @@ METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 class RequestLog:
-    """An ASGI application around ours. Routes are told as templates, so that no path makes a new label."""
+    """ASGI middleware that logs and counts each request.
+
+    Metrics are labelled with the route's template, not the path, so that clients cannot create new labels.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, log: bool) -> None:
         self._app, self._metrics, self._log = app, metrics, log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Pass the request on with a request id, then log and count it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        given = Headers(scope=scope).get(HEADER, "")
-        request_id = given if ID.fullmatch(given) else f"{getrandbits(128):032x}"
+        header = Headers(scope=scope).get(HEADER, "")
+        request_id = header if ID.fullmatch(header) else f"{getrandbits(128):032x}"
         status = 500
 
         async def send_on(message: Message) -> None:
@@ -73,7 +76,7 @@ class RequestLog:
 
 
 def trace(tracer: Tracer, stages_ms: dict[str, float]) -> None:
-    """A span for each stage, one after another up to now, in the request's span if that is kept."""
+    """Record a span for each stage, back to back and ending now, if the request's own span is recorded."""
     if not get_current_span().is_recording():
         return
     at = time.time_ns() - int(1e6 * sum(stages_ms.values()))

@@ -101,29 +101,29 @@ def single_thread_device() -> Device:
 
 
 class Scheduler:
-    """Runs one batch at a time on one device.
+    """Scheduler that runs one batch at a time on one device.
 
-    A device that is free takes at once what waits: it never waits for a batch to fill, and nothing polls. Of several
-    queues the one that has had the least device time is next, so that a flood of one model costs another a batch of
-    it, not its queue (start-time fair queueing, Goyal et al. 1996). A batch is no larger than gains, and than lets
-    its first image be answered in time.
+    A free device takes waiting images at once: it never waits for a batch to fill, and nothing polls. The queue with
+    the least device time so far runs next, so that a flood of requests for one model delays another model by one batch,
+    not by the whole flood (start-time fair queueing, Goyal et al. 1996). A batch is no larger than the size with
+    the best rate, and small enough that its images meet their deadlines.
     """
 
     def __init__(
         self, max_waiting: int, device: Device | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.clock = clock  # the event loop's as well; but uvloop's own tells whole milliseconds
+        self.clock = clock  # the event loop's clock, but uvloop's own counts whole milliseconds
         self._max_waiting = max_waiting
         self._device = device or single_thread_device()
-        self._active: set[EngineQueue] = set()  # those of some depth
+        self._active: set[EngineQueue] = set()  # queues that are not empty
         self._loop: asyncio.Task[None] | None = None
-        self._free_at = 0.0  # when what runs is predicted to end
-        self._share = 0.0  # of the queue that ran last, when it began
+        self._free_at = 0.0  # predicted end of the running batch
+        self._share = 0.0  # share of the queue that ran last, at the start of its batch
 
     def expected_wait_s(self, queue: EngineQueue) -> float:
         """Return the seconds until one more image of this queue would be answered.
 
-        The sum of the rest of the running batch, this queue's backlog, and the fair share of every other queue.
+        They are the rest of the running batch, this queue's backlog, and the fair share of every other queue.
         """
         own = queue.cost.backlog_s(queue.depth + 1)
         others = sum(min(own, other.cost.backlog_s(other.depth)) for other in self._active if other is not queue)
@@ -138,8 +138,8 @@ class Scheduler:
         expected = decode_s + self.expected_wait_s(queue)
         if expected > left:
             queue.cost.forget(self.clock())
-            told = f"an answer would take {1000 * expected:.0f} ms, of which {1000 * left:.0f} ms are left"
-            raise Overloaded(told, queue.depth, expected - left)
+            reason = f"an answer would take {1000 * expected:.0f} ms, of which {1000 * left:.0f} ms are left"
+            raise Overloaded(reason, queue.depth, expected - left)
         if queue.depth >= self._max_waiting:
             raise Overloaded(
                 f"{queue.depth} images wait already", queue.depth, queue.cost.backlog_s(queue.cost.best_batch)
@@ -151,18 +151,18 @@ class Scheduler:
         self._active.add(queue)
         return QueuePlace(self, queue, deadline)
 
-    async def infer(self, queue: EngineQueue, item: PendingImage) -> Answer:
+    async def infer(self, queue: EngineQueue, image: PendingImage) -> Answer:
         """Enqueue a decoded image and return its answer. A cancelled caller leaves the queue."""
         if not queue.waiting:
             queue.share = max(queue.share, self._share)
-        queue.waiting.append(item)
+        queue.waiting.append(image)
         if self._loop is None or self._loop.done():
             self._loop = asyncio.create_task(self._run())
         try:
-            return await item.answer
+            return await image.answer
         except asyncio.CancelledError:
-            with suppress(ValueError):  # it may be running by now
-                queue.waiting.remove(item)
+            with suppress(ValueError):  # the image may be running already
+                queue.waiting.remove(image)
             raise
 
     def forget_if_empty(self, queue: EngineQueue) -> None:
@@ -181,39 +181,39 @@ class Scheduler:
         now, until = self.clock(), inf
         batch: list[PendingImage] = []
         while queue.waiting and len(batch) < queue.cost.best_batch:
-            item = queue.waiting[0]
-            if item.deadline < now + queue.cost(1):
-                settle(item, Late("it waited until it could not be answered in time"))
-            elif batch and min(until, item.deadline) < now + queue.cost(len(batch) + 1):
+            image = queue.waiting[0]
+            if image.deadline < now + queue.cost(1):
+                settle(image, Late("the image waited too long to be answered in time"))
+            elif batch and min(until, image.deadline) < now + queue.cost(len(batch) + 1):
                 break
             else:
-                until = min(until, item.deadline)
-                batch.append(item)
+                until = min(until, image.deadline)
+                batch.append(image)
             queue.waiting.popleft()
         return batch
 
     async def _run_batch(self, queue: EngineQueue, batch: list[PendingImage]) -> None:
         """Run a batch. If it raises, run its images one by one so that one bad image fails alone."""
         try:
-            logits, started, took = await self._on_device(queue, batch)
+            logits, started, seconds = await self._on_device(queue, batch)
         except Exception as error:
             if len(batch) == 1:
                 settle(batch[0], error)
                 return
-            for item in batch:
-                if not item.answer.done():
-                    await self._run_batch(queue, [item])
+            for image in batch:
+                if not image.answer.done():
+                    await self._run_batch(queue, [image])
             return
-        queue.cost.observe(len(batch), took)
-        for item, row in zip(batch, logits, strict=True):
-            settle(item, Answer(row, len(batch), (started - item.since) * 1000, took * 1000))
+        queue.cost.observe(len(batch), seconds)
+        for image, row in zip(batch, logits, strict=True):
+            settle(image, Answer(row, len(batch), (started - image.since) * 1000, seconds * 1000))
 
     async def _on_device(self, queue: EngineQueue, batch: list[PendingImage]) -> tuple[Logits, float, float]:
         """Run a batch and charge its time to the queue, even if it fails; return logits, start and seconds."""
         started = self.clock()
         self._share, self._free_at = queue.share, started + queue.cost(len(batch))
         try:
-            logits = await self._device(queue.engine, np.stack([item.pixels for item in batch]))
+            logits = await self._device(queue.engine, np.stack([image.pixels for image in batch]))
         finally:
             took = self.clock() - started
             queue.share += took
@@ -222,7 +222,7 @@ class Scheduler:
 
 
 class QueuePlace:
-    """Place in a queue: `decoding` until there are pixels; a context that gives the place up at its end."""
+    """Reserved place of one image in a queue, and a context manager that releases the place at its end."""
 
     def __init__(self, scheduler: Scheduler, queue: EngineQueue, deadline: float) -> None:
         self.queue = queue
@@ -245,15 +245,15 @@ class QueuePlace:
         """Return the answer to one image, (height, width, channels). Raises Late if its deadline passes."""
         self._arrived()
         answer = asyncio.get_running_loop().create_future()
-        item = PendingImage(pixels, self._scheduler.clock(), self._deadline, answer)
-        return await self._scheduler.infer(self.queue, item)
+        image = PendingImage(pixels, self._scheduler.clock(), self._deadline, answer)
+        return await self._scheduler.infer(self.queue, image)
 
 
-def settle(item: PendingImage, outcome: Answer | Exception) -> None:
+def settle(image: PendingImage, outcome: Answer | Exception) -> None:
     """Deliver a result or an error to whoever waits for the image, if anyone still does."""
-    if item.answer.done():
+    if image.answer.done():
         return
     if isinstance(outcome, Exception):
-        item.answer.set_exception(outcome)
+        image.answer.set_exception(outcome)
     else:
-        item.answer.set_result(outcome)
+        image.answer.set_result(outcome)

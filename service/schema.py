@@ -17,7 +17,7 @@ Status = Literal["published", "loading", "ready", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What is known of an architecture before any weights exist."""
+    """Card of an architecture: facts that are known before any weights exist."""
 
     # A `top1` or `top5` that the source lacks is sent as null, never left out.
     __pydantic_config__: ClassVar[Any] = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
@@ -35,7 +35,7 @@ class ArchitectureCard(Card, Totals):
 
 
 class Prediction(BaseModel):
-    """A class and its probability, by softmax."""
+    """Predicted class and its softmax probability."""
 
     index: int
     label: str
@@ -43,7 +43,7 @@ class Prediction(BaseModel):
 
 
 class Timing(BaseModel):
-    """Milliseconds by stage: decoding and preprocessing, waiting for the device, the batch's inference."""
+    """Milliseconds by stage: decoding with preprocessing, waiting in the queue, inference of the batch."""
 
     decode: float
     queue: float
@@ -51,7 +51,7 @@ class Timing(BaseModel):
 
 
 class Candidate(BaseModel):
-    """A model that `auto` may choose: held-out accuracy, predicted time to an answer at this moment's load."""
+    """Model that `auto` may choose, with held-out accuracy and the expected time to an answer at the current load."""
 
     model: str
     precision: str
@@ -61,14 +61,14 @@ class Candidate(BaseModel):
 
 
 class Choice(BaseModel):
-    """Why `auto` chose as it did, and the front: the models of which none is both more accurate and faster."""
+    """Choice by `auto`: its reason, and the Pareto front of top-1 accuracy against expected time."""
 
     reason: str
     front: list[Candidate]
 
 
 class Classification(BaseModel):
-    """The answer to /classify; `model` is the full tag, `predictions` start with the most probable."""
+    """Answer to /classify; `model` is the full tag, `predictions` start with the most probable class."""
 
     model: str
     runtime: str
@@ -80,7 +80,7 @@ class Classification(BaseModel):
 
 
 class ProblemDetails(BaseModel):
-    """Every error, as application/problem+json (RFC 9457); `code` is stable."""
+    """Error of any route, as application/problem+json (RFC 9457); `code` is stable."""
 
     title: str
     status: int
@@ -89,7 +89,7 @@ class ProblemDetails(BaseModel):
 
 
 class Compared(BaseModel):
-    """What one model makes of the image, or the `problem` that kept it from it; held-out accuracy, cost of an image."""
+    """Answer of one model to the image, or its `problem`, with held-out top-1 accuracy, MACs and parameters."""
 
     model: str
     macs: int
@@ -100,14 +100,14 @@ class Compared(BaseModel):
 
 
 class Comparison(BaseModel):
-    """The answer to /compare: whether all that answered name the same class, and each of them."""
+    """Answer to /compare; `agree` is true if all models that answered name the same class."""
 
     agree: bool
     models: list[Compared]
 
 
 class EngineSummary(BaseModel):
-    """An engine that was verified or timed on this machine, and why it is not taken unasked, if it is not."""
+    """Engine with its measurements on this machine; `problem` is the reason why `auto` must not choose the engine."""
 
     runtime: str
     precision: str
@@ -117,7 +117,7 @@ class EngineSummary(BaseModel):
 
 
 class PublishedModelSummary(BaseModel):
-    """Weights that can be served; `accuracy` is by precision, on images held out of `dataset`."""
+    """Published model and its state; `accuracy` is by precision, on held-out images of `dataset`."""
 
     tag: str
     dataset: str
@@ -132,20 +132,20 @@ class PublishedModelSummary(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSummary(Card, Totals):
-    """An architecture's card, its cost at the paper's input, and what is published of it."""
+    """Card of an architecture, its cost at the paper's input, and its published models."""
 
     models: list[PublishedModelSummary]
 
 
 class ModelComplexity(BaseModel):
-    """Cost at the paper's input, and by tag at each published model's own where that differs."""
+    """Cost at the paper's input, and by tag the cost of each published model whose input or classes differ."""
 
     paper: Complexity
     models: dict[str, Complexity]
 
 
 class Percentiles(BaseModel):
-    """Milliseconds."""
+    """Percentiles of a duration in milliseconds."""
 
     p50: float
     p90: float
@@ -153,7 +153,7 @@ class Percentiles(BaseModel):
 
 
 class Latency(BaseModel):
-    """Live figures of one model, of its last requests, at most 1,000, by stage; and what the benchmark found here."""
+    """Latency of one model: live, by stage, over the last `requests` (at most 1,000), and as benchmarked here."""
 
     requests: int
     stages_ms: dict[str, Percentiles]
@@ -161,16 +161,17 @@ class Latency(BaseModel):
 
 
 class ModelLatency(BaseModel):
-    """By tag."""
+    """Latency of each published model of an architecture, by tag."""
 
     models: dict[str, Latency]
 
 
 class ParetoPoint(BaseModel):
-    """One published model; times are None until it is loaded.
+    """Accuracy and costs of one published model; `alone_ms` and `expected_ms` are null until the model is loaded.
 
-    `alone_ms` is the predicted inference of one image, `expected_ms` the predicted time to an answer at this moment's
-    load, `live_ms` what recent requests took; `front` names the costs at which no other is both better and cheaper.
+    `alone_ms` is the predicted inference time of one image, `expected_ms` the expected time to an answer at the current
+    load, `live_ms` the inference time of recent requests. `front` names the costs in which the model is on the Pareto
+    front: no other model is at least as accurate at no higher cost.
     """
 
     model: str
@@ -186,7 +187,7 @@ class ParetoPoint(BaseModel):
 
 
 class Pareto(BaseModel):
-    """Accuracy against cost, of models whose accuracies may be compared: held out of one data set, the same labels."""
+    """Accuracy against cost of models whose accuracies are comparable: one data set and the same labels."""
 
     dataset: str
     models: list[ParetoPoint]

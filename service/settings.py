@@ -1,4 +1,4 @@
-"""What an operator can set, by environment variables that start with CONVSERVE_."""
+"""Settings of the server, read from environment variables that start with CONVSERVE_."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from engines.runtimes.registry import Runtime
 from service.cost import batch_sizes
 
-EMBEDDED_DATASET = "mnist5k"  # what training has a recipe for, for every architecture
+EMBEDDED_DATASET = "mnist5k"  # training has a recipe of this data set for every architecture
 
 
 Secret = Annotated[SecretStr, Field(min_length=1)]
 
 
 class Settings(BaseSettings):
-    """Each field is CONVSERVE_<NAME IN CAPITALS>; `pins` is JSON, such as {"lenet5": "lenet5:mnist5k-5c93254d"}."""
+    """Settings of the server; each field is read from CONVSERVE_<NAME IN CAPITALS>.
+
+    `pins` is JSON, such as {"lenet5": "lenet5:mnist5k-5c93254d"}.
+    """
 
     model_config = SettingsConfigDict(env_prefix="CONVSERVE_", frozen=True)
 
@@ -44,9 +47,9 @@ class Settings(BaseSettings):
 
     @property
     def warm_batches(self) -> list[int]:
-        """Batch sizes that an engine has run before it serves: powers of two, and the largest.
+        """Batch sizes that an engine runs before it serves: powers of two, and the largest.
 
-        Where a request waits for the loading, one image alone.
+        With `load` "first_use" a request waits for the loading, so only one image is run.
         """
         if self.load == "first_use":
             return [1]

@@ -1,1 +1,1 @@
-"""The routes, by what they are for."""
+"""HTTP routes: classification, and models with their costs."""

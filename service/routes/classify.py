@@ -1,4 +1,4 @@
-"""Images in, classes out."""
+"""Routes that classify an image: /classify and /compare."""
 
 from __future__ import annotations
 
@@ -36,24 +36,28 @@ IMAGE_BODY = {
         },
     },
 }
-TopK = Annotated[int, Field(ge=1, le=MAX_TOP_K, description="how many classes to answer, at most")]
+TopK = Annotated[int, Field(ge=1, le=MAX_TOP_K, description="largest number of classes in the answer")]
 DeadlineMs = Annotated[
-    float | None, Field(gt=0, description="refused, or given up, if it cannot be answered in so many milliseconds")
+    float | None,
+    Field(gt=0, description="milliseconds after which an answer is useless; late requests are refused or ended"),
 ]
 
 
-class Asked(BaseModel):
-    """What a request to /classify asks for, beside its body."""
+class ClassifyQuery(BaseModel):
+    """Query parameters of a request to /classify."""
 
     model: Annotated[str, Field(max_length=200, description="architecture, architecture@dataset, full tag, or auto")]
     top_k: TopK = 5
     precision: Annotated[
-        Literal["fp32", "bf16", "fp16", "int8"] | None, Field(description="an engine's; without, the server chooses")
+        Literal["fp32", "bf16", "fp16", "int8"] | None,
+        Field(description="precision of the engine; the server chooses by default"),
     ] = None
     deadline_ms: DeadlineMs = None
-    max_latency_ms: Annotated[float | None, Field(gt=0, description="with auto: the most accurate within it")] = None
+    max_latency_ms: Annotated[
+        float | None, Field(gt=0, description="with auto: choose the most accurate model expected within it")
+    ] = None
     min_accuracy: Annotated[
-        float | None, Field(ge=0, le=1, description="with auto: the fastest of such a held-out top-1")
+        float | None, Field(ge=0, le=1, description="with auto: lowest held-out top-1 accuracy")
     ] = None
 
 
@@ -66,14 +70,14 @@ router = APIRouter()
     responses=problems(400, 401, 404, 409, 413, 415, 422, 500, 503, 504),
     openapi_extra={"requestBody": IMAGE_BODY},
 )
-async def classify(request: Request, server: Shared, asked: Annotated[Asked, Query()]) -> Response:
+async def classify(request: Request, server: Shared, query: Annotated[ClassifyQuery, Query()]) -> Response:
     """Classify one image: the body is the image itself, or a form with a part `image`."""
-    async with asyncio.timeout_at(deadline_of(server, asked.deadline_ms)) as until:
-        found, choice = model_for(server, asked)
-        request.state.tag = found.manifest.tag
-        queue = await server.catalog.loader.queue(found, asked.precision)
+    async with asyncio.timeout_at(deadline_of(server, query.deadline_ms)) as until:
+        model, choice = model_for(server, query)
+        request.state.tag = model.manifest.tag
+        queue = await server.catalog.loader.queue(model, query.precision)
         with queue.in_use():
-            (answer,) = await answers(server, request, [(found, queue)], asked.top_k, until)
+            (answer,) = await answers(server, request, [(model, queue)], query.top_k, until)
     if isinstance(answer, Exception):
         raise answer
     answer.choice = choice
@@ -82,16 +86,16 @@ async def classify(request: Request, server: Shared, asked: Annotated[Asked, Que
     return Response(content, media_type="application/json", headers={"Server-Timing": timing})
 
 
-def model_for(server: ServerContext, asked: Asked) -> tuple[ServedModel, schema.Choice | None]:
-    """The model that was asked for, or was chosen, and why; Problem 422 if what is asked does not go together."""
-    name, _, dataset = asked.model.partition("@")
+def model_for(server: ServerContext, query: ClassifyQuery) -> tuple[ServedModel, schema.Choice | None]:
+    """Return the requested or chosen model, and the choice of `auto`. Raises Problem 422 for conflicting parameters."""
+    name, _, dataset = query.model.partition("@")
     if name == AUTO:
-        if asked.precision:
+        if query.precision:
             raise Problem(422, "invalid_parameter", "with model=auto the server chooses the precision too")
-        return choose_model(server, dataset or server.settings.dataset, asked.max_latency_ms, asked.min_accuracy)
-    if asked.max_latency_ms is not None or asked.min_accuracy is not None:
+        return choose_model(server, dataset or server.settings.dataset, query.max_latency_ms, query.min_accuracy)
+    if query.max_latency_ms is not None or query.min_accuracy is not None:
         raise Problem(422, "invalid_parameter", "max_latency_ms and min_accuracy are for model=auto")
-    return server.catalog.find(asked.model), None
+    return server.catalog.find(query.model), None
 
 
 @router.post(
@@ -103,29 +107,34 @@ def model_for(server: ServerContext, asked: Asked) -> tuple[ServedModel, schema.
 async def compare(
     request: Request,
     server: Shared,
-    models: Annotated[str, Query(max_length=2000, description=f"names by commas, {MAX_COMPARED} at most")],
+    models: Annotated[str, Query(max_length=2000, description=f"names separated by commas, at most {MAX_COMPARED}")],
     top_k: Annotated[TopK, Query()] = 5,
     deadline_ms: Annotated[DeadlineMs, Query()] = None,
 ) -> schema.Comparison:
-    """One image, decoded once: what each model makes of it, at what cost. One that fails does not fail the others."""
+    """Classify one image, decoded once, by several models, and return each model's answer and cost.
+
+    If a model cannot be loaded, or fails in inference, its row holds a `problem` and the other models still answer.
+    Every other error fails the whole request: an unknown name (404), a name without published weights (409), an image
+    that cannot be decoded, or a deadline that one of the models is not expected to meet (422, 503).
+    """
     names = list(dict.fromkeys(models.split(",")))
     if len(names) > MAX_COMPARED:
         raise Problem(422, "invalid_parameter", f"models: {len(names)} are too many; at most {MAX_COMPARED}")
     async with asyncio.timeout_at(deadline_of(server, deadline_ms)) as until:
-        found = list({model.manifest.tag: model for model in map(server.catalog.find, names)}.values())
-        rows = [compared(model) for model in found]
-        asked = []
+        selected = list({model.manifest.tag: model for model in map(server.catalog.find, names)}.values())
+        rows = [compared(model) for model in selected]
+        loaded = []
         with ExitStack() as held:
-            for model, row in zip(found, rows, strict=True):
+            for model, row in zip(selected, rows, strict=True):
                 try:
                     queue = await server.catalog.loader.queue(model)
                 except Problem as problem:
                     failed(server, row, problem)
                 else:
-                    asked.append((model, held.enter_context(queue.in_use())))
-            given = await answers(server, request, asked, top_k, until)
-    waiting = (row for row in rows if not row.problem)
-    for row, (model, _), answer in zip(waiting, asked, given, strict=True):
+                    loaded.append((model, held.enter_context(queue.in_use())))
+            results = await answers(server, request, loaded, top_k, until)
+    loaded_rows = (row for row in rows if not row.problem)
+    for row, (model, _), answer in zip(loaded_rows, loaded, results, strict=True):
         if isinstance(answer, Exception):
             failed(server, row, answer)
         else:
@@ -136,13 +145,13 @@ async def compare(
 
 
 def compared(model: ServedModel) -> schema.Compared:
-    """A row of a comparison, without an answer yet."""
-    entry = model.manifest
-    return schema.Compared(model=entry.tag, macs=entry.complexity.macs, params=entry.complexity.params)
+    """Return a model's row of a comparison, still without an answer."""
+    manifest = model.manifest
+    return schema.Compared(model=manifest.tag, macs=manifest.complexity.macs, params=manifest.complexity.params)
 
 
 def failed(server: ServerContext, row: schema.Compared, error: Exception) -> None:
-    """What kept a model from an answer: told, counted and, if it is the server's own fault, logged."""
+    """Put a model's error into its row and count the error; log it if it is an internal error."""
     problem = as_problem(error)
     row.problem = problem.details()
     server.metrics.failed(row.model, problem.code)

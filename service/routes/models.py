@@ -1,4 +1,4 @@
-"""What there is: architectures, what is published of them, what they cost, and how fast they are."""
+"""Routes on models: architectures, published models, costs, latencies, and loading by an administrator."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ router = APIRouter()
 
 @router.get("/models")
 async def models(server: Shared) -> list[schema.ModelSummary]:
-    """Every architecture, with what is published of it."""
+    """Return every architecture with its published models."""
     return [summary(server, card) for card in server.catalog.architectures.values()]
 
 
 @router.get("/models/{name}", responses=problems(404))
 async def model_detail(name: str, server: Shared) -> schema.ModelSummary:
-    """One architecture, with what is published of it."""
+    """Return one architecture with its published models."""
     return summary(server, server.catalog.architecture(name))
 
 
 @router.get("/models/{name}/complexity", responses=problems(404))
 async def model_complexity(name: str, server: Shared) -> schema.ModelComplexity:
-    """What a forward pass costs, in all and layer by layer."""
+    """Return the cost of a forward pass, in total and layer by layer."""
     paper = server.catalog.architecture(name)
     own = {model.manifest.tag: model.manifest.complexity for model in server.catalog.published(name)}
     at_paper = (paper.input_shape, paper.classes)
@@ -42,7 +42,7 @@ async def model_complexity(name: str, server: Shared) -> schema.ModelComplexity:
 
 @router.get("/models/{name}/latency", responses=problems(404))
 async def model_latency(name: str, server: Shared) -> schema.ModelLatency:
-    """How long recent requests took, by stage, and what the benchmark found of each engine."""
+    """Return percentiles of recent requests by stage, and the benchmark of each engine."""
     server.catalog.architecture(name)
     figures = {}
     for model in server.catalog.published(name):
@@ -56,42 +56,42 @@ async def model_latency(name: str, server: Shared) -> schema.ModelLatency:
 
 @router.get("/pareto", responses=problems(401))
 async def pareto(server: Shared, dataset: str | None = None) -> schema.Pareto:
-    """Accuracy against multiply-accumulates, parameters and time: which models nothing else beats.
+    """Return accuracy against multiply-accumulates, parameters and time, and the Pareto front of each.
 
-    `dataset` is that of the weights; without, the server's default.
+    `dataset` is the data set that the weights were trained on, by default the server's.
     """
     dataset = dataset or server.settings.dataset
     published = comparable(model for model in server.catalog.models.values() if model.manifest.dataset == dataset)
     points = [point for model in published if (point := pareto_point(server, model))]
     expected = {option.model.manifest.tag: option.expected_ms for option in options(server, dataset)}
-    for one in points:
-        one.expected_ms = expected.get(one.model)
-    loaded = [one for one in points if one.expected_ms is not None]
-    on: dict[Literal["macs", "params", "latency"], list[schema.ParetoPoint]] = {
-        "macs": front(points, lambda one: one.top1, lambda one: one.macs),
-        "params": front(points, lambda one: one.top1, lambda one: one.params),
-        "latency": front(loaded, lambda one: one.top1, lambda one: one.alone_ms or 0),
+    for point in points:
+        point.expected_ms = expected.get(point.model)
+    loaded = [point for point in points if point.expected_ms is not None]
+    fronts: dict[Literal["macs", "params", "latency"], list[schema.ParetoPoint]] = {
+        "macs": front(points, lambda point: point.top1, lambda point: point.macs),
+        "params": front(points, lambda point: point.top1, lambda point: point.params),
+        "latency": front(loaded, lambda point: point.top1, lambda point: point.alone_ms or 0),
     }
-    for one in points:
-        one.front = [cost for cost, found in on.items() if one in found]
+    for point in points:
+        point.front = [cost for cost, members in fronts.items() if point in members]
     return schema.Pareto(dataset=dataset, models=points)
 
 
 def pareto_point(server: ServerContext, model: ServedModel) -> schema.ParetoPoint | None:
-    """One published model; None if no held-out accuracy of it is known."""
-    entry, queue = model.manifest, model.chosen.queue
+    """Return the point of a published model, or None if its held-out accuracy is unknown."""
+    manifest, queue = model.manifest, model.chosen.queue
     precision = queue.engine.precision if queue else "fp32"
     accuracy = accuracy_of(model, precision)
     if not accuracy:
         return None
-    _, live = server.metrics.percentiles(entry.tag)
+    _, live = server.metrics.percentiles(manifest.tag)
     return schema.ParetoPoint(
-        model=entry.tag,
+        model=manifest.tag,
         precision=precision,
         top1=accuracy.top1,
         images=accuracy.images,
-        macs=entry.complexity.macs,
-        params=entry.complexity.params,
+        macs=manifest.complexity.macs,
+        params=manifest.complexity.params,
         alone_ms=1000 * queue.cost(1) if queue else None,
         expected_ms=None,
         live_ms=live.get("inference"),
@@ -100,20 +100,20 @@ def pareto_point(server: ServerContext, model: ServedModel) -> schema.ParetoPoin
 
 
 async def admin(
-    server: Shared, given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
+    server: Shared, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 ) -> None:
-    """Problem 403 if there is no admin token, 401 if another was given."""
+    """Raise Problem 403 if no admin token is configured, 401 if the request has no token or a wrong one."""
     token = server.settings.admin_token
     if token is None:
-        raise Problem(403, "admin_off", "models are loaded and unloaded by hand only if CONVSERVE_ADMIN_TOKEN is set")
-    if not given or not same(given.credentials, token):
+        raise Problem(403, "admin_off", "loading and unloading by request needs CONVSERVE_ADMIN_TOKEN to be set")
+    if not credentials or not same(credentials.credentials, token):
         headers = {"WWW-Authenticate": "Bearer"}
-        raise Problem(401, "unauthorized", "the admin's token is needed, as a bearer's", headers=headers)
+        raise Problem(401, "unauthorized", "the admin token is needed, as a bearer token", headers=headers)
 
 
 @router.post("/models/{name}/load", dependencies=[Depends(admin)], responses=problems(401, 403, 404, 409, 503))
 async def load(name: str, server: Shared) -> schema.PublishedModelSummary:
-    """Load a model's engine, if it is not loaded."""
+    """Load the default engine of a model, unless loaded already."""
     model = server.catalog.find(name)
     await server.catalog.loader.queue(model)
     return published_model(model)
@@ -121,24 +121,24 @@ async def load(name: str, server: Shared) -> schema.PublishedModelSummary:
 
 @router.post("/models/{name}/unload", dependencies=[Depends(admin)], responses=problems(401, 403, 404, 409))
 async def unload(name: str, server: Shared) -> schema.PublishedModelSummary:
-    """Let a model's engines go; the next request for it loads it again."""
+    """Unload all engines of a model; the next request for the model loads its engine again."""
     model = server.catalog.find(name)
     server.catalog.loader.unload(model)
     return published_model(model)
 
 
 def summary(server: ServerContext, card: schema.ArchitectureCard) -> schema.ModelSummary:
-    """A card with its cost and what is published of it, without the layers."""
+    """Return an architecture's card with its total cost and published models, without the layers."""
     return schema.ModelSummary(**vars(card), models=published(server, card.name))
 
 
 def published(server: ServerContext, architecture: str) -> list[schema.PublishedModelSummary]:
-    """What is published of one architecture, and whether it is loaded."""
+    """Return the published models of one architecture, with their load status."""
     return [published_model(model) for model in server.catalog.published(architecture)]
 
 
 def published_model(model: ServedModel) -> schema.PublishedModelSummary:
-    """One of them."""
+    """Return a published model with its load status and engines."""
     slot = model.chosen
     engine = slot.queue.engine if slot.queue else None
     return schema.PublishedModelSummary(

@@ -1,4 +1,4 @@
-"""Pictures of few bytes that would take much memory or time to decode."""
+"""Pictures of few bytes that need much memory or time to decode."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.service.test_images import encoded, png
 
 
 def large_png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    """Black, one bit a pixel, made row by row; `chunks` come before the pixels."""
+    """Return a black PNG of one bit a pixel, made row by row; `chunks` come before the pixels."""
     packer, row = zlib.compressobj(9), bytes(1 + (width + 7) // 8)
     packed = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
@@ -25,7 +25,7 @@ def rle_bmp(width: int, height: int, runs: bytes) -> bytes:
 
 
 def jpeg_of_scans(edge: int, scans: int) -> bytes:
-    """Progressive: after the first, each scan says of every block, in some bytes, that nothing changes."""
+    """Return a progressive JPEG whose scans after the first state, in some bytes, that no block changes."""
 
     def segment(marker: int, data: bytes) -> bytes:
         return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
@@ -41,7 +41,7 @@ def jpeg_of_scans(edge: int, scans: int) -> bytes:
 
 
 def webp_of_size(edge: int) -> bytes:
-    """Animated, of one frame of 8 x 8, on a canvas that is said to be larger."""
+    """Return an animated WebP of one frame of 8 x 8 whose header declares a canvas of `edge` x `edge`."""
     frame = encoded(Image.new("RGB", (8, 8)), "WEBP", lossless=True)[12:]
     canvas = struct.pack("<I", edge - 1)[:3]
     placed = bytes(6) + struct.pack("<I", 7)[:3] * 2 + bytes(4) + frame

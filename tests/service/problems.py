@@ -1,4 +1,4 @@
-"""Status and code of the problem in an answer, from a client or from a socket."""
+"""Readers of the problem in an answer, received by a client or from a socket."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import httpx
 
 
 def problem(response: httpx.Response) -> tuple[int, str]:
-    """Status and code of what must be a problem."""
+    """Return status and code of a response, which must be a problem."""
     assert response.headers["content-type"] == "application/problem+json", response.text[:200]
     details = response.json()
     assert details["status"] == response.status_code
@@ -18,7 +18,7 @@ def problem(response: httpx.Response) -> tuple[int, str]:
 
 
 def answer_to(connection: socket.socket) -> tuple[int, str]:
-    """Status and code of the problem that the server writes before it closes the connection."""
+    """Return status and code of the problem that the server writes before closing the connection."""
     answer = b"".join(iter(lambda: connection.recv(65536), b""))
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"content-type: application/problem+json" in head.lower(), answer[:400]

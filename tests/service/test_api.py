@@ -1,4 +1,4 @@
-"""What the routes make of engines that are slow, full or fail; choosing, comparing, and who may ask."""
+"""Tests of the routes with slow, full and failing engines; of `auto`, comparisons, API keys and logs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ DIGIT = (ROOT / "docs" / "digit.png").read_bytes()
 
 
 class Sleepy:
-    """Answers class 0 after a while, or raises what it is given."""
+    """Engine that returns class 0 after a delay, or raises a given error."""
 
     runtime = "sleepy"
     precision = "fp32"
@@ -57,7 +57,7 @@ class Sleepy:
 
 
 def put(server: ServerContext, tag: str, engine: Sleepy, seconds: float = 0.001) -> EngineQueue:
-    """Have a model served by this engine, predicted to take so long."""
+    """Serve a model with the given engine and predicted duration."""
     queue = EngineQueue(engine, BatchCost({1: seconds}, 32))
     server.catalog.models[tag].slots[None] = Slot(status="ready", queue=queue)
     return queue
@@ -72,21 +72,21 @@ async def client_of(server: ServerContext) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 def three(lenet5: PublishedModel, tmp_path: Path) -> Iterator[list[str]]:
-    """Tags of three models of one data set: the more accurate, the newer; and one of another data set."""
+    """Publish three models of one data set, newer ones more accurate, and one of another; return their tags."""
     tags = []
     rows = [("a", "mnist5k", 0.8), ("b", "mnist5k", 0.9), ("c", "mnist5k", 0.95), ("d", "kuzushiji", 0.99)]
     for number, (digest, dataset, top1) in enumerate(rows):
-        entry = lenet5.manifest
-        files = entry.files | {
-            manifest.WEIGHTS: entry.files[manifest.WEIGHTS].model_copy(update={"sha256": digest * 64})
+        original = lenet5.manifest
+        files = original.files | {
+            manifest.WEIGHTS: original.files[manifest.WEIGHTS].model_copy(update={"sha256": digest * 64})
         }
         accuracy = {"fp32": manifest.Accuracy(top1=top1, images=1000)}
-        changed = entry.model_copy(
+        changed = original.model_copy(
             update={
                 "files": files,
                 "dataset": dataset,
                 "accuracy": accuracy,
-                "created": entry.created.replace(year=2030 + number),
+                "created": original.created.replace(year=2030 + number),
             }
         )
         folder = tmp_path / "lenet5" / f"{dataset}-{digest * 8}"
@@ -100,7 +100,7 @@ def three(lenet5: PublishedModel, tmp_path: Path) -> Iterator[list[str]]:
 
 @pytest.fixture
 def server(three: list[str]) -> ServerContext:
-    """The three answer 0, 1 and 1, in 1, 10 and 100 predicted ms; the fourth 2."""
+    """Return a server whose three models answer 0, 1 and 1, in 1, 10 and 100 predicted ms; the fourth answers 2."""
     server = make_context(Settings())
     for tag, answer, seconds in zip(three, (0, 1, 1, 2), (0.001, 0.01, 0.1, 0.1), strict=True):
         put(server, tag, Sleepy(answer), seconds)
@@ -154,7 +154,7 @@ async def test_auto_takes_the_most_accurate_in_the_budget_at_this_moments_load(
         assert (await ask(min_accuracy=0.85)).json()["model"] == three[1]
         chosen = (await ask(max_latency_ms=50, min_accuracy=0.85)).json()["choice"]
         assert [row["model"] for row in chosen["front"]] == three[:3]
-        assert chosen["reason"].startswith("the most accurate, 90.0%, of those expected within 50 ms")
+        assert chosen["reason"].startswith("the most accurate, 90.0%, of the models expected within 50 ms")
         queue = server.catalog.models[three[1]].chosen.queue
         assert queue
         with server.scheduler.admit(queue, asyncio.get_running_loop().time() + 100):
@@ -177,12 +177,12 @@ async def test_auto_takes_the_most_accurate_in_the_budget_at_this_moments_load(
 async def test_the_front_has_what_nothing_beats(server: ServerContext, three: list[str]) -> None:
     put(server, three[1], Sleepy(), 0.5)  # slower than the third, and less accurate
     async with client_of(server) as client:
-        found = (await client.get("/pareto")).json()
-        rows = {row["model"]: row for row in found["models"]}
-        assert found["dataset"] == "mnist5k"
+        pareto = (await client.get("/pareto")).json()
+        rows = {row["model"]: row for row in pareto["models"]}
+        assert pareto["dataset"] == "mnist5k"
         assert rows.keys() == set(three[:3])
         assert {tag for tag in three[:3] if "latency" in rows[tag]["front"]} == {three[0], three[2]}
-        assert {tag for tag in three[:3] if "macs" in rows[tag]["front"]} == {three[2]}  # all cost the same
+        assert {tag for tag in three[:3] if "macs" in rows[tag]["front"]} == {three[2]}  # all three have the same MACs
         assert rows[three[1]]["alone_ms"] == 500
         assert (await client.get("/pareto?dataset=nosuch")).json()["models"] == []
 
@@ -197,7 +197,7 @@ async def test_compare_decodes_once_and_one_that_fails_fails_alone(server: Serve
         assert labels == {three[0]: "0", three[2]: "1"}
         assert rows[three[1]]["problem"]["code"] == "internal_error"
         assert 'outcome="internal_error"} 1.0' in (await client.get("/metrics")).text
-        server.catalog.models[three[1]].slots[None] = Slot()  # whose files are not what was published
+        server.catalog.models[three[1]].slots[None] = Slot()  # its files are not the published ones
         unloadable = (await client.post("/compare", params={"models": ",".join(three[:2])}, content=DIGIT)).json()
         assert [row.get("problem", {}).get("code") for row in unloadable["models"]] == [None, "not_loadable"]
         assert (rows[three[2]]["top1"], rows[three[2]]["macs"]) == (0.95, 325_680)
@@ -244,9 +244,9 @@ async def test_the_short_way_answers_as_fastapi_would(
         for path in ("/classify", "/elsewhere"):
             monkeypatch.setattr("service.fast_path.PATH", path)
             response = await client.post(url, content=DIGIT, headers=headers)
-            told = {name: value for name, value in response.json().items() if name not in {"timing_ms", "choice"}}
+            fields = {name: value for name, value in response.json().items() if name not in {"timing_ms", "choice"}}
             kind = response.headers["content-type"]
-            answers.append((response.status_code, kind, response.headers.keys(), told))
+            answers.append((response.status_code, kind, response.headers.keys(), fields))
     assert answers[0] == answers[1]
 
 
@@ -286,7 +286,7 @@ async def test_requests_have_ids_and_routes_are_counted_as_templates(server: Ser
 
 
 class Full(io.StringIO):
-    """A file on a disk that is full."""
+    """File on a disk that is full."""
 
     def flush(self) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -299,13 +299,13 @@ async def test_each_request_is_a_line_of_json_and_answered_if_it_cannot_be_writt
         await client.post(f"/classify?model={three[0]}", content=DIGIT, headers={"X-Request-ID": "abc-1"})
         await client.post("/classify?model=nosuch", content=DIGIT)
         good, bad = map(json.loads, capsys.readouterr().out.splitlines())
-        told = {"request_id": "abc-1", "method": "POST", "route": "/classify", "status": 200, "code": None}
-        assert good == good | told | {"model": three[0]}
+        expected = {"request_id": "abc-1", "method": "POST", "route": "/classify", "status": 200, "code": None}
+        assert good == good | expected | {"model": three[0]}
         assert bad == bad | {"status": 404, "code": "unknown_model", "model": None}
         assert good["ms"] > 0
         assert datetime.fromisoformat(good["timestamp"]) <= datetime.fromisoformat(bad["timestamp"])
     monkeypatch.setattr("sys.stdout", Full())
-    raising = httpx.ASGITransport(create_application(server))  # as an error in the log would be raised after the answer
+    raising = httpx.ASGITransport(create_application(server))  # an error while logging would be raised after the answer
     async with httpx.AsyncClient(transport=raising, base_url="http://test") as client:
         assert (await client.get("/models/lenet5")).status_code == 200
 
@@ -318,9 +318,9 @@ async def test_stages_are_spans_of_the_request(server: ServerContext, three: lis
     async with client_of(replace(server, tracer=tracer)) as client:
         with tracer.start_as_current_span("request") as request:
             await client.post(f"/classify?model={three[0]}", content=DIGIT)
-    found = spans.get_finished_spans()
-    assert [span.name for span in found] == ["decode", "queue", "inference", "request"]
-    assert {span.parent.span_id for span in found[:3] if span.parent} == {request.get_span_context().span_id}
+    finished = spans.get_finished_spans()
+    assert [span.name for span in finished] == ["decode", "queue", "inference", "request"]
+    assert {span.parent.span_id for span in finished[:3] if span.parent} == {request.get_span_context().span_id}
 
 
 async def test_wrong_parameters_are_counted_without_their_text(server: ServerContext) -> None:

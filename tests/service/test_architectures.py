@@ -1,4 +1,4 @@
-"""The files of architectures: cards at the start, layers when they are needed."""
+"""Tests of the files of architectures: cards are read at the start, layers when requested."""
 
 from __future__ import annotations
 

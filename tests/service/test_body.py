@@ -1,4 +1,4 @@
-"""What forms clients send, and the image in them."""
+"""Tests of reading the image from the forms that clients send."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which weights a name means."""
+"""Tests of the catalogue: model names, loading, and the memory budget."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ Rows = list[tuple[str, str | None]]
 
 @contextmanager
 def store_of(lenet5: PublishedModel, root: Path, rows: Rows) -> Iterator[None]:
-    """lenet5 under other names, each newer than the one before: by data set, and a false digest of its weights."""
+    """Use a store of copies of lenet5, each newer than the last, with the data sets and false digests of `rows`."""
     for number, (dataset, digest) in enumerate(rows):
-        entry = json.loads((lenet5.folder / manifest.FILE).read_text())
-        entry["dataset"] = dataset
-        weights = entry["files"][manifest.WEIGHTS]
+        fields = json.loads((lenet5.folder / manifest.FILE).read_text())
+        fields["dataset"] = dataset
+        weights = fields["files"][manifest.WEIGHTS]
         weights["sha256"] = digest * 64 if digest else weights["sha256"]
-        entry["created"] = f"2026-01-0{number + 1}T00:00:00Z"
+        fields["created"] = f"2026-01-0{number + 1}T00:00:00Z"
         folder = root / "lenet5" / f"{dataset}-{weights['sha256'][:8]}"
         shutil.copytree(lenet5.folder, folder)
-        (folder / manifest.FILE).write_text(json.dumps(entry))
+        (folder / manifest.FILE).write_text(json.dumps(fields))
     BentoMLContainer.model_store.set(ModelStore(root))
     yield
     BentoMLContainer.model_store.reset()
@@ -45,14 +45,14 @@ def store_of(lenet5: PublishedModel, root: Path, rows: Rows) -> Iterator[None]:
 
 @pytest.fixture
 def store(lenet5: PublishedModel, tmp_path: Path) -> Iterator[None]:
-    """Older and newer lenet5 weights for mnist5k, and the newest of all for another data set."""
+    """Use a store of older and newer lenet5 weights for mnist5k, and the newest for another data set."""
     with store_of(lenet5, tmp_path, [("mnist5k", "a"), ("mnist5k", "b"), ("kuzushiji", "c")]):
         yield
 
 
 @pytest.fixture
 def loadable(lenet5: PublishedModel, tmp_path: Path) -> Iterator[None]:
-    """Three that can be loaded."""
+    """Use a store of three models that can be loaded."""
     with store_of(lenet5, tmp_path, [("first", None), ("second", None), ("third", None)]):
         yield
 
@@ -112,13 +112,13 @@ def test_other_data_sets_weights_are_never_taken_instead() -> None:
 async def test_what_was_chosen_for_it_and_fails_is_opened_by_openvino(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def on_a_gpu(records: object, runtime: str, precision: str) -> EngineSpec:  # that is not there
+    def on_a_gpu(records: object, runtime: str, precision: str) -> EngineSpec:  # a GPU that does not exist
         return EngineSpec("tensorrt_rtx" if runtime == "auto" else "openvino", "fp32")
 
     monkeypatch.setattr("service.loading.choose", on_a_gpu)
     catalog = Catalog(Settings(load="first_use"))
     assert (await catalog.loader.queue(catalog.find("lenet5"))).engine.runtime == "openvino"
-    assert "is opened by openvino instead: there is no NVIDIA GPU" in caplog.text
+    assert "falls back to openvino: there is no NVIDIA GPU" in caplog.text
 
 
 @pytest.mark.anyio
@@ -142,7 +142,7 @@ async def test_what_was_used_least_recently_leaves_for_what_is_asked_for(monkeyp
     def loaded() -> list[ServedModel]:
         return [model for model in catalog.models.values() if model.chosen.queue]
 
-    assert loaded() == [one, two]  # the third does not fit
+    assert loaded() == [one, two]  # the third model does not fit
     first = await catalog.loader.queue(one)
     await catalog.loader.queue(three)
     assert loaded() == [one, three]
@@ -156,7 +156,7 @@ async def test_what_was_used_least_recently_leaves_for_what_is_asked_for(monkeyp
     needs["third"] = 300
     with pytest.raises(Problem, match="needs 300 MB, more than CONVSERVE_MEMORY_MB"):
         await catalog.loader.queue(three)
-    assert (loaded(), three.chosen.failures) == ([one, two], 1)  # nobody left for what can never fit
+    assert (loaded(), three.chosen.failures) == ([one, two], 1)  # no engine was unloaded for a model that can never fit
 
 
 @pytest.mark.anyio
@@ -170,7 +170,7 @@ async def test_a_failed_load_is_tried_again_later_and_later(monkeypatch: pytest.
     clock = 1000.0
     monkeypatch.setattr("service.loading.time.monotonic", lambda: clock)
     for wait in (2, 4, 8):
-        for _ in range(2):  # the second is refused without a try
+        for _ in range(2):  # the second request is refused without a try
             with pytest.raises(Problem, match="is not the file that was published") as raised:
                 await catalog.loader.queue(model)
             assert raised.value.headers == {"Retry-After": str(wait)}

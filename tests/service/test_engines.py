@@ -1,4 +1,4 @@
-"""A server that takes the engine which was found fastest and faithful, and says what was found of each."""
+"""Tests of a server that chooses the fastest faithful engine by its records, and reports the records."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DIGIT = ROOT / "docs" / "digit.png"
 
 @pytest.fixture(scope="module")
 def home(run: Run, lenet5_everywhere: PublishedModel) -> Path:
-    """A BENTOML_HOME in which lenet5's engines are verified, and those of OpenVINO timed."""
+    """Return a BENTOML_HOME in which lenet5's engines are verified, and its OpenVINO engines timed."""
     home = lenet5_everywhere.folder.parents[2]
     precisions = ("--precisions", ",".join(PRECISIONS))
     run("engines", "verify", "--runtimes", "openvino,onnxruntime", *precisions, BENTOML_HOME=str(home))
@@ -30,24 +30,26 @@ def home(run: Run, lenet5_everywhere: PublishedModel) -> Path:
 
 
 def engines(client: httpx.Client) -> dict[tuple[str, str], dict[str, Any]]:
-    """What the catalogue says of lenet5's engines, by runtime and precision."""
+    """Return the engines of lenet5 in the answer of /models, by runtime and precision."""
     (model,) = client.get("/models/lenet5").json()["models"]
     return {(engine["runtime"], engine["precision"]): engine for engine in model["engines"]}
 
 
 def test_the_catalogue_lists_engines_and_the_fastest_faithful_one_serves(home: Path) -> None:
     with serving(BENTOML_HOME=str(home)) as (client, _):
-        found = engines(client)
-        assert found.keys() >= set(product(("openvino", "onnxruntime"), PRECISIONS))
-        assert all(found[engine]["fidelity"]["agreement"] >= 0.99 for engine in product(("openvino",), PRECISIONS))
-        assert found["openvino", "bf16"]["problem"].startswith("not verified here: python -m engines verify lenet5:")
-        problem = found["onnxruntime", "fp32"]["problem"]
+        by_engine = engines(client)
+        assert by_engine.keys() >= set(product(("openvino", "onnxruntime"), PRECISIONS))
+        assert all(by_engine[engine]["fidelity"]["agreement"] >= 0.99 for engine in product(("openvino",), PRECISIONS))
+        assert by_engine["openvino", "bf16"]["problem"].startswith(
+            "not verified here: python -m engines verify lenet5:"
+        )
+        problem = by_engine["onnxruntime", "fp32"]["problem"]
         assert problem.startswith("not timed here at batch 8: python -m engines bench lenet5:")
         rates = {
-            precision: {row["batch"]: row["images_per_s"] for row in found["openvino", precision]["benchmark"]}
+            precision: {row["batch"]: row["images_per_s"] for row in by_engine["openvino", precision]["benchmark"]}
             for precision in PRECISIONS
         }
-        faithful = [precision for precision in PRECISIONS if not found["openvino", precision]["problem"]]
+        faithful = [precision for precision in PRECISIONS if not by_engine["openvino", precision]["problem"]]
         assert "fp32" in faithful
         assert INT8_OVERFLOWS or "int8" in faithful
         answer = client.post("/classify?model=lenet5", content=DIGIT.read_bytes()).json()

@@ -1,4 +1,4 @@
-"""Changes to private parts of the frameworks, and the end of the server where such a part is gone."""
+"""Tests of the changes to private parts of the frameworks, and of the error when such a part is gone."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What chance and schemas can think of: requests of the server's own OpenAPI, and pictures that were broken.
+"""Fuzz tests: requests generated from the server's own OpenAPI, and broken pictures.
 
-The long run, of 20,000 pictures, tells how many were decoded: `pytest -m slow -s tests/service/test_fuzz.py`.
+The long run, of 20,000 pictures, prints how many were decoded: `pytest -m slow -s tests/service/test_fuzz.py`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ QUIET = settings(
 )
 
 
-NAMES = {"model", "models", "name"}  # of models
+NAMES = {"model", "models", "name"}  # parameters that are names of models
 CONFORMS: list[schemathesis.CheckFunction] = [
     status_code_conformance,
     content_type_conformance,
@@ -51,13 +51,13 @@ CONFORMS: list[schemathesis.CheckFunction] = [
 def test_every_answer_is_of_the_schema(server: httpx.Client, mode: GenerationMode) -> None:
     schema = schemathesis.openapi.from_url(f"{server.base_url}/openapi.json")
     statuses: Counter[int] = Counter()
-    for found in schema.get_all_operations():
-        assert isinstance(found, Ok)
+    for operation in schema.get_all_operations():
+        assert isinstance(operation, Ok)
 
         @settings(QUIET, max_examples=25)
-        @given(found.ok().as_strategy(generation_mode=mode), st.booleans())
+        @given(operation.ok().as_strategy(generation_mode=mode), st.booleans())
         def ask(case: schemathesis.Case[Any], known: bool) -> None:
-            case.headers.clear()  # among them are those of HTTP itself, of which test_hostile has its own
+            case.headers.clear()  # they include the headers of HTTP itself, which test_hostile tests
             for names in (case.query, case.path_parameters):
                 names.update({key: "lenet5" for key in NAMES & names.keys() if known})
             answer = case.call(timeout=30)
@@ -65,28 +65,28 @@ def test_every_answer_is_of_the_schema(server: httpx.Client, mode: GenerationMod
             assert answer.status_code not in {500, 502}
             case.validate_response(answer, checks=CONFORMS)
 
-        with suppress(Unsatisfiable):  # what takes nothing cannot be asked wrongly
+        with suppress(Unsatisfiable):  # a route without parameters has no invalid request
             ask()
     print(f"{mode.value}: {dict(statuses)}")
     assert statuses.total() > 100
 
 
 def pictures() -> list[bytes]:
-    """Of every format, in every way that is decoded by code of its own."""
+    """Return pictures of every format and of every variant that a separate part of the decoder reads."""
     generator = np.random.default_rng(0)
     colours = Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8))
     deep = Image.fromarray(generator.integers(0, 2**16, (16, 16), dtype=np.uint16))
-    found = [encoded(colours, image_format) for image_format in FORMATS]
-    found += [encoded(colours.convert(mode), "PNG") for mode in ("1", "L", "LA", "P", "RGBA")]
-    found += [encoded(colours.convert(mode), "GIF", interlace=1) for mode in ("L", "P")]
-    found += [encoded(colours.convert(mode), "BMP") for mode in ("1", "L", "P", "RGBA")]
-    found += [encoded(colours.convert(mode), "JPEG", progressive=True) for mode in ("L", "RGB", "CMYK")]
-    found += [encoded(colours.convert(mode), "WEBP", lossless=True) for mode in ("RGB", "RGBA")]
-    found += [encoded(colours, name, save_all=True, append_images=[colours] * 2) for name in ("GIF", "PNG", "WEBP")]
+    bodies = [encoded(colours, image_format) for image_format in FORMATS]
+    bodies += [encoded(colours.convert(mode), "PNG") for mode in ("1", "L", "LA", "P", "RGBA")]
+    bodies += [encoded(colours.convert(mode), "GIF", interlace=1) for mode in ("L", "P")]
+    bodies += [encoded(colours.convert(mode), "BMP") for mode in ("1", "L", "P", "RGBA")]
+    bodies += [encoded(colours.convert(mode), "JPEG", progressive=True) for mode in ("L", "RGB", "CMYK")]
+    bodies += [encoded(colours.convert(mode), "WEBP", lossless=True) for mode in ("RGB", "RGBA")]
+    bodies += [encoded(colours, name, save_all=True, append_images=[colours] * 2) for name in ("GIF", "PNG", "WEBP")]
     exif = Image.Exif()
     exif[0x0112] = 6
-    found += [encoded(colours, name, exif=exif) for name in ("JPEG", "PNG", "WEBP")]
-    return [*found, encoded(deep, "PNG"), DIGIT]
+    bodies += [encoded(colours, name, exif=exif) for name in ("JPEG", "PNG", "WEBP")]
+    return [*bodies, encoded(deep, "PNG"), DIGIT]
 
 
 PICTURES = pictures()
@@ -95,7 +95,7 @@ LENGTHS = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
 
 @st.composite
 def broken_pictures(draw: st.DrawFn) -> bytes:
-    """A picture with bytes changed, lengths replaced, another's end, or less of its own."""
+    """Draw a picture with bytes changed, lengths replaced, another picture's end, or its own end cut off."""
     body = bytearray(draw(st.sampled_from(PICTURES)))
     place = st.integers(0, len(body) - 1)
     for kind in draw(st.lists(st.sampled_from(["flip", "length", "splice", "cut", "repeat"]), min_size=1, max_size=4)):
@@ -115,13 +115,13 @@ def broken_pictures(draw: st.DrawFn) -> bytes:
             case "repeat":
                 body[at:at] = body[at : at + 32] * draw(st.integers(1, 20))
     if body.startswith(b"\x89PNG") and draw(st.booleans()):
-        with suppress(struct.error):  # so that more than the checksums is looked at
+        with suppress(struct.error):  # valid checksums, so that Pillow reads on past them
             return png(*chunks_of(bytes(body)))
     return bytes(body)
 
 
 def outcome(body: bytes) -> str:
-    """Decoded, or the code of a problem; never anything else."""
+    """Return "decoded", or the code of the problem; any other exception fails the test."""
     try:
         pixels = to_pixels(body, SMALL, LIMIT)
     except Problem as problem:
@@ -130,20 +130,20 @@ def outcome(body: bytes) -> str:
 
 
 def outcomes_of_broken_pictures(examples: int) -> Counter[str]:
-    """Of so many; to decode them all once more takes no more memory."""
+    """Count the outcomes of `examples` broken pictures; decoding all of them once more must not take more memory."""
     bodies: list[bytes] = []
     outcomes: Counter[str] = Counter()
 
     @settings(QUIET, max_examples=examples)
     @given(broken_pictures())
     def decode(body: bytes) -> None:
-        found = outcome(body)
-        assert found in OUTCOMES
-        outcomes[found] += 1
+        result = outcome(body)
+        assert result in OUTCOMES
+        outcomes[result] += 1
         bodies.append(body)
 
     decode()
-    before = psutil.Process().memory_info().rss  # what Hypothesis remembers of each is in it
+    before = psutil.Process().memory_info().rss  # includes what Hypothesis keeps of each example
     for body in bodies:
         outcome(body)
     grown = (psutil.Process().memory_info().rss - before) / 1e6

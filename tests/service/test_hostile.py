@@ -1,4 +1,4 @@
-"""What anybody on the network may send: each is refused, held for no longer than allowed, and harms nobody else."""
+"""Tests of hostile requests: each is refused within its time limit and harms no other request."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from tests.serving import serving
 
 TIMEOUT_S = 2.0
 MAX_GROWTH_MB = 80.0
-SOON_S = 1.0  # a good request
+SOON_S = 1.0  # longest time to answer a good request
 FORM = {"content-type": "multipart/form-data; boundary=x"}
 PART = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
 
 
 @dataclass(frozen=True)
 class Target:
-    """A server that gives each request 2 seconds."""
+    """Server whose time limit for a request is 2 seconds."""
 
     client: httpx.Client
     pid: int
 
     def memory_mb(self) -> float:
-        """Resident, of the process tree."""
+        """Return the resident memory of the process tree in MB."""
         parent = psutil.Process(self.pid)
         return sum(process.memory_info().rss for process in [parent, *parent.children(recursive=True)]) / 1e6
 
@@ -56,18 +56,18 @@ class Target:
 def a_server(lenet5: PublishedModel) -> Iterator[Target]:
     with serving(CONVSERVE_RUNTIME="null", CONVSERVE_TIMEOUT_S=str(TIMEOUT_S)) as (client, pid):
         target = Target(client, pid)
-        with ThreadPoolExecutor(16) as pool:  # so that what the first requests take is taken
+        with ThreadPoolExecutor(16) as pool:  # memory of the first requests is taken before the test
             list(pool.map(lambda _: classify(client, large_png(1000, 1000)), range(32)))
         yield target
 
 
 @pytest.fixture
 def target(a_server: Target) -> Iterator[Target]:
-    """The server, which after the test answers a good request soon, and has not grown."""
+    """Yield the server; after the test it must answer a good request soon and must not have grown."""
     before = a_server.memory_mb()
     yield a_server
     assert a_server.seconds_of_a_good_request() < SOON_S
-    deadline = time.monotonic() + 10  # what was being decoded when its client went is decoded to its end
+    deadline = time.monotonic() + 10  # decoding continues after its client went away
     while (grown := a_server.memory_mb() - before) > MAX_GROWTH_MB:
         assert time.monotonic() < deadline, f"{grown:.0f} MB more than before"
         time.sleep(0.1)
@@ -93,8 +93,8 @@ def test_a_decompression_bomb_is_refused_unopened(target: Target, bomb: str) -> 
 @pytest.mark.parametrize(
     "body",
     [
-        pytest.param(lambda: jpeg_of_scans(7000, 5000), id="JPEG of 5,000 scans"),  # 20 s, and 10 MB of them 7 minutes
-        pytest.param(lambda: rle_bmp(50_000_000, 1, b"\1\1\0\0\0\1"), id="BMP of one long run"),  # 7 s, of 1 kB
+        pytest.param(lambda: jpeg_of_scans(7000, 5000), id="JPEG of 5,000 scans"),  # 20 s; 10 MB of scans: 7 min
+        pytest.param(lambda: rle_bmp(50_000_000, 1, b"\1\1\0\0\0\1"), id="BMP of one long run"),  # takes 7 s, from 1 kB
     ],
 )
 def test_no_small_picture_takes_a_decoder_for_long(target: Target, body: Callable[[], bytes]) -> None:
@@ -113,7 +113,7 @@ def test_slow_bodies_end_in_a_timeout_and_keep_nobody_waiting(target: Target) ->
     def drip(_: int) -> tuple[int, str]:
         with target.connect() as connection:
             connection.sendall(f"{HEAD}Content-Length: 1000\r\n\r\n".encode())
-            while not select.select([connection], [], [], 0.75)[0]:  # no byte crosses the answer
+            while not select.select([connection], [], [], 0.75)[0]:  # a byte every 0.75 s until the answer comes
                 connection.sendall(b"x")
             return answer_to(connection)
 
@@ -164,7 +164,7 @@ def test_a_body_shorter_than_was_said_ends_with_its_connection(target: Target, h
     for _ in range(50):
         with target.connect() as connection:
             connection.sendall(f"{HEAD}{head}\r\n\r\n1f4\r\nhalf".encode())
-    with target.connect() as connection:  # one that only says that it has no more to send
+    with target.connect() as connection:  # a client that only closes its sending side
         connection.sendall(f"{HEAD}{head}\r\n\r\n1f4\r\nhalf".encode())
         connection.shutdown(socket.SHUT_WR)
         connection.settimeout(TIMEOUT_S + 5)
@@ -227,7 +227,7 @@ REFUSED = {(404, "unknown_model"), (404, "not_found"), (422, "invalid_parameter"
 def test_a_name_is_no_path(target: Target, name: str) -> None:
     for route in ("/models/{}", "/models/{}/complexity", "/models/{}/latency"):
         path = route.format(quote(name, safe="")).encode()
-        url = target.client.base_url.copy_with(raw_path=path)  # as it is, since httpx would tidy it
+        url = target.client.base_url.copy_with(raw_path=path)  # raw, since httpx would normalise it
         assert problem(target.client.get(url)) in REFUSED
     assert problem(classify(target.client, DIGIT, model=name)) in REFUSED
     assert problem(compare(target.client, name)) in REFUSED
@@ -241,7 +241,7 @@ def compare(client: httpx.Client, models: str, **parameters: str) -> httpx.Respo
 @pytest.mark.parametrize("path", ["/models/../../etc/passwd", "/static-offline-docs/../service/app.py", "//etc/passwd"])
 def test_no_path_leads_to_a_file(target: Target, path: str) -> None:
     for form in (path, path.replace("..", "%2e%2e"), path.replace("../", "%2e%2e%2f"), path.replace("../", "..%5c")):
-        with target.connect() as connection:  # of our own, since httpx would tidy the path
+        with target.connect() as connection:  # a socket, since httpx would normalise the path
             connection.sendall(f"GET {form} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
             assert answer_to(connection)[0] == 404
 
@@ -293,13 +293,13 @@ def test_there_may_be_all_the_time_in_the_world(target: Target, value: str) -> N
     assert compare(target.client, "lenet5", deadline_ms=value).status_code == 200
 
 
-# Things to be followed, opened or run
+# Contents that name URLs, files or code
 
 
 def test_nothing_is_fetched_opened_or_run(target: Target) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/cat.png"
-        # what would contact the listener if it was unpickled
+        # contacts the listener if it is unpickled
         pickled = b"csocket\ncreate_connection\n((S'127.0.0.1'\nI%d\ntptR." % listener.getsockname()[1]
         svg = f'<svg xmlns="http://www.w3.org/2000/svg"><image href="{url}"/></svg>'.encode()
         for body in (url.encode(), pickled, svg, f"file://{__file__}".encode(), b"\x80\x04\x95" + pickled):
@@ -347,7 +347,7 @@ def test_a_flood_takes_no_memory(target: Target, flood: str) -> None:
     head, chunk = FLOODS[flood]
     before, waits = target.memory_mb(), []
     with target.connect() as connection:
-        connection.settimeout(3)  # a server that does not read any more is as good as one that closes
+        connection.settimeout(3)  # a server that stops reading is as good as one that closes
         try:
             connection.sendall(head)
             for number in range(0x4000000 // len(chunk)):
@@ -369,7 +369,7 @@ def test_a_head_of_too_much_is_refused(target: Target, headers: bytes) -> None:
         try:
             connection.sendall(HEAD.encode() + headers + b"Content-Length: 0\r\nConnection: close\r\n\r\n")
             answer = connection.recv(12)
-        except OSError:  # it was closed before we had sent all
+        except OSError:  # the server closed before everything was sent
             pass
         assert answer in {b"", b"HTTP/1.1 400", b"HTTP/1.1 431"}
 
@@ -386,7 +386,7 @@ def test_clients_that_go_away_leave_the_queue(lenet5: PublishedModel) -> None:
     request = f"{HEAD}Content-Length: {len(body)}\r\n\r\n".encode() + body
     with serving(CONVSERVE_RUNTIME="null", CONVSERVE_TIMEOUT_S="120") as (client, pid):
         target = Target(client, pid)
-        connections = [target.connect() for _ in range(100)]  # half a second each, of two at a time
+        connections = [target.connect() for _ in range(100)]  # half a second each, two at a time
         for connection in connections:
             connection.sendall(request)
         deadline = time.monotonic() + 10

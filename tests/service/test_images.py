@@ -1,4 +1,4 @@
-"""Bytes from anybody become pixels or a clear error."""
+"""Tests of decoding: untrusted bytes become pixels or a clear error."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_jpeg_may_be_decoded_scaled_down_and_no_smaller_than_it_is_resized_to(
 
 def test_a_photo_stands_upright() -> None:
     half = np.zeros((20, 20, 3), np.uint8)
-    half[:10] = 255  # white above, and the header says that the top belongs to the right
+    half[:10] = 255  # white above; by the EXIF orientation the top belongs to the right
     exif = Image.Exif()
     exif[0x0112] = 6
     pixels = to_pixels(encoded(Image.fromarray(half), "JPEG", exif=exif), SMALL, LIMIT)
@@ -96,7 +96,7 @@ def test_what_is_no_image_is_refused(body: bytes, status: int, code: str) -> Non
     assert (raised.value.status, raised.value.code) == (status, code)
 
 
-@pytest.mark.parametrize("edge", [1001, 20_000])  # the second is over Pillow's own limit too
+@pytest.mark.parametrize("edge", [1001, 20_000])  # the second edge exceeds Pillow's own limit too
 def test_too_many_pixels_are_refused_before_decoding(edge: int) -> None:
     body = encoded(Image.new("1", (edge, edge)), "PNG")
     assert len(body) < 100_000
@@ -106,7 +106,7 @@ def test_too_many_pixels_are_refused_before_decoding(edge: int) -> None:
 
 
 def png(*chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG of these chunks, their checksums right."""
+    """Return a PNG of the given chunks with correct checksums."""
     body = b"\x89PNG\r\n\x1a\n"
     for kind, data in chunks:
         body += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -1,4 +1,4 @@
-"""A server that is stopped, killed, and given new models while it is asked."""
+"""Tests of a server that is stopped, killed, or receives new models while requests arrive."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def classify(client: httpx.Client, model: str = "lenet5", **parameters: str | fl
 
 
 def worker_of(pid: int) -> psutil.Process:
-    """The process that answers: the one of the server's with the most memory."""
+    """Return the process that answers: the server's process with the most memory."""
     return max(psutil.Process(pid).children(recursive=True), key=lambda child: child.memory_info().rss)
 
 
 @contextmanager
-def asked_all_the_time(client: httpx.Client) -> Iterator[list[int]]:
-    """The status of every answer, 0 for none, of four who ask without a pause."""
+def constant_load(client: httpx.Client) -> Iterator[list[int]]:
+    """Yield a list that collects the status of every answer, 0 for none, to four clients that never pause."""
     seen: list[int] = []
     over = threading.Event()
 
@@ -57,7 +57,7 @@ def asked_all_the_time(client: httpx.Client) -> Iterator[list[int]]:
 
 
 def test_a_killed_worker_is_back_within_seconds_and_only_what_was_in_flight_is_lost(lenet5: PublishedModel) -> None:
-    with serving() as (client, pid), asked_all_the_time(client) as seen:
+    with serving() as (client, pid), constant_load(client) as seen:
         time.sleep(1)
         worker_of(pid).send_signal(signal.SIGKILL)
         time.sleep(0.5)
@@ -72,13 +72,13 @@ def test_at_sigterm_it_turns_unready_answers_what_it_has_begun_and_ends(lenet5: 
     head = f"POST /classify?model=lenet5 HTTP/1.1\r\nHost: x\r\nContent-Length: {len(DIGIT)}\r\n\r\n".encode()
     with serving(CONVSERVE_DRAIN_S="4") as (client, pid):
         address = client.base_url.host, client.base_url.port or 80
-        with asked_all_the_time(client) as seen, socket.create_connection(address, timeout=10) as begun:
+        with constant_load(client) as seen, socket.create_connection(address, timeout=10) as begun:
             os.kill(pid, signal.SIGTERM)
             deadline = time.monotonic() + 3
             while client.get("/readyz").status_code == 200:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
-            assert classify(client).status_code == 200  # still, while others learn that it leaves
+            assert classify(client).status_code == 200  # still answers, while load balancers see that it is not ready
             assert set(seen) == {200}
             begun.sendall(head + DIGIT[:100])
             time.sleep(5)
@@ -96,15 +96,15 @@ def test_new_weights_are_taken_up_and_withdrawn_without_a_failed_request(
     home = tmp_path / "models" / "lenet5"
 
     def publish(year: int, weights: bytes) -> str:
-        """lenet5 with other bytes at the end of its weights, which the engine does not read."""
-        entry = lenet5.manifest
+        """Publish lenet5 with other bytes at the end of its weights, which the engine does not read."""
+        original = lenet5.manifest
         stage = tmp_path / "stage"
         shutil.copytree(lenet5.folder, stage)
         path = stage / manifest.WEIGHTS
         path.write_bytes(path.read_bytes() + weights)
         file = manifest.File(sha256=manifest.sha256(path), bytes=path.stat().st_size)
-        changes = {"created": entry.created.replace(year=year), "files": entry.files | {manifest.WEIGHTS: file}}
-        changed = entry.model_copy(update=changes)
+        changes = {"created": original.created.replace(year=year), "files": original.files | {manifest.WEIGHTS: file}}
+        changed = original.model_copy(update=changes)
         (stage / manifest.FILE).write_text(changed.model_dump_json())
         folder = home / changed.tag.partition(":")[2]
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def test_new_weights_are_taken_up_and_withdrawn_without_a_failed_request(
     first = publish(2030, b"")
     with (
         serving(BENTOML_HOME=str(tmp_path), CONVSERVE_SCAN_S="0.2") as (client, _),
-        asked_all_the_time(client) as seen,
+        constant_load(client) as seen,
     ):
         assert becomes(first)
         second = publish(2031, b"second")
@@ -147,4 +147,4 @@ def test_models_are_loaded_and_unloaded_by_the_admin_alone(lenet5: PublishedMode
         loaded = client.post("/models/lenet5/load", headers=headers).json()
         assert (loaded["status"], loaded["memory_mb"] > 0) == ("ready", True)
         client.post("/models/lenet5/unload", headers=headers)
-        assert classify(client).status_code == 200  # loads it again
+        assert classify(client).status_code == 200  # loads the model again

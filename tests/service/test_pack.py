@@ -1,4 +1,4 @@
-"""The Bento holds what serves, and no torch; carried elsewhere, it answers the same."""
+"""Tests of the Bento: it holds the service without torch, and answers the same in another place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches of what waits, fair shares, deadlines, and nobody pays for another's fault: in simulated time."""
+"""Tests of the scheduler in simulated time: batching, fair shares, deadlines, and isolation of failures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from service.scheduler import Answer, EngineQueue, Late, Overloaded, Scheduler
 
 
 class Clock(selectors.SelectSelector):
-    """Time passes only when there is nothing else to do, and then at once."""
+    """Simulated clock: time jumps to the next timer when no task can run."""
 
     now = 0.0
 
@@ -29,7 +29,7 @@ class Clock(selectors.SelectSelector):
 
 
 def simulated(main: Coroutine[Any, Any, None]) -> None:
-    """Run it in simulated time."""
+    """Run a coroutine in simulated time."""
 
     def make() -> asyncio.AbstractEventLoop:
         clock = Clock()
@@ -42,7 +42,7 @@ def simulated(main: Coroutine[Any, Any, None]) -> None:
 
 
 class Engine:
-    """Answers the first pixel; a batch with a 255 in it fails."""
+    """Engine that returns the first pixel of each image; a batch with a pixel of 255 fails."""
 
     runtime = "simulated"
     precision = "none"
@@ -54,14 +54,14 @@ class Engine:
 
 
 class Device:
-    """Takes exactly what is predicted; remembers when which queue ran how many."""
+    """Device whose batches take exactly the predicted time; records start, queue and size of each."""
 
     def __init__(self) -> None:
         self.queues: dict[object, EngineQueue] = {}
         self.ran: list[tuple[float, EngineQueue, int]] = []
 
     def queue(self, seconds: float, gain: float = 1.0, best: int = 4) -> EngineQueue:
-        """An image takes `seconds`, in a batch of `best` only `gain` of it."""
+        """Return a queue whose images take `seconds` alone, and the share `gain` of it in a batch of `best`."""
         cost = BatchCost({1: seconds, best: best * gain * seconds}, best)
         queue = EngineQueue(Engine(), cost)
         self.queues[queue.engine] = queue
@@ -86,13 +86,13 @@ def image(value: int) -> NDArray[np.uint8]:
 async def ask(
     scheduler: Scheduler, queue: EngineQueue, value: int = 1, within_s: float = 1000.0
 ) -> tuple[Answer, float]:
-    """The answer, and when it came."""
+    """Return the answer to an image and the time of the answer."""
     deadline = now() + within_s
     with scheduler.admit(queue, deadline) as place:
         return await place.infer(image(value)), now()
 
 
-async def asked(
+async def start_requests(
     scheduler: Scheduler, queue: EngineQueue, *values: int, within_s: float = 1000.0
 ) -> list[asyncio.Task[Any]]:
     tasks = [asyncio.create_task(ask(scheduler, queue, value, within_s)) for value in values]
@@ -108,9 +108,9 @@ def device() -> Device:
 def test_what_waits_rides_together_and_each_gets_its_own(device: Device) -> None:
     async def main() -> None:
         queue, scheduler = device.queue(1.0, gain=0.5), Scheduler(100, device, now)
-        first = await asked(scheduler, queue, 1)
+        first = await start_requests(scheduler, queue, 1)
         await asyncio.sleep(0.25)
-        rest = await asked(scheduler, queue, 2, 3, 4, 5, 6, 7)
+        rest = await start_requests(scheduler, queue, 2, 3, 4, 5, 6, 7)
         answers = [answer for answer, _ in await asyncio.gather(*first, *rest)]
         assert [(at, size) for at, _, size in device.ran] == [(0, 1), (1, 4), (3, 2)]
         assert [answer.logits.tolist() for answer in answers] == [[value] for value in range(1, 8)]
@@ -132,21 +132,21 @@ def test_a_cost_is_interpolated_and_learns() -> None:
     for _ in range(100):
         cost.observe(2, 4.0)
     assert [cost(2), cost(4)] == pytest.approx([4.0, 6.0], rel=1e-3)
-    cost.observe(2, 4000.0)  # a pause
+    cost.observe(2, 4000.0)  # a pause of the machine
     assert cost(2) < 6.0
 
 
 def test_a_flood_of_one_model_costs_another_one_batch_of_it(device: Device) -> None:
     async def main() -> None:
         vgg, lenet, scheduler = device.queue(1.0), device.queue(0.01), Scheduler(1000, device, now)
-        flood = await asked(scheduler, vgg, *[1] * 200)
+        flood = await start_requests(scheduler, vgg, *[1] * 200)
         waits = []
         for _ in range(50):
             await asyncio.sleep(0.37)
             waits.append((await ask(scheduler, lenet))[0].queue_ms)
         assert max(waits) <= 1000 * vgg.cost(vgg.cost.best_batch)
         await asyncio.gather(*flood)
-        assert now() == pytest.approx(200 * 1.0 + 50 * 0.01)  # the device never waited
+        assert now() == pytest.approx(200 * 1.0 + 50 * 0.01)  # the device was never idle
 
     simulated(main())
 
@@ -154,7 +154,7 @@ def test_a_flood_of_one_model_costs_another_one_batch_of_it(device: Device) -> N
 def test_two_floods_get_the_same_device_time(device: Device) -> None:
     async def main() -> None:
         slow, fast, scheduler = device.queue(1.0), device.queue(0.1), Scheduler(2000, device, now)
-        tasks = await asked(scheduler, slow, *[1] * 50) + await asked(scheduler, fast, *[1] * 500)
+        tasks = await start_requests(scheduler, slow, *[1] * 50) + await start_requests(scheduler, fast, *[1] * 500)
         await asyncio.sleep(40)
         spent = {queue: sum(queue.cost(size) for _, ran, size in device.ran if ran is queue) for queue in (slow, fast)}
         assert spent[slow] == pytest.approx(spent[fast], abs=1.0)
@@ -166,9 +166,9 @@ def test_two_floods_get_the_same_device_time(device: Device) -> None:
 def test_who_was_idle_has_saved_nothing_up(device: Device) -> None:
     async def main() -> None:
         busy, idle, scheduler = device.queue(1.0, best=1), device.queue(1.0, best=1), Scheduler(2000, device, now)
-        flood = await asked(scheduler, busy, *[1] * 200)
+        flood = await start_requests(scheduler, busy, *[1] * 200)
         await asyncio.sleep(100.5)
-        flood += await asked(scheduler, idle, *[1] * 50)
+        flood += await start_requests(scheduler, idle, *[1] * 50)
         await asyncio.sleep(20)
         ran = [queue for at, queue, _ in device.ran if at > 100.5]
         assert ran.count(busy) == pytest.approx(ran.count(idle), abs=1)
@@ -180,9 +180,9 @@ def test_who_was_idle_has_saved_nothing_up(device: Device) -> None:
 def test_a_batch_is_small_enough_for_its_first_deadline(device: Device) -> None:
     async def main() -> None:
         queue, scheduler = device.queue(1.0, gain=0.5, best=8), Scheduler(100, device, now)
-        first = await asked(scheduler, queue, 1)
-        rest = await asked(scheduler, queue, 2, within_s=2.8)
-        rest += await asked(scheduler, queue, *range(3, 9))
+        first = await start_requests(scheduler, queue, 1)
+        rest = await start_requests(scheduler, queue, 2, within_s=2.8)
+        rest += await start_requests(scheduler, queue, *range(3, 9))
         await asyncio.gather(*first, *rest)
         assert device.ran[1][2] < 7
         assert rest[0].result()[1] <= 2.8
@@ -193,7 +193,7 @@ def test_a_batch_is_small_enough_for_its_first_deadline(device: Device) -> None:
 def test_what_cannot_be_in_time_is_refused_and_told_when_it_could(device: Device) -> None:
     async def main() -> None:
         queue, scheduler = device.queue(1.0), Scheduler(100, device, now)
-        tasks = await asked(scheduler, queue, *[1] * 10)
+        tasks = await start_requests(scheduler, queue, *[1] * 10)
         await asyncio.sleep(0.5)
         depth = queue.depth
         with pytest.raises(Overloaded, match="would take 10500 ms, of which 5000 ms are left") as raised:
@@ -245,9 +245,9 @@ def test_the_queue_is_bounded_and_counts_what_is_still_decoded(device: Device) -
 def test_what_has_become_late_costs_no_device_time(device: Device) -> None:
     async def main() -> None:
         queue, scheduler = device.queue(1.0, best=1), Scheduler(100, device, now)
-        tasks = await asked(scheduler, queue, 1, 2, within_s=2.5)
-        queue.cost.observe(1, 4.0)  # it becomes slower than it was when they were let in
-        tasks += await asked(scheduler, queue, 3)
+        tasks = await start_requests(scheduler, queue, 1, 2, within_s=2.5)
+        queue.cost.observe(1, 4.0)  # the engine becomes slower after both were admitted
+        tasks += await start_requests(scheduler, queue, 3)
         done = await asyncio.gather(*tasks, return_exceptions=True)
         assert isinstance(done[1], Late)
         assert len(device.ran) == 2
@@ -258,14 +258,14 @@ def test_what_has_become_late_costs_no_device_time(device: Device) -> None:
 def test_a_cancelled_request_leaves_the_queue(device: Device) -> None:
     async def main() -> None:
         queue, scheduler = device.queue(1.0, best=8), Scheduler(100, device, now)
-        running, stays, goes = await asked(scheduler, queue, 1, 2, 3)
+        running, stays, goes = await start_requests(scheduler, queue, 1, 2, 3)
         await asyncio.sleep(0.5)
         goes.cancel()
         await asyncio.gather(running, stays)
         assert [size for _, _, size in device.ran] == [1, 1]
-        runs = (await asked(scheduler, queue, 4))[0]
+        runs = (await start_requests(scheduler, queue, 4))[0]
         await asyncio.sleep(0.5)
-        runs.cancel()  # while it runs
+        runs.cancel()  # while the image runs
         assert (await ask(scheduler, queue, 5))[0].logits.tolist() == [5]
 
     simulated(main())
@@ -274,7 +274,7 @@ def test_a_cancelled_request_leaves_the_queue(device: Device) -> None:
 def test_of_a_batch_that_fails_only_those_fail_that_must(device: Device) -> None:
     async def main() -> None:
         queue, scheduler = device.queue(1.0, gain=0.5), Scheduler(100, device, now)
-        one, bad, three = await asked(scheduler, queue, 1, 255, 3)
+        one, bad, three = await start_requests(scheduler, queue, 1, 255, 3)
         with pytest.raises(RuntimeError, match="a batch that fails"):
             await bad
         assert [(await good)[0].logits.tolist() for good in (one, three)] == [[1], [3]]
@@ -287,10 +287,10 @@ def test_of_a_batch_that_fails_only_those_fail_that_must(device: Device) -> None
 @given(
     st.lists(
         st.tuples(
-            st.floats(0, 5),  # when it comes
-            st.integers(0, 2),  # whom it asks
-            st.floats(0.05, 10),  # how long it may take
-            st.sampled_from([None, None, None, 0.3, 2.0]),  # when it goes away again
+            st.floats(0, 5),  # arrival
+            st.integers(0, 2),  # queue
+            st.floats(0.05, 10),  # time limit
+            st.sampled_from([None, None, None, 0.3, 2.0]),  # time after which the client leaves
             st.integers(0, 255),
         ),
         max_size=60,

@@ -1,4 +1,4 @@
-"""A real server over a real socket, asked as its users ask it."""
+"""Tests of a real server over a real socket, used as its users use it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_an_answer_names_its_model_and_times(server: httpx.Client, lenet5: Publi
     assert len(answer["predictions"]) == 3
     assert answer["batch_size"] == 1
     assert answer["timing_ms"].keys() == {"decode", "queue", "inference"}
-    assert answer["timing_ms"]["inference"] % 1  # uvloop's clock tells whole milliseconds
+    assert answer["timing_ms"]["inference"] % 1  # uvloop's clock counts whole milliseconds
     assert response.headers["server-timing"].startswith("decode;dur=")
 
 
@@ -193,7 +193,7 @@ def connect(server: httpx.Client, head: str) -> socket.socket:
 
 
 def sent_until_closed(connection: socket.socket, chunk: bytes, chunks: int) -> int:
-    """How many of the chunks the server let us send before it closed the connection."""
+    """Return the number of chunks that could be sent before the server closed the connection."""
     for number in range(chunks):
         try:
             connection.sendall(chunk)
@@ -343,10 +343,10 @@ def test_a_model_that_fails_to_load_is_reported_and_stops_no_other(lenet5: Publi
     bad.mkdir()
     for path in lenet5.folder.iterdir():
         (bad / path.name).write_bytes(path.read_bytes())
-    entry = json.loads((bad / "manifest.json").read_text())
-    digest = entry["files"]["checkpoint.safetensors"]["sha256"]
-    entry["files"]["checkpoint.safetensors"]["sha256"] = "deadbeef" + digest[8:]
-    (bad / "manifest.json").write_text(json.dumps(entry))
+    manifest = json.loads((bad / "manifest.json").read_text())
+    digest = manifest["files"]["checkpoint.safetensors"]["sha256"]
+    manifest["files"]["checkpoint.safetensors"]["sha256"] = "deadbeef" + digest[8:]
+    (bad / "manifest.json").write_text(json.dumps(manifest))
     with serving(BENTOML_HOME=str(tmp_path)) as (client, _):
         statuses = {model["tag"]: model for model in client.get("/models/lenet5").json()["models"]}
         assert statuses[lenet5.manifest.tag]["status"] == "ready"
