@@ -122,9 +122,9 @@ def run(command: str, models: list[PublishedModel], options: argparse.Namespace)
             models, options.runtimes or runtimes_here(), options.precisions, options.jpegs or []
         )
     if command == "bench":
-        timing = commands.Timing(options.batches, options.streams, options.threads or [None], options.seconds)
+        settings = commands.BenchSettings(options.batches, options.streams, options.threads or [None], options.seconds)
         return commands.bench_models(
-            models, options.runtimes or runtimes_here(), options.precisions, timing, options.json
+            models, options.runtimes or runtimes_here(), options.precisions, settings, options.json
         )
     target = target_of(options.runtime, options.capability, options.max_batch)
     if command == "build":

@@ -51,11 +51,11 @@ def bench(
 
 
 def speed_of(
-    model: PublishedModel, spec: EngineSpec, memory_mb: float | None, peak: Peak, batch: int, taken: NDArray[np.float64]
+    model: PublishedModel, spec: EngineSpec, memory_mb: float | None, peak: Peak, batch: int, times: NDArray[np.float64]
 ) -> Speed:
-    """Return the speed of an engine, computed from the seconds that each batch took."""
+    """Return the speed of an engine, computed from `times`, the seconds of each batch."""
     cost = model.manifest.complexity
-    p50, p99 = np.percentile(taken, (50, 99))
+    p50, p99 = np.percentile(times, (50, 99))
     images_per_s = batch / float(p50)
     shares = None if gpu_of(spec.runtime) else peak.shares(cost, spec.precision, batch, images_per_s)
     return Speed(
@@ -69,7 +69,7 @@ def speed_of(
         of_compute=shares and shares[0],
         of_bandwidth=shares and shares[1],
         memory_mb=memory_mb,
-        runs=len(taken),
+        runs=len(times),
     )
 
 

@@ -20,7 +20,7 @@ from engines.runtimes.registry import EngineSpec, Measured, open_engine
 from engines.runtimes.tensorrt.library import PRECISIONS
 
 
-class Timing(NamedTuple):
+class BenchSettings(NamedTuple):
     """Settings of a benchmark: batch sizes, OpenVINO's streams and threads, and seconds for each row."""
 
     batches: Sequence[int]
@@ -56,9 +56,9 @@ def verify_models(
                 print(f"{name}  cannot be opened: {error}")
                 continue
             opened.add(precision)
-            of = "" if fidelity.top1 is None else f"top-1 {fidelity.top1:7.2%} (torch {fidelity.torch_top1:7.2%}), "
+            top1 = "" if fidelity.top1 is None else f"top-1 {fidelity.top1:7.2%} (torch {fidelity.torch_top1:7.2%}), "
             print(
-                f"{name}  {of}agrees on {fidelity.agreement:7.2%} of {fidelity.images}, logits within "
+                f"{name}  {top1}agrees on {fidelity.agreement:7.2%} of {fidelity.images}, logits within "
                 f"{fidelity.logit_error:.1e}: {fidelity.problem or 'faithful'}",
                 flush=True,
             )
@@ -76,7 +76,11 @@ def verify_models(
 
 
 def bench_models(
-    models: Sequence[PublishedModel], runtimes: Sequence[Measured], precisions: str, timing: Timing, as_json: bool
+    models: Sequence[PublishedModel],
+    runtimes: Sequence[Measured],
+    precisions: str,
+    settings: BenchSettings,
+    as_json: bool,
 ) -> int:
     """Print and record the speed of each engine. Return 1 if a requested precision of a model cannot be opened."""
     failed = False
@@ -84,7 +88,7 @@ def bench_models(
     highest = peak.measure()
     try:
         for model in models:
-            speeds = bench_model(model, specs_of(model, runtimes, precisions, timing), timing, highest)
+            speeds = bench_model(model, specs_of(model, runtimes, precisions, settings), settings, highest)
             failed |= lacks(model, precisions, {speed.precision for speed in speeds})
             rows += speeds
             if speeds and not as_json:
@@ -97,9 +101,11 @@ def bench_models(
     return int(failed)
 
 
-def specs_of(model: PublishedModel, runtimes: Sequence[Measured], precisions: str, timing: Timing) -> list[EngineSpec]:
+def specs_of(
+    model: PublishedModel, runtimes: Sequence[Measured], precisions: str, settings: BenchSettings
+) -> list[EngineSpec]:
     """Return the engines of a model to time. Only OpenVINO has several streams and threads."""
-    modes = list(product(timing.streams, timing.threads))
+    modes = list(product(settings.streams, settings.threads))
     return [
         EngineSpec(runtime, precision, *mode)
         for runtime, precision in product(runtimes, precisions_of(precisions, model))
@@ -107,17 +113,19 @@ def specs_of(model: PublishedModel, runtimes: Sequence[Measured], precisions: st
     ]
 
 
-def bench_model(model: PublishedModel, specs: Sequence[EngineSpec], timing: Timing, highest: peak.Peak) -> list[Speed]:
+def bench_model(
+    model: PublishedModel, specs: Sequence[EngineSpec], settings: BenchSettings, highest: peak.Peak
+) -> list[Speed]:
     """Return the rows of one model, engine by engine. If none can be opened, print the error and return no row."""
     try:
-        return bench.bench(model, specs, timing.batches, timing.seconds, highest)
+        return bench.bench(model, specs, settings.batches, settings.seconds, highest)
     except (EngineError, ManifestError) as error:
         print(f"error: {error}", file=sys.stderr)
         return []
 
 
 def print_table(title: str, speeds: Sequence[Speed]) -> None:
-    """Print the rows of one model; shares are of the machine's peaks in arithmetic and in memory bandwidth."""
+    """Print the rows of one model; the shares are fractions of the machine's peak arithmetic and peak bandwidth."""
     print(f"\n{title}")
     print(
         "runtime       precision streams threads batch images/s   p50 ms   p99 ms  runs  GMAC/s  share  memory's     MB"

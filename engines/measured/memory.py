@@ -33,7 +33,7 @@ def grown_mb(model: PublishedModel, spec: EngineSpec, batch: int) -> float:
     """Return the growth of the memory in use, in MB; the import of the runtime's library is not counted."""
     module = import_module(f"engines.runtimes.{RUNTIMES[spec.runtime].module}")
     if spec.runtime == "openvino":
-        module.supported(spec.precision)  # loads what any engine needs
+        module.supported(spec.precision)  # loads OpenVINO's CPU plugin, which all engines share
     used_mb = gpu.used_mb if gpu_of(spec.runtime) else resident_mb
     before = used_mb()
     engine = open_engine(model, spec, (batch,), batch)

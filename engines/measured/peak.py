@@ -1,4 +1,4 @@
-"""Peaks of this machine in arithmetic and bandwidth, and the shares of them that an engine uses."""
+"""Peak rates of this machine in arithmetic and memory bandwidth, and the shares of the peaks that an engine uses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 
 
 class Peak(Record):
-    """Peak rates of OpenVINO: by precision in a large matrix product, and in one bound by reading its weights."""
+    """Peak rates of OpenVINO: MACs by precision in a large matrix product, and bandwidth in reading large weights."""
 
     device: str
     runtime_version: str  # no code reads the version; people see which OpenVINO reached these peaks
@@ -30,7 +30,7 @@ class Peak(Record):
     gb_per_s: float
 
     def shares(self, cost: Complexity, precision: str, batch: int, images_per_s: float) -> tuple[float, float] | None:
-        """Return the shares of arithmetic and bandwidth that are used, or None if the precision was not measured."""
+        """Return the used shares of peak arithmetic and bandwidth, or None if the precision's peak was not measured."""
         if precision not in self.gmacs_per_s:
             return None
         compute = images_per_s * cost.macs / 1e9 / self.gmacs_per_s[precision]

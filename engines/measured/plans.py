@@ -1,4 +1,4 @@
-"""TensorRT plans of published models: a table row for each, or the layers of one."""
+"""TensorRT plans of published models: building, a table of their figures, and inspection of their layers."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class Built(NamedTuple):
 def build(runtime: TensorRT, make: Callable[[], Plan]) -> Built:
     """Call `make` to build a plan, and return its figures and layers. Raises EngineError if the build fails."""
     started = time.perf_counter()
-    made = make()
+    plan = make()
     seconds = round(time.perf_counter() - started, 2)
-    layers = engine_layers(layers_of(runtime, made))
-    return Built(Figures(seconds, len(made.data), len(layers)), layers)
+    layers = engine_layers(layers_of(runtime, plan))
+    return Built(Figures(seconds, len(plan.data), len(layers)), layers)
 
 
 def build_model(model: PublishedModel, precision: str, target: Target) -> Built:
@@ -73,7 +73,7 @@ def head(precisions: Sequence[str]) -> str:
 
 
 def line(architecture: str, input_shape: Sequence[int], plans: Sequence[Figures | None]) -> str:
-    """Return the row of an architecture, with dashes for a plan that is missing."""
+    """Return the table row of an architecture, with dashes for a missing plan."""
     cells = [f"`{architecture}`", "x".join(map(str, input_shape))]
     for figures in plans:
         cells += [f"{figures.seconds:.1f}", f"{figures.bytes / 1e6:,.1f}", str(figures.layers)] if figures else "---"

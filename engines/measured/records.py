@@ -1,4 +1,4 @@
-"""Records of fidelity and speed: one file an engine and machine, kept beside the model store."""
+"""Records of fidelity and speed: one file per engine and machine, kept beside the model store."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from engines.published.store import PublishedModel
 from engines.runtimes.machine import processor
 from engines.runtimes.registry import RUNTIMES, Measured, gpu_of
 
-UNBOUND_SHARE = 0.25  # an engine that uses less of either peak spends its time elsewhere
-TOP1_LOST = 0.005  # more than that is too much
-AGREEING = 0.99  # less than that is too little
-COMPARED_AT_BATCH = 8  # images
+UNBOUND_SHARE = 0.25  # an engine below this share of both peaks is bound by neither
+TOP1_LOST = 0.005  # largest loss of top-1 accuracy of a faithful engine
+AGREEING = 0.99  # least agreement with torch of a faithful engine
+COMPARED_AT_BATCH = 8  # batch size at which engines are compared
 logger = logging.getLogger("bentoml.convserve")
 
 
@@ -45,7 +45,7 @@ class Fidelity(Record):
     def problem(self) -> str | None:
         """Reason why `auto` must not choose an engine with these answers, or None."""
         if not isfinite(self.logit_error):
-            return "some of its logits are no numbers"
+            return "some logits are not finite"
         if self.agreement < AGREEING:
             on = "images" if self.top1 is not None else "sample pictures"
             return f"it agrees with torch on {self.agreement:.1%} of {self.images} {on}"
@@ -57,10 +57,10 @@ class Fidelity(Record):
 class Speed(Record):
     """Speed of one engine on batches of one size, one after another.
 
-    Percentiles are of a batch's latency; `images_per_s` and `gmacs_per_s` (10^9 multiply-accumulates) are those of its
-    median. `of_compute` and `of_bandwidth` are shares of this machine's peaks in OpenVINO, None where the precision has
-    none; `memory_mb` is what opening the engine, and an inference of the largest batch timed, adds to a process, or to
-    what is used of the GPU's memory.
+    Percentiles are of a batch's latency; `images_per_s` and `gmacs_per_s` (10^9 multiply-accumulates) are computed from
+    the median latency. `of_compute` and `of_bandwidth` are shares of this machine's peaks in OpenVINO, or None for a
+    precision without a measured peak. `memory_mb` is the growth of the process's memory, or of the GPU memory in use,
+    when the engine is opened and runs the largest timed batch.
     """
 
     tag: str
@@ -80,7 +80,7 @@ class Speed(Record):
 
     @property
     def bound(self) -> str | None:
-        """Peak of this machine that the engine is nearer to, and its share of it; None if no peak is known."""
+        """Peak that limits the engine, arithmetic or bandwidth, with the share used; None if no peak is known."""
         if self.of_compute is None or self.of_bandwidth is None:
             return None
         if max(self.of_compute, self.of_bandwidth) < UNBOUND_SHARE:
@@ -151,17 +151,17 @@ def find(model: PublishedModel, runtime: Measured, precision: str) -> EngineReco
         return None
     except ValidationError:
         tag = model.manifest.tag
-        logger.warning("%s: what was found of %s in %s is no longer understood", tag, runtime, precision)
+        logger.warning("%s: the record of %s in %s is not readable by this version", tag, runtime, precision)
         return None
 
 
 def find_all(model: PublishedModel) -> tuple[EngineRecord, ...]:
     """Return the records of all engines of a model on this machine, with empty ones for OpenVINO where none exist."""
     engines = product(get_args(Measured), manifest.GRAPHS)
-    found = [record for engine in engines if (record := find(model, *engine))]
-    known = {record.precision for record in found if record.runtime == "openvino"}
+    existing = [record for engine in engines if (record := find(model, *engine))]
+    known = {record.precision for record in existing if record.runtime == "openvino"}
     empty = [record_of(model, "openvino", name) for name in model.manifest.precisions if name not in known]
-    return (*found, *empty)
+    return (*existing, *empty)
 
 
 def record_of(model: PublishedModel, runtime: Measured, precision: str) -> EngineRecord:
@@ -188,8 +188,8 @@ def keep(
 ) -> EngineRecord:
     """Update an engine's record and return it. Omitted parts stay; `speeds` replaces all rows."""
     path = path_of(model, runtime, precision)
-    given = {"fidelity": fidelity, "scaled_jpeg": scaled_jpeg, "speeds": tuple(speeds)}
-    changes = {name: value for name, value in given.items() if value}
+    parts = {"fidelity": fidelity, "scaled_jpeg": scaled_jpeg, "speeds": tuple(speeds)}
+    changes = {name: value for name, value in parts.items() if value}
     with files.locked(path.with_suffix(".lock")):
         before = find(model, runtime, precision) or record_of(model, runtime, precision)
         record = before.model_copy(update=changes)

@@ -9,16 +9,16 @@ from typing import Literal
 from engines.measured.records import EngineRecord, Speed
 from engines.runtimes.registry import EngineSpec, Runtime, preferred
 
-STREAMS_GAIN = 1.1  # less is no reason to give a single image only a part of the threads
+STREAMS_GAIN = 1.1  # with a smaller gain, one stream is kept, since a single image then uses all threads
 logger = logging.getLogger("bentoml.convserve")
 
 
 def choose(records: Sequence[EngineRecord], runtime: Runtime | Literal["auto"], precision: str) -> EngineSpec:
-    """Return the engine to serve with: as requested, and for "auto" the fastest that is known to be faithful.
+    """Return the engine to serve with: as requested, or for "auto" the fastest engine recorded as faithful.
 
-    `records` are those of one model. Of the engines that `python -m engines verify` found faithful and `bench` has
-    timed, it is the one with the most images a second at batch 8, with several streams only if they gain more than a
-    tenth; where there are none, fp32, of TensorRT or torch on a GPU, else of OpenVINO.
+    `records` are the records of one model. The fastest engine has the most images a second at batch 8 among the engines
+    that `python -m engines verify` recorded as faithful and `python -m engines bench` has timed; several streams must
+    gain more than a tenth. Without such an engine, "auto" is fp32 on TensorRT or torch on a GPU, else on OpenVINO.
     """
     explicit = "auto" not in {runtime, precision}
     usual = preferred("fp32" if precision == "auto" else precision) if runtime == "auto" else runtime

@@ -21,7 +21,7 @@ HEAD = (
     *(f"{engine}: images/s" for engine in TIMED),
     *("`auto` takes", "its images/s", f"times {BASE}"),
 )
-RIGHT = {*range(3, len(HEAD) - 3), len(HEAD) - 2, len(HEAD) - 1}  # all but names
+RIGHT = {*range(3, len(HEAD) - 3), len(HEAD) - 2, len(HEAD) - 1}  # columns of numbers, aligned to the right
 
 
 def table(models: Sequence[PublishedModel]) -> str:
@@ -32,12 +32,12 @@ def table(models: Sequence[PublishedModel]) -> str:
 
 def row(model: PublishedModel) -> tuple[str, ...]:
     """Return the cells of one model, with a dash for each missing record."""
-    found = {f"{record.runtime} {record.precision}": record for record in records.find_all(model)}
-    fidelities = [found[engine].fidelity if engine in found else None for engine in LOWER]
-    reference = next((record.fidelity.torch_top1 for record in found.values() if record.fidelity), None)
-    chosen = choose(list(found.values()), "auto", "auto")
+    by_engine = {f"{record.runtime} {record.precision}": record for record in records.find_all(model)}
+    fidelities = [by_engine[engine].fidelity if engine in by_engine else None for engine in LOWER]
+    reference = next((record.fidelity.torch_top1 for record in by_engine.values() if record.fidelity), None)
+    chosen = choose(list(by_engine.values()), "auto", "auto")
     name = f"{chosen.runtime} {chosen.precision}"
-    best, base = images_per_s(found.get(name), chosen), images_per_s(found.get(BASE))
+    best, base = images_per_s(by_engine.get(name), chosen), images_per_s(by_engine.get(BASE))
     return (
         f"`{model.manifest.architecture}`",
         model.manifest.dataset,
@@ -45,10 +45,10 @@ def row(model: PublishedModel) -> tuple[str, ...]:
         percent(reference),
         *(
             percent(share)
-            for entry in fidelities
-            for share in ((entry.top1, entry.agreement) if entry else (None, None))
+            for fidelity in fidelities
+            for share in ((fidelity.top1, fidelity.agreement) if fidelity else (None, None))
         ),
-        *(number(images_per_s(found.get(engine))) for engine in TIMED),
+        *(number(images_per_s(by_engine.get(engine))) for engine in TIMED),
         name if chosen.streams == 1 else f"{name}, {chosen.streams} streams",
         number(best),
         f"{best / base:.2f}" if best and base else "-",

@@ -16,7 +16,8 @@ FILE = "manifest.json"
 WEIGHTS = "checkpoint.safetensors"
 ONNX = "model.onnx"
 INT8 = "model.int8.onnx"
-GRAPHS = {"fp32": ONNX, "bf16": ONNX, "fp16": "model.fp16.onnx", "int8": INT8}  # bf16 is how a runtime takes fp32
+# A runtime converts the fp32 file to bf16 when it opens the file.
+GRAPHS = {"fp32": ONNX, "bf16": ONNX, "fp16": "model.fp16.onnx", "int8": INT8}
 VERIFICATION = "verification.safetensors"
 
 Name = Annotated[str, Field(pattern="^[a-z0-9_]+$")]
@@ -24,7 +25,7 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class ManifestError(Exception):
-    """A published model that is not what its manifest says, or has no valid manifest."""
+    """Raised for a published model without a valid manifest, or whose files differ from its manifest."""
 
 
 class Record(BaseModel):
@@ -34,7 +35,7 @@ class Record(BaseModel):
 
 
 class Accuracy(Record):
-    """Share of held-out images whose class is right, and how many images that is."""
+    """Top-1 accuracy, 0 to 1, on held-out images, and the number of images."""
 
     top1: Annotated[float, Field(ge=0, le=1)]
     images: int
@@ -76,7 +77,7 @@ class Manifest(Record):
 
     @property
     def tag(self) -> str:
-        """`<architecture>:<dataset>-<first 8 hex of the weights' sha256>`."""
+        """Tag of the model: `<architecture>:<dataset>-<first 8 hex digits of the weights' SHA-256>`."""
         return tag(self.architecture, self.dataset, self.files[WEIGHTS].sha256)
 
     @property
@@ -95,7 +96,7 @@ class Manifest(Record):
 
 
 def tag(architecture: str, dataset: str, weights_sha256: str) -> str:
-    """Return the name of weights in the model store."""
+    """Return the tag of weights in the model store."""
     return f"{architecture}:{dataset}-{weights_sha256[:8]}"
 
 

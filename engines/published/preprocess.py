@@ -1,4 +1,4 @@
-"""Preprocessing of a picture to input pixels: the one definition for training, evaluation and serving."""
+"""Preprocessing of a picture to input pixels, shared by training, evaluation and serving."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """Resize the shorter edge, crop the centre, pad; conversion to float and normalisation are the graph's.
+    """Preprocessing: resize the shorter edge, crop the centre, pad. The graph converts to float and normalises.
 
-    `resize_edge`, `crop` and `pad` are pixels, `pad` on each side; `fill` (0 to 255) is the data's background:
-    it fills the padding and shows through transparent pixels. Pillow antialiases whenever it shrinks.
+    `resize_edge`, `crop` and `pad` are in pixels, `pad` on each side. `fill`, 0 to 255, is the background of the data:
+    the value of the padding, and the colour behind transparent pixels. Pillow antialiases whenever it shrinks.
     """
 
     mode: Literal["L", "RGB"]
@@ -34,18 +34,18 @@ class Preprocess:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of what comes out."""
+        """Shape of the resulting pixels, (height, width, channels)."""
         edge = self.crop + 2 * self.pad
         return edge, edge, len(self.mode)
 
     def __call__(self, picture: Image.Image) -> NDArray[np.uint8]:
-        """The uint8 pixels, (height, width, channels), of a picture in any of Pillow's modes."""
+        """Return the uint8 pixels, (height, width, channels), of a picture in any of Pillow's modes."""
         picture = to_mode(picture, self.mode, self.fill)
-        # rounded as torchvision's Resize and CenterCrop round
+        # Sizes are rounded as torchvision's Resize and CenterCrop round.
         short = min(picture.size)
         width, height = (self.resize_edge * edge // short for edge in picture.size)
         left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
-        # only what is kept is resized: the whole of a picture of 1 x 1,000,000 would be gigabytes
+        # Only the crop is resized: a whole picture of 1 x 1,000,000 would take gigabytes.
         x, y = picture.width / width, picture.height / height
         box = (left * x, top * y, (left + self.crop) * x, (top + self.crop) * y)
         pixels = np.asarray(picture.resize((self.crop, self.crop), RESAMPLING[self.interpolation], box))
@@ -57,9 +57,9 @@ class Preprocess:
 
 
 def draft(picture: Image.Image, preprocesses: Iterable[Preprocess]) -> None:
-    """Have a JPEG decoded at a half, a quarter or an eighth of its size, no smaller than any resizes it to.
+    """Let a JPEG be decoded at a half, a quarter or an eighth of its size, but not below any `resize_edge`.
 
-    Quicker, and not quite the same pixels: `python -m engines verify --jpegs` tells whether answers stay the same.
+    Decoding is faster and the pixels differ slightly: `python -m engines verify --jpegs` compares the answers.
     """
     edge = max(preprocess.resize_edge for preprocess in preprocesses)
     picture.draft(None, (edge, edge))
@@ -73,4 +73,4 @@ def to_mode(picture: Image.Image, mode: str, fill: int) -> Image.Image:
         picture = picture.convert("RGBA")
         background = Image.new("RGBA", picture.size, (fill, fill, fill, 255))
         picture = Image.alpha_composite(background, picture).convert("RGB")
-    return picture if picture.mode == mode else picture.convert(mode)  # which would copy it
+    return picture if picture.mode == mode else picture.convert(mode)  # `convert` would copy an equal mode

@@ -1,4 +1,4 @@
-"""Published models in BentoML's model store: finding them, and adding one whole or not at all."""
+"""Published models in BentoML's model store: listing them, and adding a model atomically."""
 
 from __future__ import annotations
 
@@ -22,50 +22,54 @@ logger = logging.getLogger("convserve.store")
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """An entry of the store whose manifest is valid."""
+    """Model in the store with a valid manifest."""
 
     folder: Path
     manifest: Manifest
 
 
 def root() -> Path:
-    """Where BentoML keeps models: `$BENTOML_HOME/models`."""
+    """Return the folder of BentoML's model store, `$BENTOML_HOME/models`."""
     return Path(BentoMLContainer.model_store.get()._path)
 
 
 def folder_of(tag: str) -> Path:
-    """Where the entry `tag` is, or would be."""
+    """Return the folder of the model `tag`, which need not exist."""
     name, version = tag.split(":")
     return root() / name / version
 
 
 def manifests() -> dict[Path, int]:
-    """When each entry's manifest was written, in ns: what is the same as before need not be read again."""
+    """Return each manifest's path and modification time in ns.
+
+    A store whose paths and times are unchanged need not be read again.
+    """
     return {path: path.stat().st_mtime_ns for path in root().glob(f"*/*/{manifest.FILE}")}
 
 
 def published() -> list[PublishedModel]:
-    """Our entries with a valid manifest, by tag. Others' are passed over, broken ones of ours logged.
+    """Return the published models with a valid manifest, sorted by tag.
 
-    bentoml.models.list() will not do: one entry that was half written makes it raise.
+    Models of other projects, which have no manifest, are ignored; an invalid manifest is logged. bentoml.models.list()
+    cannot be used, since it raises if a single model in the store was half written.
     """
-    found = []
+    models = []
     for path in sorted(root().glob(f"*/*/{manifest.FILE}")):
         try:
-            entry = manifest.load(path.parent)
-            if folder_of(entry.tag) != path.parent:
-                raise ManifestError(f"{path.parent}: its manifest is that of {entry.tag}")
-            found.append(PublishedModel(path.parent, entry))
+            model_manifest = manifest.load(path.parent)
+            if folder_of(model_manifest.tag) != path.parent:
+                raise ManifestError(f"{path.parent}: the manifest is of another model, {model_manifest.tag}")
+            models.append(PublishedModel(path.parent, model_manifest))
         except ManifestError as error:
             logger.warning("not served: %s", error)
-    return found
+    return models
 
 
 @contextmanager
 def staging() -> Iterator[Path]:
-    """An empty folder on the store's file system, one publisher at a time, gone afterwards.
+    """Yield an empty folder on the store's file system to one publisher at a time, and remove the folder afterwards.
 
-    What a killed publisher left there is removed by the next: the lock goes with the process that held it.
+    Files that a killed publisher left behind are removed by the next publisher: the lock ends with its process.
     """
     folder = root().parent / "convserve-staging"
     with locked(folder / "lock"):
@@ -78,24 +82,24 @@ def staging() -> Iterator[Path]:
             shutil.rmtree(work)
 
 
-def add(files: Path, entry: Manifest, stage: Path) -> Path:
-    """Move the folder `files`, in `stage`, into the store; what was broken under its tag is replaced.
+def add(files: Path, model_manifest: Manifest, stage: Path) -> Path:
+    """Move the folder `files`, in `stage`, into the store and return the new folder; a model of the tag is replaced.
 
-    BentoML registers the entry in a store of its own in `stage`; one rename then puts it into the real one.
+    BentoML first registers the model in a temporary store in `stage`; one rename then moves it into the real store.
     """
-    target = folder_of(entry.tag)
-    labels = {"architecture": entry.architecture, "dataset": entry.dataset}
-    with bentoml.models.create(entry.tag, labels=labels, _model_store=ModelStore(stage / "store")):
-        pass  # writes model.yaml; our files follow by rename, as they may be large
-    staged = stage / "store" / entry.architecture / target.name
-    (staged / manifest.FILE).write_text(entry.model_dump_json(indent=1))
+    target = folder_of(model_manifest.tag)
+    labels = {"architecture": model_manifest.architecture, "dataset": model_manifest.dataset}
+    with bentoml.models.create(model_manifest.tag, labels=labels, _model_store=ModelStore(stage / "store")):
+        pass  # writes model.yaml; the other files, which may be large, follow by rename
+    staged = stage / "store" / model_manifest.architecture / target.name
+    (staged / manifest.FILE).write_text(model_manifest.model_dump_json(indent=1))
     for file in files.iterdir():
         file.rename(staged / file.name)
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         target.rename(stage / "replaced")
     staged.rename(target)
-    # BentoML's own pointer, for `bentoml models get`; we never read it
+    # BentoML's own pointer, for `bentoml models get`; this project never reads the pointer
     latest = stage / "latest"
     latest.write_text(target.name)
     latest.replace(target.parent / "latest")

@@ -113,7 +113,7 @@ def test_what_is_no_longer_understood_is_as_if_never_found(
     path = records.path_of(model, "openvino", "fp32")
     path.write_text(path.read_text().replace("file_sha256", "graph_sha256"))
     assert records.find(model, "openvino", "fp32") is None
-    assert "what was found of openvino in fp32 is no longer understood" in caplog.text
+    assert "the record of openvino in fp32 is not readable by this version" in caplog.text
 
 
 def test_logits_that_are_no_numbers_are_kept_and_said(model: PublishedModel) -> None:
@@ -121,7 +121,7 @@ def test_logits_that_are_no_numbers_are_kept_and_said(model: PublishedModel) -> 
     records.keep(model, "openvino", "fp32", fidelity=broken, speeds=FP32.speeds)
     found = records.find(model, "openvino", "fp32")
     assert found
-    assert found.problem == "some of its logits are no numbers"
+    assert found.problem == "some logits are not finite"
 
 
 def test_torch_runs_the_checkpoint_in_precisions_that_no_graph_has(model: PublishedModel) -> None:

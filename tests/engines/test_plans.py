@@ -1,4 +1,4 @@
-"""TensorRT for RTX builds every precision without a GPU, and its plans are what their files ask for."""
+"""Tests of plans of TensorRT for RTX: every precision is built without a GPU, and computed as in its file."""
 
 from __future__ import annotations
 
@@ -53,18 +53,18 @@ def graphs(
     digits: DataSet,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
-    """A net's ONNX files by precision."""
+    """Return the ONNX files of a network by precision."""
     if request.param == "lenet5":
         return {precision: lenet5_everywhere.folder / manifest.GRAPHS[precision] for precision in TYPES}
     folder = tmp_path_factory.mktemp("graphs")
-    entry = quick_input("resnet20_cifar", digits)
-    pixels = digits.train.pixels(entry.preprocess, np.arange(16))
+    recipe_input = quick_input("resnet20_cifar", digits)
+    pixels = digits.train.pixels(recipe_input.preprocess, np.arange(16))
     torch.manual_seed(0)
-    module = FromPixels(NETS[request.param](10), Normalise(entry.mean, entry.std))
+    module = FromPixels(NETS[request.param](10), Normalise(recipe_input.mean, recipe_input.std))
     module = after_a_step(module, torch.from_numpy(pixels))
     paths = {precision: folder / f"{precision}.onnx" for precision in TYPES}
-    export(module, entry.preprocess, paths["fp32"])
-    export_half(module, entry.preprocess, paths["fp16"])
+    export(module, recipe_input.preprocess, paths["fp32"])
+    export_half(module, recipe_input.preprocess, paths["fp16"])
     how = Calibration(images=len(pixels), method="minmax", in_float=())
     quantize(paths["fp32"], paths["int8"], pixels, how, folder / "ranges.json")
     return paths
@@ -87,9 +87,9 @@ def test_it_is_built_in_its_own_precision(graphs: dict[str, Path], precision: st
 
 def test_a_layer_that_falls_back_is_named(graphs: dict[str, Path]) -> None:
     layers = engine_layers(plan.build("tensorrt_rtx", graphs["fp32"], 32, CAPABILITIES).layers)
-    asked = nodes_of(graphs["int8"])
-    assert fallen_back(asked, layers) == [node.module for node in asked.values() if node.module]
-    first, *others = asked.items()
+    nodes = nodes_of(graphs["int8"])
+    assert fallen_back(nodes, layers) == [node.module for node in nodes.values() if node.module]
+    first, *others = nodes.items()
     assert fallen_back(dict(others), []) == [node.module for _, node in others if node.module]
     assert first
 
@@ -115,7 +115,7 @@ LINE = (
     f"{TENSOR % ('4,3,3', 'Int8', 'Linear')}], Outputs: [ {TENSOR % ('8,32,32', 'Half', 'Linear')}], TacticName: x, "
     "StreamId: 0, Metadata: [ONNX Layer: node_conv][ONNX Layer: node_relu]"
 )
-OTHER_LINE = (  # as NVIDIA's documentation of TensorRT has it
+OTHER_LINE = (  # from NVIDIA's documentation of TensorRT
     "Name: node_conv, LayerType: CaskConvolution, Inputs: [ { Name: x, Location: Device, Dimensions: [8,4,32,32], "
     "Format/Datatype: Thirty-two wide channel vectorized row major Int8 format }], Outputs: [ { Name: y, Location: "
     "Device, Dimensions: [8,8,32,32], Format/Datatype: Row major linear FP16 format }], ParameterType: Convolution, "
@@ -127,8 +127,8 @@ WAITS = "Name: w, LayerType: wait, Inputs: [], Constants: [], Outputs: [], Tacti
 
 
 def test_a_line_is_read() -> None:
-    taken, weights, given = Tensor((4, 32, 32), "int8", "NHWC"), Tensor((4, 3, 3), "int8", "Linear"), HALF
-    layer = EngineLayer("correlation", (taken,), (weights,), (given,), ("node_conv", "node_relu"))
+    source, weights, target = Tensor((4, 32, 32), "int8", "NHWC"), Tensor((4, 3, 3), "int8", "Linear"), HALF
+    layer = EngineLayer("correlation", (source,), (weights,), (target,), ("node_conv", "node_relu"))
     assert engine_layers(f"Layers:\n{LINE}\n{WAITS}\n\nI/O Tensors:\n") == [layer]
     nodes = {"node_conv": Node("Conv", "stem.conv", True), "node_relu": Node("Relu", None, False)}
     (line,) = report(nodes, [layer])
@@ -171,14 +171,14 @@ def test_a_prepared_plan_is_kept_for_each_capability(
     built = plan.prepare("tensorrt_rtx", graph, "sha", "int8", 32, CAPABILITIES)
     paths = [cache.path_of(plan.key_of("tensorrt_rtx", "sha", "int8", 32, each)) for each in CAPABILITIES]
     assert [cache.read(path, bytes) for path in paths] == [built.data] * 3
-    assert len({path.stat().st_ino for path in paths}) == 1  # on disk once
+    assert len({path.stat().st_ino for path in paths}) == 1  # the plan is on disk once
 
 
 def test_what_cannot_be_built_is_named(lenet5_everywhere: PublishedModel, tmp_path: Path) -> None:
     graph = lenet5_everywhere.folder / manifest.ONNX
     with pytest.raises(EngineError, match=r"no compute capability 9\.0; it has 7\.5, 8\.0, 8\.6, 8\.9, 12\.0, 12\.1"):
         plan.build("tensorrt_rtx", graph, 8, ["8.9", "9.0"])
-    with pytest.raises(EngineError, match=r"cannot build .*FP32 GEMM is not supported"):  # it says why
+    with pytest.raises(EngineError, match=r"cannot build .*FP32 GEMM is not supported"):  # with TensorRT's reason
         plan.build("tensorrt_rtx", graph, 8, ["7.5"])
     (tmp_path / "no.onnx").write_bytes(b"not a graph")
     with pytest.raises(EngineError, match=r"cannot read .*no\.onnx: "):
@@ -188,7 +188,7 @@ def test_what_cannot_be_built_is_named(lenet5_everywhere: PublishedModel, tmp_pa
 
 
 def test_the_first_node_is_a_cast(graphs: dict[str, Path]) -> None:
-    for path in graphs.values():  # of uint8, TensorRT takes no other
+    for path in graphs.values():  # TensorRT accepts uint8 pixels only as the input of a cast
         users = [node.op_type for node in onnx.load(path).graph.node if "pixels" in node.input]
         assert users == ["Cast"]
 
@@ -204,10 +204,10 @@ def test_the_commands(run: Run, lenet5_everywhere: PublishedModel, tmp_path: Pat
     assert cells[1:3] == ["`lenet5`", "1x32x32"]
     assert all(float(cell) > 0 for cell in cells[3:-1])
     assert len(cells) == 3 + 3 * len(TYPES) + 1
-    told = run("engines", "inspect", "lenet5", "--precisions", "int8", "--capability", "8.9", **here).stdout
-    assert "uint8 32x32x1" in told
-    assert " c3.six" in told
-    assert told.splitlines()[-1].endswith("6 convolutions and linear layers, 6 in int8")
+    printed = run("engines", "inspect", "lenet5", "--precisions", "int8", "--capability", "8.9", **here).stdout
+    assert "uint8 32x32x1" in printed
+    assert " c3.six" in printed
+    assert printed.splitlines()[-1].endswith("6 convolutions and linear layers, 6 in int8")
     for arguments, error in (
         (("--capability", "9.0"), "tensorrt_rtx has no compute capability 9.0"),
         (("--runtime", "tensorrt", "--capability", "8.9"), "tensorrt builds for the GPU of the machine"),

@@ -1,4 +1,4 @@
-"""Graphs of lower precision, and whether their answers are torch's."""
+"""Tests of graphs of lower precision, and of their agreement with torch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_int8_is_explicit_symmetric_and_by_channel(lenet5_everywhere: PublishedM
         assert weights is not None
         assert pixels.op_type == weights.op_type == "DequantizeLinear"
         assert constants[weights.input[0]].data_type == TensorProto.INT8
-        assert list(constants[weights.input[1]].dims) == [constants[weights.input[0]].dims[0]]  # a scale a channel
+        assert list(constants[weights.input[1]].dims) == [constants[weights.input[0]].dims[0]]  # one scale per channel
         assert bias in ([None], [])  # a constant in float
     for node in graph.node:
         if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
@@ -57,7 +57,7 @@ def test_ranges_are_of_all_batches_though_one_at_a_time_is_in_memory(
         0, 128, (3 * CALIBRATION_BATCH, *lenet5.manifest.preprocess.shape), dtype=np.uint8
     )
     bright = dark.copy()
-    bright[1::3] *= 2  # a whole batch, the second
+    bright[1::3] *= 2  # exactly the second batch of calibration
     held = []
     for calibrater in (MinMaxCalibrater, HistogramCalibrater):
 

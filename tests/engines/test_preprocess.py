@@ -1,4 +1,4 @@
-"""Pictures of every mode become the pixels that one would draw by hand."""
+"""Tests of preprocessing: pictures of every mode become the expected pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adding to the model store, killed at every step; and what is not served."""
+"""Tests of adding to the model store, killed at every step, and of models that are not served."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from engines.published.manifest import ManifestError
 from engines.published.store import PublishedModel
 from tests.serving import ROOT
 
-# Adds the entry of argv[1] to the store; killed by -9 just before its argv[2]th change to a file of it.
+# Adds the model in argv[1] to the store, and is killed by SIGKILL just before its argv[2]th change to a file.
 KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
@@ -54,7 +54,7 @@ print(int(sys.argv[2]) - left)
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty BENTOML_HOME of the test's own."""
+    """Return an empty BENTOML_HOME for one test."""
     (tmp_path / "models").mkdir()
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path))
     BentoMLContainer.model_store.set(ModelStore(tmp_path / "models"))
@@ -70,7 +70,7 @@ def add(home: Path, source: Path, killed_at: int) -> subprocess.CompletedProcess
 
 def test_a_kill_at_any_change_leaves_the_old_state_or_the_new(lenet5: PublishedModel, home: Path) -> None:
     tag = lenet5.manifest.tag
-    for _ in range(2):  # the first time there is a folder more to make
+    for _ in range(2):  # the first addition creates one folder more
         whole = add(home, lenet5.folder, killed_at=1_000)
         assert whole.returncode == 0, whole.stderr
         shutil.rmtree(home / "models" / "lenet5")
@@ -79,15 +79,15 @@ def test_a_kill_at_any_change_leaves_the_old_state_or_the_new(lenet5: PublishedM
     seen = set()
     for step in range(1, changes + 1):
         assert add(home, lenet5.folder, killed_at=step).returncode == -signal.SIGKILL
-        found = store.published()
-        assert [model.manifest.tag for model in found] in ([], [tag])
-        for model in found:
+        published = store.published()
+        assert [model.manifest.tag for model in published] in ([], [tag])
+        for model in published:
             model.manifest.check_files(model.folder)
-        assert len(bentoml.models.list()) == len(found)  # BentoML itself lists nothing broken
-        seen.add(len(found))
+        assert len(bentoml.models.list()) == len(published)  # BentoML itself lists nothing broken
+        seen.add(len(published))
         shutil.rmtree(home / "models" / "lenet5", ignore_errors=True)
     assert seen == {0, 1}
-    assert add(home, lenet5.folder, killed_at=1_000).returncode == 0  # what the killed left behind does not hinder
+    assert add(home, lenet5.folder, killed_at=1_000).returncode == 0  # in spite of left-over files
     assert [model.manifest.tag for model in store.published()] == [tag]
     assert str(bentoml.models.get("lenet5").tag) == tag
     assert [path.name for path in (home / "convserve-staging").iterdir()] == ["lock"]
@@ -119,7 +119,7 @@ def test_what_is_not_ours_or_not_whole_is_passed_over(
     copy(lenet5, home, version)
     with caplog.at_level(logging.WARNING):
         assert [model.folder.name for model in store.published()] == [version]
-    assert "its manifest is that of" in caplog.text
+    assert "the manifest is of another model" in caplog.text
     assert "not-json: manifest.json is not valid" in caplog.text
 
 
