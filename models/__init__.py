@@ -1,1 +1,1 @@
-"""The architectures of the lecture, and what each costs to compute."""
+"""Architectures of the lecture, and their computational costs."""

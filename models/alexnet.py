@@ -21,7 +21,7 @@ def response_norm() -> nn.Module:
 
 
 class AlexNet(nn.Module):
-    """11x11/4 of 96, LRN, pool, 5x5 of 256, LRN, pool, 3x3 of 384, 384 and 256, pool, 4096, 4096, classes."""
+    """AlexNet: 11x11/4 of 96, LRN, pool, 5x5 of 256, LRN, pool, 3x3 of 384, 384 and 256, pool, 4096, 4096, classes."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -55,7 +55,10 @@ class AlexNet(nn.Module):
 
 
 class AlexNetOWT(nn.Module):
-    """11x11/4 of 64, pool, 5x5 of 192, pool, 3x3 of 384, 256 and 256, pool, 4096, 4096, classes; no groups, no LRN."""
+    """One-tower AlexNet without groups or LRN.
+
+    11x11/4 of 64, pool, 5x5 of 192, pool, 3x3 of 384, 256 and 256, pool, 4096, 4096, classes.
+    """
 
     def __init__(self, classes: int) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Paper:
-    """Where an architecture was published; `id` is an arXiv number or a DOI, or names the proceedings."""
+    """Paper that introduced an architecture; `id` is an arXiv number, a DOI, or the name of the proceedings."""
 
     title: str
     authors: str
@@ -25,9 +25,9 @@ class Paper:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """Accuracies that `source` states, in percent (where it states errors, 100 minus those).
+    """Accuracies that `source` states, in percent; a stated error is converted to 100 minus the error.
 
-    `top1` or `top5` is None where it is silent. `protocol` says what was scored: images, crops, models.
+    `top1` or `top5` is None if not stated. `protocol` describes the evaluation: images, crops, models.
     """
 
     data: Literal["MNIST", "CIFAR-10", "ImageNet"]
@@ -49,11 +49,11 @@ def on_cifar10(top1: float, source: str) -> Published:
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """A library's network that is this architecture, and how its state dict becomes ours.
+    """Network of a library with the same architecture, and the translation of its state dict to this project's names.
 
-    Each of `rename`, a regular expression and its replacement, is applied to every key, in order; keys in which
-    one of `drop` is found have no place in ours. `accuracy` is top-1 and top-5, in percent, of one centre crop of each
-    of ImageNet's validation images, where the library's own metadata lack it.
+    Each pair of `rename`, a regular expression and its replacement, is applied to every key, in order. Keys that match
+    one of `drop` are left out. `accuracy` is top-1 and top-5, in percent, of one centre crop of each of ImageNet's
+    validation images, for libraries whose metadata lack the accuracy.
     """
 
     library: Literal["torchvision", "timm"]

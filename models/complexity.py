@@ -20,7 +20,10 @@ from models.dataflow import Dataflow
 def complexity(
     architecture: Architecture, input_shape: tuple[int, int, int] | None = None, classes: int | None = None
 ) -> Complexity:
-    """Cost of `architecture` at the paper's input and classes, or at those given; computed without memory, on meta."""
+    """Return the cost of `architecture` at the paper's input and classes, unless others are passed.
+
+    The pass runs on torch's meta device, which computes shapes without allocating memory.
+    """
     shape, classes = input_shape or architecture.input_shape, classes or architecture.classes
     with torch.device("meta"):
         net = architecture.build(classes).eval()
@@ -42,9 +45,9 @@ def complexity(
 
 
 def trace(net: nn.Module, x: Tensor) -> tuple[tuple[LayerCost, ...], int]:
-    """The layers that `x` passes, in order, and the peak of memory in bytes.
+    """Return the costs of the layers that `x` passes, in order, and the peak of memory in bytes.
 
-    Those that hold parameters, move a window over what they take, change its shape, or normalise it.
+    A layer is a module that has parameters, moves a window over its input, changes the shape, or normalises.
     """
     layers: list[LayerCost] = []
     dataflow = Dataflow(x)
@@ -60,7 +63,7 @@ def trace(net: nn.Module, x: Tensor) -> tuple[tuple[LayerCost, ...], int]:
 
     leaves = [(name, module) for name, module in net.named_modules() if not list(module.children())]
     handles = [module.register_forward_hook(record(name)) for name, module in leaves]
-    # torch computes a response norm by several operations that no engine has
+    # torch computes a response norm by several operations, which engines run as one
     norms = [module for _, module in leaves if is_norm(module)]
     starts: list[int] = []
     handles += [module.register_forward_pre_hook(lambda *_: starts.append(dataflow.start())) for module in norms]
@@ -80,7 +83,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def layer_cost(name: str, module: nn.Module, x: Tensor, output: Tensor, receptive_field: tuple[int, int]) -> LayerCost:
-    """The cost of one leaf module that put out `output`, (1, ...), for `x`."""
+    """Return the cost of one leaf module that returned `output`, (1, ...), for `x`."""
     params = sum(parameter.numel() for parameter in module.parameters())
     # every output element of these is one dot product with a row of the weight, (outputs, ...)
     macs = output.numel() * module.weight[0].numel() if isinstance(module, nn.Conv2d | nn.Linear) else 0
@@ -100,6 +103,6 @@ def layer_cost(name: str, module: nn.Module, x: Tensor, output: Tensor, receptiv
 
 
 def kernel(module: nn.Module) -> tuple[int, int] | None:
-    """Height and width of the window that a convolution or pool moves over its input."""
+    """Return height and width of the window that a convolution or pool moves over its input, or None."""
     size = getattr(module, "kernel_size", None)
     return (size, size) if isinstance(size, int) else size

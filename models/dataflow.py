@@ -24,7 +24,7 @@ IN_PLACE = {
 
 
 class Operation(NamedTuple):
-    """Operation of a forward pass: numbers of the tensors in memory it reads, and numbers and bytes of new tensors."""
+    """Operation of a forward pass: numbers of the tensors that are read, and numbers and bytes of new tensors."""
 
     reads: set[int]
     writes: dict[int, int]

@@ -18,7 +18,7 @@ from models.layers import he_normal
 
 
 class DenseLayer(nn.Sequential):
-    """BN, ReLU, 1x1 of 4k, BN, ReLU, 3x3 of k (k the growth); without the bottleneck BN, ReLU, 3x3 of k."""
+    """Dense layer: BN, ReLU, 1x1 of 4k, BN, ReLU, 3x3 of k (the growth); without bottleneck BN, ReLU, 3x3 of k."""
 
     def __init__(self, inputs: int, growth: int, *, bottleneck: bool) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class DenseLayer(nn.Sequential):
 
 
 class DenseBlock(nn.ModuleDict):
-    """Layers, each of which sees the input and what all before it put out."""
+    """Dense block: each layer's input is the block's input with the outputs of all earlier layers."""
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.values():
@@ -51,7 +51,7 @@ class Transition(nn.Sequential):
 
 
 class DenseNet(nn.Module):
-    """Stem, dense blocks with transitions between them, BN, ReLU, mean, linear."""
+    """DenseNet: stem, dense blocks with transitions between them, BN, ReLU, mean, linear."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class DenseNet(nn.Module):
 
 
 def imagenet_densenet(classes: int, growth: int, depths: Sequence[int]) -> nn.Module:
-    """7x7/2 of 2k, BN, ReLU, 3x3/2 max pool: 224 to 56."""
+    """Return an ImageNet network. The stem is 7x7/2 of 2k, BN, ReLU, 3x3/2 max pool: 224 to 56 pixels."""
     stem: dict[str, nn.Module] = {
         "conv0": nn.Conv2d(3, 2 * growth, 7, 2, 3, bias=False),
         "norm0": nn.BatchNorm2d(2 * growth),
@@ -99,7 +99,7 @@ def imagenet_densenet(classes: int, growth: int, depths: Sequence[int]) -> nn.Mo
 
 
 def cifar_densenet(classes: int, depth: int, growth: int, *, bc: bool) -> nn.Module:
-    """3x3 of 16, or 2k where there are bottlenecks; three blocks."""
+    """Return a CIFAR network of three blocks. The stem is a 3x3 of 16, or of 2k with bottlenecks."""
     channels = 2 * growth if bc else 16
     stem: dict[str, nn.Module] = {"conv0": nn.Conv2d(3, channels, 3, 1, 1, bias=False)}
     layers = (depth - 4) // (6 if bc else 3)

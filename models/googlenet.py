@@ -33,7 +33,7 @@ Conv = type[ConvReLU] | type[ConvBN]
 
 
 def inception(widths: tuple[int, int, int, int, int, int, int], conv: Conv, large: int) -> Concat:
-    """1x1; 1x1, 3x3; 1x1, 5x5; 3x3 max pool, 1x1; side by side (Figure 2b)."""
+    """Return an inception module, four branches: 1x1; 1x1, 3x3; 1x1, 5x5; 3x3 max pool, 1x1 (Figure 2b)."""
     inputs, one, reduce3, three, reduce5, five, pool = widths
     return Concat(
         branch1=conv(inputs, one, 1),
@@ -44,7 +44,7 @@ def inception(widths: tuple[int, int, int, int, int, int, int], conv: Conv, larg
 
 
 class AuxiliaryHead(nn.Module):
-    """5x5/3 mean to 4x4, 1x1 of 128, 1024, dropout, classes."""
+    """Auxiliary classifier: 5x5/3 mean to 4x4, 1x1 of 128, 1024, dropout, classes."""
 
     def __init__(self, inputs: int, classes: int, conv: Conv) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class AuxiliaryHead(nn.Module):
 
 
 class GoogLeNet(nn.Module):
-    """7x7/2, pool, 1x1, 3x3, pool, nine inceptions with two pools between them, mean, dropout, linear."""
+    """GoogLeNet: 7x7/2, pool, 1x1, 3x3, pool, nine inceptions with two pools in between, mean, dropout, linear."""
 
     def __init__(self, classes: int, *, batch_norm: bool) -> None:
         super().__init__()

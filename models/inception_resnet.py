@@ -21,7 +21,7 @@ from models.layers import Classifier, Concat, ConvBN, chain
 
 
 class ResidualInception(nn.Module):
-    """relu(x + scale * 1x1 of the branches side by side); the 1x1 has a bias and no BN."""
+    """Residual block: relu(x + scale * 1x1(concatenated branches)); the 1x1 has a bias and no BN."""
 
     def __init__(self, channels: int, mixed: int, scale: float, *, relu: bool = True, **branches: nn.Module) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class ResidualInception(nn.Module):
 
 
 def block35(channels: int, double: tuple[int, int]) -> ResidualInception:
-    """At 35x35: 1x1; 1x1, 3x3; 1x1, 3x3, 3x3 (Figures 10 and 16)."""
+    """Return the block at 35x35: 1x1; 1x1, 3x3; 1x1, 3x3, 3x3 (Figures 10 and 16)."""
     return ResidualInception(
         channels,
         64 + double[1],
@@ -48,7 +48,7 @@ def block35(channels: int, double: tuple[int, int]) -> ResidualInception:
 
 
 def block17(channels: int, one: int, widths: tuple[int, int, int]) -> ResidualInception:
-    """At 17x17: 1x1; 1x1, 1x7, 7x1 (Figures 11 and 17)."""
+    """Return the block at 17x17: 1x1; 1x1, 1x7, 7x1 (Figures 11 and 17)."""
     return ResidualInception(
         channels,
         one + widths[2],
@@ -59,7 +59,7 @@ def block17(channels: int, one: int, widths: tuple[int, int, int]) -> ResidualIn
 
 
 def block8(channels: int, widths: tuple[int, int], scale: float = 0.2, *, relu: bool = True) -> ResidualInception:
-    """At 8x8: 1x1; 1x1, 1x3, 3x1 (Figures 13 and 19)."""
+    """Return the block at 8x8: 1x1; 1x1, 1x3, 3x1 (Figures 13 and 19)."""
     return ResidualInception(
         channels,
         192 + widths[1],
@@ -71,7 +71,7 @@ def block8(channels: int, widths: tuple[int, int], scale: float = 0.2, *, relu: 
 
 
 def reduction_b(inputs: int, second: int, third: tuple[int, int]) -> Concat:
-    """1x1, 3x3/2; 1x1, 3x3/2; 1x1, 3x3, 3x3/2; max pool (Figures 12 and 18)."""
+    """Return the second reduction: 1x1, 3x3/2; 1x1, 3x3/2; 1x1, 3x3, 3x3/2; max pool (Figures 12 and 18)."""
     return Concat(
         branch0=chain(inputs, (256, 1), (384, 3, 2)),
         branch1=chain(inputs, (256, 1), (second, 3, 2)),
@@ -81,7 +81,7 @@ def reduction_b(inputs: int, second: int, third: tuple[int, int]) -> Concat:
 
 
 def stem() -> OrderedDict[str, nn.Module]:
-    """299 to 71 pixels, 192 channels (Figure 14)."""
+    """Return the stem: 299 to 71 pixels, 192 channels (Figure 14)."""
     return OrderedDict(
         conv2d_1a=ConvBN(3, 32, 3, 2, padding=0),
         conv2d_2a=ConvBN(32, 32, 3, padding=0),
@@ -93,7 +93,7 @@ def stem() -> OrderedDict[str, nn.Module]:
 
 
 def inception_resnet_v1(classes: int) -> nn.Module:
-    """Stem, 5 blocks at 35x35, reduction, 10 at 17x17, reduction, 5 at 8x8 (Figure 15)."""
+    """Return v1: stem, 5 blocks at 35x35, reduction, 10 at 17x17, reduction, 5 at 8x8 (Figure 15)."""
     features = nn.Sequential(
         OrderedDict(
             **stem(),
@@ -109,7 +109,7 @@ def inception_resnet_v1(classes: int) -> nn.Module:
 
 
 def inception_resnet_v2(classes: int) -> nn.Module:
-    """Stem, 10 blocks at 35x35, reduction, 20 at 17x17, reduction, 10 at 8x8, 1x1."""
+    """Return v2: stem, 10 blocks at 35x35, reduction, 20 at 17x17, reduction, 10 at 8x8, 1x1."""
     mixed_5b = Concat(
         branch0=ConvBN(192, 96, 1),
         branch1=chain(192, (48, 1), (64, 5)),

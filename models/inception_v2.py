@@ -32,7 +32,7 @@ MODULES: dict[str, tuple[int, int, int, int, int, Literal["avg", "max"], int | N
 
 
 def inception_v2(classes: int, projection: int = 96, gate: Callable[[int], nn.Module] = nn.Identity) -> nn.Module:
-    """7x7/2, pool, 1x1, 3x3, pool, ten inceptions, each followed by its `gate`, mean, linear."""
+    """Return the network: 7x7/2, pool, 1x1, 3x3, pool, ten inceptions, each followed by its `gate`, mean, linear."""
     stages: list[tuple[str, nn.Module]] = [
         ("conv1", ConvBN(3, 64, 7, 2)),
         ("maxpool1", nn.MaxPool2d(3, 2, ceil_mode=True)),
@@ -48,7 +48,10 @@ def inception_v2(classes: int, projection: int = 96, gate: Callable[[int], nn.Mo
 
 
 def inception_module(inputs: int, name: str, projection: int) -> tuple[Concat, int]:
-    """1x1; 1x1, 3x3; 1x1, 3x3, 3x3; pool, 1x1; side by side, or, to halve the picture, the middle two and a pool."""
+    """Return a module of four branches: 1x1; 1x1, 3x3; 1x1, 3x3, 3x3; pool, 1x1.
+
+    A module that halves the picture has only the middle two branches and a pool.
+    """
     one, reduce, three, reduce_double, double, pool, pooled = MODULES[name]
     pooled = projection if pooled is None else pooled
     if not one:

@@ -17,7 +17,7 @@ from models.layers import Concat, ConvBN, chain, grid_mean, he_normal, split
 
 
 def inception_a(inputs: int, pooled: int) -> Concat:
-    """1x1; 1x1, 5x5; 1x1, 3x3, 3x3; mean, 1x1 (Figure 5)."""
+    """Return module A: 1x1; 1x1, 5x5; 1x1, 3x3, 3x3; mean, 1x1 (Figure 5)."""
     return Concat(
         branch1x1=ConvBN(inputs, 64, 1),
         branch5x5=chain(inputs, (48, 1), (64, 5)),
@@ -27,7 +27,7 @@ def inception_a(inputs: int, pooled: int) -> Concat:
 
 
 def inception_b() -> Concat:
-    """3x3/2; 1x1, 3x3, 3x3/2; max pool (Figure 10)."""
+    """Return reduction B: 3x3/2; 1x1, 3x3, 3x3/2; max pool (Figure 10)."""
     return Concat(
         branch3x3=ConvBN(288, 384, 3, 2, padding=0),
         branch3x3dbl=chain(288, (64, 1), (96, 3), (96, 3, 2)),
@@ -36,7 +36,7 @@ def inception_b() -> Concat:
 
 
 def inception_c(width: int) -> Concat:
-    """1x1; 1x1, 1x7, 7x1; 1x1, 7x1, 1x7, 7x1, 1x7; mean, 1x1 (Figure 6)."""
+    """Return module C: 1x1; 1x1, 1x7, 7x1; 1x1, 7x1, 1x7, 7x1, 1x7; mean, 1x1 (Figure 6)."""
     return Concat(
         branch1x1=ConvBN(768, 192, 1),
         branch7x7=chain(768, (width, 1), (width, (1, 7)), (192, (7, 1))),
@@ -46,7 +46,7 @@ def inception_c(width: int) -> Concat:
 
 
 def inception_d() -> Concat:
-    """1x1, 3x3/2; 1x1, 1x7, 7x1, 3x3/2; max pool."""
+    """Return reduction D: 1x1, 3x3/2; 1x1, 1x7, 7x1, 3x3/2; max pool."""
     return Concat(
         branch3x3=chain(768, (192, 1), (320, 3, 2)),
         branch7x7x3=chain(768, (192, 1), (192, (1, 7)), (192, (7, 1)), (192, 3, 2)),
@@ -55,7 +55,7 @@ def inception_d() -> Concat:
 
 
 def inception_e(inputs: int) -> Concat:
-    """1x1; 1x1, 1x3 | 3x1; 1x1, 3x3, 1x3 | 3x1; mean, 1x1 (Figure 7)."""
+    """Return module E: 1x1; 1x1, 1x3 | 3x1; 1x1, 3x3, 1x3 | 3x1; mean, 1x1 (Figure 7)."""
     return Concat(
         branch1x1=ConvBN(inputs, 320, 1),
         branch3x3=nn.Sequential(ConvBN(inputs, 384, 1), split(384, 384)),
@@ -65,7 +65,7 @@ def inception_e(inputs: int) -> Concat:
 
 
 class AuxiliaryHeadV3(nn.Module):
-    """5x5/3 mean to 5x5, 1x1 of 128, 5x5 of 768, linear (Figure 8)."""
+    """Auxiliary classifier: 5x5/3 mean to 5x5, 1x1 of 128, 5x5 of 768, linear (Figure 8)."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class AuxiliaryHeadV3(nn.Module):
 
 
 class InceptionV3(nn.Module):
-    """3x3/2, 3x3, 3x3, pool, 1x1, 3x3, pool, eleven inceptions, mean, dropout, linear."""
+    """Inception v3: 3x3/2, 3x3, 3x3, pool, 1x1, 3x3, pool, eleven inceptions, mean, dropout, linear."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()

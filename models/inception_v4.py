@@ -14,12 +14,12 @@ from models.layers import Classifier, Concat, ConvBN, chain, split
 
 
 def mean_chain(inputs: int, outputs: int) -> nn.Sequential:
-    """Mean of each 3x3, counting no padding, 1x1."""
+    """Return the mean of each 3x3, without counting the padding, and a 1x1."""
     return nn.Sequential(nn.AvgPool2d(3, 1, 1, count_include_pad=False), ConvBN(inputs, outputs, 1))
 
 
 def stem() -> list[nn.Module]:
-    """299 to 35 pixels (Figure 3)."""
+    """Return the stem: 299 to 35 pixels (Figure 3)."""
     return [
         *(ConvBN(3, 32, 3, 2, padding=0), ConvBN(32, 32, 3, padding=0), ConvBN(32, 64, 3)),
         Concat(maxpool=nn.MaxPool2d(3, 2), conv=ConvBN(64, 96, 3, 2, padding=0)),
@@ -32,7 +32,7 @@ def stem() -> list[nn.Module]:
 
 
 def inception_a() -> Concat:
-    """1x1; 1x1, 3x3; 1x1, 3x3, 3x3; mean, 1x1 (Figure 4)."""
+    """Return module A: 1x1; 1x1, 3x3; 1x1, 3x3, 3x3; mean, 1x1 (Figure 4)."""
     return Concat(
         branch0=ConvBN(384, 96, 1),
         branch1=chain(384, (64, 1), (96, 3)),
@@ -42,7 +42,7 @@ def inception_a() -> Concat:
 
 
 def reduction_a(inputs: int, k: int, l: int, m: int, n: int) -> Concat:  # noqa: E741 - the paper's names
-    """3x3/2 of n; 1x1 of k, 3x3 of l, 3x3/2 of m; max pool (Figure 7, Table 1)."""
+    """Return reduction A: 3x3/2 of n; 1x1 of k, 3x3 of l, 3x3/2 of m; max pool (Figure 7, Table 1)."""
     return Concat(
         branch0=ConvBN(inputs, n, 3, 2, padding=0),
         branch1=chain(inputs, (k, 1), (l, 3), (m, 3, 2)),
@@ -51,7 +51,7 @@ def reduction_a(inputs: int, k: int, l: int, m: int, n: int) -> Concat:  # noqa:
 
 
 def inception_b() -> Concat:
-    """1x1; 1x1, 1x7, 7x1; 1x1, 7x1, 1x7, 7x1, 1x7; mean, 1x1 (Figure 5)."""
+    """Return module B: 1x1; 1x1, 1x7, 7x1; 1x1, 7x1, 1x7, 7x1, 1x7; mean, 1x1 (Figure 5)."""
     return Concat(
         branch0=ConvBN(1024, 384, 1),
         branch1=chain(1024, (192, 1), (224, (1, 7)), (256, (7, 1))),
@@ -61,7 +61,7 @@ def inception_b() -> Concat:
 
 
 def reduction_b() -> Concat:
-    """1x1, 3x3/2; 1x1, 1x7, 7x1, 3x3/2; max pool (Figure 8)."""
+    """Return reduction B: 1x1, 3x3/2; 1x1, 1x7, 7x1, 3x3/2; max pool (Figure 8)."""
     return Concat(
         branch0=chain(1024, (192, 1), (192, 3, 2)),
         branch1=chain(1024, (256, 1), (256, (1, 7)), (320, (7, 1)), (320, 3, 2)),
@@ -70,7 +70,7 @@ def reduction_b() -> Concat:
 
 
 def inception_c() -> Concat:
-    """1x1; 1x1, 1x3 | 3x1; 1x1, 3x1, 1x3, 1x3 | 3x1; mean, 1x1 (Figure 6)."""
+    """Return module C: 1x1; 1x1, 1x3 | 3x1; 1x1, 3x1, 1x3, 1x3 | 3x1; mean, 1x1 (Figure 6)."""
     return Concat(
         branch0=ConvBN(1536, 256, 1),
         branch1=nn.Sequential(ConvBN(1536, 384, 1), split(384, 256)),
@@ -80,7 +80,7 @@ def inception_c() -> Concat:
 
 
 def inception_v4(classes: int) -> nn.Module:
-    """Stem, 4 A, reduction, 7 B, reduction, 3 C, mean, dropout, linear (Figure 9)."""
+    """Return the network: stem, 4 A, reduction, 7 B, reduction, 3 C, mean, dropout, linear (Figure 9)."""
     features = nn.Sequential(
         *stem(),
         *(inception_a() for _ in range(4)),  # (N, 384, 35, 35)

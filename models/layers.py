@@ -19,7 +19,7 @@ def he_normal(net: nn.Module) -> None:
 
 
 class SqueezeExcitation(nn.Module):
-    """x * sigmoid(1x1, ReLU, 1x1 of the mean over height and width) (Hu et al. 2017, arXiv:1709.01507, Figure 1)."""
+    """Squeeze-and-excitation: x * sigmoid(1x1, ReLU, 1x1 of x's spatial mean) (Hu et al. 2017, arXiv:1709.01507)."""
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class ConvReLU(nn.Sequential):
-    """Convolution, ReLU; at stride 1 it keeps the size, unless `padding` says otherwise."""
+    """Convolution and ReLU; at stride 1 the default padding keeps the size."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int | None = None) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class ConvReLU(nn.Sequential):
 
 
 class ConvBN(nn.Sequential):
-    """Convolution without bias, BN, ReLU; at stride 1 it keeps the size, unless `padding` says otherwise."""
+    """Convolution without bias, BN and ReLU; at stride 1 the default padding keeps the size."""
 
     def __init__(self, inputs: int, outputs: int, kernel: Kernel, stride: int = 1, padding: int | None = None) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class ConvBN(nn.Sequential):
 
 
 class Concat(nn.ModuleDict):
-    """Its branches' answers to the same input, channel after channel."""
+    """Concatenation of its branches' outputs for the same input, along the channels."""
 
     def __init__(self, **branches: nn.Module) -> None:
         super().__init__(branches)
@@ -66,7 +66,7 @@ class Concat(nn.ModuleDict):
 
 
 def chain(inputs: int, *convs: tuple[int, Kernel] | tuple[int, Kernel, int]) -> nn.Sequential:
-    """ConvBNs of (outputs, kernel), padded to keep the size, or of (outputs, kernel, stride), not padded."""
+    """Return a sequence of ConvBNs: (outputs, kernel) is padded to keep the size, (outputs, kernel, stride) is not."""
     layers = []
     for outputs, kernel, *stride in convs:
         layers.append(ConvBN(inputs, outputs, kernel, stride[0], 0) if stride else ConvBN(inputs, outputs, kernel))
@@ -80,14 +80,14 @@ def split(inputs: int, outputs: int) -> Concat:
 
 
 def grid_mean(x: Tensor, kernel: int, stride: int, grid: int) -> Tensor:
-    """Mean of each `kernel` x `kernel` window, (N, C, grid, grid); of maps too small for that many, of equal parts."""
+    """Return the mean of each `kernel` x `kernel` window, (N, C, grid, grid); small maps are cut into equal parts."""
     if min(x.shape[2:]) >= kernel + (grid - 1) * stride:
         x = F.avg_pool2d(x, kernel, stride)
     return F.adaptive_avg_pool2d(x, grid)
 
 
 class Classifier(nn.Module):
-    """Features, mean, dropout, linear."""
+    """Network of features, mean, dropout and a linear layer."""
 
     def __init__(self, features: nn.Module, channels: int, classes: int, dropout: float) -> None:
         super().__init__()

@@ -40,21 +40,21 @@ BITMAPS = """
 
 
 def digit_codes() -> Tensor:
-    """The ten RBF centres, (10, 84), of -1 and +1."""
+    """Return the ten RBF centres, (10, 84), of -1 and +1."""
     rows = [line.split() for line in BITMAPS.split("\n") if line]
     digits = ["".join(row[digit] for row in rows) for digit in range(10)]
     return torch.tensor([[1.0 if pixel == "#" else -1.0 for pixel in digit] for digit in digits])
 
 
 class ScaledTanh(nn.Module):
-    """f(a) = 1.7159 tanh(2/3 a), so that f(1) = 1 and f(-1) = -1 (Appendix A)."""
+    """Scaled tanh: f(a) = 1.7159 tanh(2/3 a), so that f(1) = 1 and f(-1) = -1 (Appendix A)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 1.7159 * torch.tanh(x * (2 / 3))
 
 
 class Subsampling(nn.Module):
-    """Sum of each 2x2 window, times a trainable coefficient a map, plus a trainable bias a map."""
+    """Subsampling: sum of each 2x2 window, times a trainable coefficient a map, plus a trainable bias a map."""
 
     def __init__(self, maps: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Subsampling(nn.Module):
 
 
 class PartialConv(nn.Module):
-    """C3: 5x5 convolutions, each output map seeing only its row of Table I: 1,516 parameters."""
+    """Layer C3: 5x5 convolutions whose output maps each read only their row of Table I: 1,516 parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class PartialConv(nn.Module):
 
 
 class RBF(nn.Module):
-    """Euclidean radial basis functions with fixed centres: -sum_j (x_j - w_ij)^2 for class i."""
+    """Output layer of Euclidean radial basis functions with fixed centres: -sum_j (x_j - w_ij)^2 for class i."""
 
     def __init__(self, centres: Tensor) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class RBF(nn.Module):
 
 
 class LeNet5(nn.Module):
-    """C1 5x5, S2, C3 5x5, S4, C5 5x5, F6, RBF; a scaled tanh after each but the last."""
+    """LeNet-5: C1 5x5, S2, C3 5x5, S4, C5 5x5, F6, RBF; a scaled tanh after each but the last."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class LeNet5(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Uniform in +-2.4 / fan-in, biases too (Appendix A)."""
+        """Draw weights and biases uniformly from +-2.4 / fan-in (Appendix A)."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear | Subsampling):
                 fan_in = 4 if isinstance(module, Subsampling) else module.weight[0].numel()
@@ -128,9 +128,9 @@ class LeNet5(nn.Module):
 
 
 class LeNet5Modern(nn.Sequential):
-    """5x5 of 6, pool, 5x5 of 16, pool, 5x5 of 120, 84, classes; a tanh after each, every map of C3 sees all of S2.
+    """LeNet-5 as mostly built today: 5x5 of 6, pool, 5x5 of 16, pool, 5x5 of 120, 84, classes; a tanh after each.
 
-    The lecture's [CONV-POOL-CONV-POOL-CONV-FC-FC], as it is taught and mostly built; the pool is a 2x2 mean.
+    The lecture's [CONV-POOL-CONV-POOL-CONV-FC-FC]. Every map of C3 reads all maps of S2; the pool is a 2x2 mean.
     """
 
     def __init__(self, classes: int) -> None:
@@ -143,7 +143,7 @@ class LeNet5Modern(nn.Sequential):
 
 
 def variant(name: str, build: Callable[[int], nn.Module], *published: Published) -> Architecture:
-    """Digits of 28x28 in a field of 32x32; C5 fixes that size."""
+    """Return the card of a variant: digits of 28x28 in a field of 32x32, a size that C5 fixes."""
     return Architecture(
         name=name,
         family="lenet",

@@ -18,7 +18,7 @@ from models.layers import ConvReLU, he_normal
 def mlpconv(
     inputs: int, widths: tuple[int, int, int], kernel: int, stride: int = 1, padding: int | None = None
 ) -> nn.Module:
-    """Convolution, ReLU, 1x1, ReLU, 1x1, ReLU (Figure 1b)."""
+    """Return an mlpconv: convolution, ReLU, 1x1, ReLU, 1x1, ReLU (Figure 1b)."""
     return nn.Sequential(
         ConvReLU(inputs, widths[0], kernel, stride, padding),
         ConvReLU(widths[0], widths[1], 1),
@@ -27,7 +27,7 @@ def mlpconv(
 
 
 class NiN(nn.Sequential):
-    """mlpconvs with pools and dropout between them, mean of each class's map."""
+    """Network in Network: mlpconvs with pools and dropout between them, mean of each class's map."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())

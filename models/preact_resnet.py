@@ -18,12 +18,12 @@ from models.residual import Block, OptionA, ResidualBlock, ResNet, Shortcut, Ste
 
 
 def projection(inputs: int, outputs: int, stride: int) -> nn.Module:
-    """1x1/s, with no BN of its own."""
+    """Return a shortcut by projection: 1x1/s without BN."""
     return nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
 
 class PreActBlock(ResidualBlock):
-    """residual(relu(BN(x))) + x; where the shape changes, + shortcut(relu(BN(x)))."""
+    """Pre-activated block: residual(relu(BN(x))) + x; where the shape changes, + shortcut(relu(BN(x)))."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, shortcut: Shortcut) -> None:
         super().__init__(inputs, outputs, stride, shortcut)
@@ -37,7 +37,7 @@ class PreActBlock(ResidualBlock):
 
 
 class PreActBasicBlock(PreActBlock):
-    """BN, ReLU, 3x3/s, BN, ReLU, dropout, 3x3, + x."""
+    """Pre-activated basic block: BN, ReLU, 3x3/s, BN, ReLU, dropout, 3x3, + x."""
 
     def __init__(
         self, inputs: int, planes: int, stride: int, shortcut: Shortcut = projection, dropout: float = 0
@@ -54,7 +54,7 @@ class PreActBasicBlock(PreActBlock):
 
 
 class PreActBottleneck(PreActBlock):
-    """BN, ReLU, 1x1/s, BN, ReLU, 3x3, BN, ReLU, 1x1, + x; or the stride in the 3x3."""
+    """Pre-activated bottleneck: BN, ReLU, 1x1/s, BN, ReLU, 3x3, BN, ReLU, 1x1, + x; or the stride in the 3x3."""
 
     def __init__(self, inputs: int, planes: int, stride: int, *, stride_in_3x3: bool) -> None:
         super().__init__(inputs, planes * 4, stride, projection)
@@ -72,7 +72,7 @@ class PreActBottleneck(PreActBlock):
 
 
 class PreActResNet(ResNet):
-    """ResNet, but that its first block is activated by the stem, and a BN and ReLU follow the last."""
+    """ResNet of pre-activated blocks: the stem activates the first block; a BN and ReLU follow the last."""
 
     def __init__(
         self, classes: int, block: Block, depths: Sequence[int], stem: Callable[[], Stem] = cifar_stem, planes: int = 16
@@ -104,7 +104,7 @@ cifar = partial(variant, input_shape=(3, 32, 32), classes=10, small=32, recipe="
 
 
 def bottlenecks(blocks: int) -> Callable[[int], nn.Module]:
-    """Three stages of `blocks`: 9 * `blocks` + 2 layers."""
+    """Return a CIFAR network of three stages of `blocks` bottlenecks: 9 * `blocks` + 2 layers."""
     return partial(PreActResNet, block=partial(PreActBottleneck, stride_in_3x3=False), depths=(blocks,) * 3)
 
 

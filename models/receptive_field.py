@@ -1,4 +1,4 @@
-"""Receptive fields: which window of the input each element of a feature map depends on.
+"""Receptive fields: the window of the input that each element of a feature map depends on.
 
 The algorithm follows the forward pass operation by operation: a window of `kernel` elements, moved by `stride`, over
 elements that see `size` pixels and stand `step` pixels apart gives elements that see size + (kernel - 1) * step pixels
@@ -30,7 +30,7 @@ class ReceptiveField(NamedTuple):
 
     @property
     def extent(self) -> tuple[int, int]:
-        """Height and width of the larger of both windows, padding around the picture included."""
+        """Height and width of the larger window, including padding around the picture."""
         return largest([self.size, self.fixed])
 
     def slide(self, kernel: Sequence[int], stride: Sequence[int]) -> ReceptiveField:

@@ -30,7 +30,7 @@ class OptionA(nn.Module):
 
 
 def option_b(inputs: int, outputs: int, stride: int) -> nn.Module:
-    """Shortcut by projection: 1x1/s, BN."""
+    """Return a shortcut by projection: 1x1/s, BN."""
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
@@ -38,7 +38,7 @@ Shortcut = Callable[[int, int, int], nn.Module]
 
 
 class ResidualBlock(nn.Module):
-    """relu(residual(x) + x), where the shape changes + shortcut(x)."""
+    """Residual block: relu(residual(x) + x), or + shortcut(x) where the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, shortcut: Shortcut) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class ResidualBlock(nn.Module):
 
 
 class BasicBlock(ResidualBlock):
-    """3x3/s, BN, ReLU, 3x3, BN, + x, ReLU."""
+    """Basic block: 3x3/s, BN, ReLU, 3x3, BN, + x, ReLU."""
 
     def __init__(self, inputs: int, planes: int, stride: int, shortcut: Shortcut = option_b) -> None:
         super().__init__(inputs, planes, stride, shortcut)
@@ -71,9 +71,9 @@ class BasicBlock(ResidualBlock):
 
 
 class Bottleneck(ResidualBlock):
-    """1x1, BN, ReLU, 3x3/s in `groups`, BN, ReLU, 1x1, BN, `gate`, + x, ReLU; or the stride in the first 1x1.
+    """Bottleneck: 1x1, BN, ReLU, 3x3/s in `groups`, BN, ReLU, 1x1, BN, `gate`, + x, ReLU.
 
-    A group is `width` channels wide where planes are 64.
+    The stride can also be in the first 1x1. A group is `width` channels wide where planes are 64.
     """
 
     def __init__(
@@ -127,7 +127,10 @@ def cifar_stem(channels: int = 16) -> Stem:
 
 
 class ResNet(nn.Module):
-    """Stem, a stage of blocks for each of `depths`, mean, dropout, linear; a stage doubles planes and halves sizes."""
+    """ResNet: stem, a stage of blocks for each of `depths`, mean, dropout, linear.
+
+    Each stage after the first doubles the planes and halves the sizes.
+    """
 
     def __init__(
         self,

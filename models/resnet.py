@@ -58,7 +58,7 @@ cifar = partial(
 
 
 def basic_blocks(blocks: int) -> Callable[[int], nn.Module]:
-    """Section 4.2: stages of 16, 32 and 64 planes, 6 * `blocks` + 2 layers."""
+    """Return the CIFAR network of section 4.2: stages of 16, 32 and 64 planes, 6 * `blocks` + 2 layers."""
     return partial(
         ResNet, block=partial(BasicBlock, shortcut=OptionA), depths=(blocks,) * 3, stem=cifar_stem, planes=16
     )

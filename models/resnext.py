@@ -30,12 +30,15 @@ cifar = partial(variant, input_shape=(3, 32, 32), classes=10, small=32, recipe="
 
 
 def resnext(depths: Sequence[int], groups: int, width: int) -> Callable[[int], nn.Module]:
-    """`groups` paths, each `width` channels wide in the first stage."""
+    """Return an ImageNet network of `groups` paths, each `width` channels wide in the first stage."""
     return partial(ResNet, block=partial(Bottleneck, groups=groups, width=width), depths=depths)
 
 
 def resnext29(groups: int) -> Callable[[int], nn.Module]:
-    """Paths of 64; projections as shortcuts, since only these give the paper's 34.4M and 68.1M parameters."""
+    """Return a CIFAR network with paths of 64 channels.
+
+    Shortcuts are projections, since only these have the paper's 34.4M and 68.1M parameters.
+    """
     return partial(
         ResNet, block=partial(Bottleneck, groups=groups), depths=(3, 3, 3), stem=partial(cifar_stem, channels=64)
     )

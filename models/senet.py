@@ -18,7 +18,10 @@ from models.residual import Bottleneck, ResNet, Stem
 
 
 class SENetBottleneck(Bottleneck):
-    """SE-ResNeXt's, 64x4d, but with half of the first 1x1's maps, and a 3x3 as the shortcut that halves the picture."""
+    """Bottleneck of SENet-154.
+
+    Differs from SE-ResNeXt's, 64x4d, in half the maps of the first 1x1, and in a 3x3 shortcut that halves the picture.
+    """
 
     def __init__(self, inputs: int, planes: int, stride: int) -> None:
         super().__init__(inputs, planes, stride, groups=64, width=4, gate=SqueezeExcitation)
@@ -31,12 +34,12 @@ class SENetBottleneck(Bottleneck):
 
 
 def caffe_stem() -> Stem:
-    """7x7/2 of 64, 3x3/2 max pool."""
+    """Return the stem 7x7/2 of 64, 3x3/2 max pool."""
     return Stem(nn.Conv2d(3, 64, 7, 2, 3, bias=False), 64, nn.MaxPool2d(3, 2, ceil_mode=True))
 
 
 def deep_stem() -> Stem:
-    """3x3/2 of 64, 3x3 of 64, 3x3 of 128, 3x3/2 max pool."""
+    """Return the stem 3x3/2 of 64, 3x3 of 64, 3x3 of 128, 3x3/2 max pool."""
     convs = nn.Sequential(
         *(nn.Conv2d(3, 64, 3, 2, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True)),
         *(nn.Conv2d(64, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True)),
@@ -77,7 +80,7 @@ se_resnext = partial(ResNet, block=partial(se_bottleneck, groups=32, width=4), s
 
 
 def of_timm(model: str, accuracy: tuple[float, float], rename: tuple[tuple[str, str], ...] = RENAME) -> Weights:
-    """The authors' own weights, converted."""
+    """Return timm's conversion of the authors' own weights."""
     return Weights(library="timm", model=model, accuracy=accuracy, rename=rename)
 
 

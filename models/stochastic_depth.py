@@ -19,7 +19,7 @@ from models.residual import BasicBlock, Block, ResNet, Shortcut, cifar_stem
 
 
 class AverageOptionA(nn.Module):
-    """Shortcut without parameters: s x s mean (at the rim of odd sizes of what is there), zeros for new channels."""
+    """Shortcut without parameters: s x s mean, over fewer pixels at odd edges, and zeros for new channels."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class AverageOptionA(nn.Module):
 
 
 class StochasticBlock(BasicBlock):
-    """relu(b * residual(x) + x): b is 1 with probability `survival`, else 0; out of training it is `survival`."""
+    """Block relu(b * residual(x) + x): b is 1 with probability `survival`, else 0; in inference it is `survival`."""
 
     def __init__(self, inputs: int, planes: int, stride: int, shortcut: Shortcut = AverageOptionA) -> None:
         super().__init__(inputs, planes, stride, shortcut)
@@ -47,14 +47,14 @@ class StochasticBlock(BasicBlock):
 
 
 class StochasticDepthResNet(ResNet):
-    """Survival falls linearly, from 1 at the input to `last` at the last block (equation 4)."""
+    """ResNet whose survival falls linearly, from 1 at the input to `last` at the last block (equation 4)."""
 
     def __init__(self, classes: int, depths: Sequence[int], last: float, block: Block = StochasticBlock) -> None:
         super().__init__(classes, block, depths, cifar_stem, planes=16)
         self.survive(last)
 
     def survive(self, last: float) -> None:
-        """Set every block's probability of survival, by the last one's."""
+        """Set every block's probability of survival from the last block's."""
         blocks = [module for module in self.modules() if isinstance(module, StochasticBlock)]
         for number, module in enumerate(blocks, 1):
             module.survival = 1 - number / len(blocks) * (1 - last)

@@ -25,18 +25,18 @@ COLUMNS = {
 
 
 class VGG(nn.Module):
-    """The 3x3 and pools of a column, a ReLU after each 3x3; 4096, 4096, classes."""
+    """VGG: the 3x3 and pools of a column, a ReLU after each 3x3, then 4096, 4096, classes."""
 
     def __init__(self, classes: int, column: str, *, batch_norm: bool) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
-        for entry in column.split():
-            if entry == "M":
+        for width in column.split():
+            if width == "M":
                 layers.append(nn.MaxPool2d(2))
                 continue
-            layers.append(nn.Conv2d(channels, int(entry), 3, 1, 1))
-            channels = int(entry)
+            layers.append(nn.Conv2d(channels, int(width), 3, 1, 1))
+            channels = int(width)
             layers += [nn.BatchNorm2d(channels)] if batch_norm else []
             layers.append(nn.ReLU(inplace=True))
         self.features = nn.Sequential(*layers)
@@ -55,7 +55,7 @@ class VGG(nn.Module):
 
 
 def variant(name: str, *published: Published) -> Architecture:
-    """A column of Table 1, with or without `_bn`."""
+    """Return the card of a column of Table 1, with or without BN."""
     return Architecture(
         name=name,
         family="vgg",

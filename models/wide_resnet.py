@@ -31,13 +31,13 @@ imagenet = partial(variant, input_shape=(3, 224, 224), classes=1000, small=64, r
 
 
 def wrn(depth: int, widening: int) -> Callable[[int], nn.Module]:
-    """WRN-`depth`-`widening`: 3 stages of (depth - 4) / 6 blocks, 0.3 of the values between two 3x3 dropped."""
+    """Return WRN-`depth`-`widening`: 3 stages of (depth - 4) / 6 blocks, with dropout of 0.3 between two 3x3."""
     block = partial(PreActBasicBlock, dropout=0.3)
     return partial(PreActResNet, block=block, depths=((depth - 4) // 6,) * 3, planes=16 * widening)
 
 
 def wrn_bottleneck(depths: Sequence[int]) -> Callable[[int], nn.Module]:
-    """ResNet whose bottlenecks' 3x3 are twice as wide."""
+    """Return a ResNet whose bottlenecks' 3x3 are twice as wide."""
     return partial(ResNet, block=partial(Bottleneck, width=128), depths=depths)
 
 

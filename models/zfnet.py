@@ -17,7 +17,7 @@ from models.layers import he_normal
 
 
 class ZFNet(nn.Module):
-    """7x7/2 of 96, pool, LRN, 5x5/2 of 256, pool, LRN, three 3x3 of `widths`, pool, 4096, 4096, classes."""
+    """ZFNet: 7x7/2 of 96, pool, LRN, 5x5/2 of 256, pool, LRN, three 3x3 of `widths`, pool, 4096, 4096, classes."""
 
     def __init__(self, classes: int, widths: tuple[int, int, int]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Every architecture runs forward and backward, on small pictures too."""
+"""Tests of every architecture's forward and backward pass, also on small pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LeNet-5 against the paper's own numbers."""
+"""Tests of LeNet-5 against the numbers of its paper."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The networks against those of torchvision and timm: the same keys, shapes and, with the same weights, logits."""
+"""Tests against torchvision and timm: the same keys, shapes and, with the same weights, logits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOLERANCE = 1e-5  # of the largest logit
 
 
 def reference(weights: Weights) -> nn.Module:
-    """The library's own network, its auxiliary heads included."""
+    """Return the library's own network, including auxiliary heads."""
     if weights.library == "timm":
         return timm.create_model(weights.model)
     slow_to_draw = weights.model in {"googlenet", "inception_v3"}
@@ -31,7 +31,7 @@ def reference(weights: Weights) -> nn.Module:
 
 
 def random_state(net: nn.Module) -> dict[str, Tensor]:
-    """Weights that keep the size of what passes, and batch norms that have seen something."""
+    """Return random weights that keep the scale of activations, with batch statistics that are not the initial ones."""
     torch.manual_seed(0)
     state = {}
     for key, value in net.state_dict().items():
@@ -50,7 +50,7 @@ def random_state(net: nn.Module) -> dict[str, Tensor]:
 def error(
     ours: nn.Module, theirs: nn.Module, translate: Callable[[dict[str, Tensor]], dict[str, Tensor]], edge: int
 ) -> float:
-    """Largest difference of the logits of one picture, as a share of the largest logit."""
+    """Return the largest difference of the logits of one picture, as a share of the largest logit."""
     state = random_state(theirs)
     theirs.load_state_dict(state, assign=True)
     ours.load_state_dict(translate(state), assign=True)
@@ -65,9 +65,9 @@ def test_the_same_weights_give_the_same_logits(name: str) -> None:
     assert card.weights
     with torch.device("meta"):
         ours, theirs = ZOO[name].build(1000), reference(card.weights)
-    found = error(ours, theirs, card.weights.translate, card.input_shape[1])
-    print(f"{name}: {found:.1e} of the largest logit")  # shown by -s
-    assert found <= TOLERANCE
+    largest = error(ours, theirs, card.weights.translate, card.input_shape[1])
+    print(f"{name}: {largest:.1e} of the largest logit")  # shown by -s
+    assert largest <= TOLERANCE
 
 
 # no library has these variants, but each has the class
@@ -80,7 +80,7 @@ def test_densenet264_is_torchvisions_class_with_its_depths() -> None:
 
 
 def test_preactivated_bottlenecks_are_timms() -> None:
-    """ResNetV2-50: it pools before the first batch norm, which is the same while that has no negative weights."""
+    """Compare with timm's ResNetV2-50, which pools before the first batch norm: equal for weights above 0."""
     with torch.device("meta"):
         block = partial(PreActBottleneck, stride_in_3x3=True)
         ours = PreActResNet(1000, block, (3, 4, 6, 3), imagenet_stem, planes=64)
