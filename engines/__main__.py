@@ -1,4 +1,4 @@
-"""Published models: `list` them; `build`, `inspect`, `verify`, `bench` their engines; print a `table` of records."""
+"""Command `python -m engines`: list the published models; build, inspect, verify and benchmark their engines."""
 
 from __future__ import annotations
 
@@ -24,32 +24,39 @@ def main() -> None:
     """Parse the command line and run one command."""
     parser = argparse.ArgumentParser("python -m engines", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True)
-    subparsers.add_parser("list", help="tags of the published models")
-    verify_parser = subparsers.add_parser("verify", help="compare engines with torch, and record the result")
-    bench_parser = subparsers.add_parser("bench", help="latency, images a second and memory of engines, in turn")
-    table_parser = subparsers.add_parser("table", help="records of verify and bench, as a Markdown table")
-    build_parser = subparsers.add_parser("build", help="build TensorRT plans, for this machine's GPU or others")
-    inspect_parser = subparsers.add_parser("inspect", help="show the layers of a TensorRT plan, with their precisions")
+    subparsers.add_parser("list", help="print the tags of the published models")
+    verify_parser = subparsers.add_parser("verify", help="compare engines with torch and record the result")
+    bench_parser = subparsers.add_parser("bench", help="measure latency, throughput and memory of engines")
+    table_parser = subparsers.add_parser("table", help="print the records of verify and bench as a Markdown table")
+    build_parser = subparsers.add_parser("build", help="build TensorRT plans for this machine's GPU or for others")
+    inspect_parser = subparsers.add_parser("inspect", help="print the layers of TensorRT plans and their precisions")
     for subparser in (verify_parser, bench_parser, table_parser, build_parser, inspect_parser):
         subparser.add_argument("names", nargs="*", metavar="NAME", help="tag or architecture (default: all)")
     for subparser in (verify_parser, bench_parser, build_parser, inspect_parser):
-        subparser.add_argument("--precisions", default="all", help="by commas (default: all there are)")
+        subparser.add_argument("--precisions", default="all", help="separated by commas (default: all published)")
     for subparser in (verify_parser, bench_parser):
-        subparser.add_argument("--runtimes", type=runtimes, help="by commas (default: a CPU's, and the first on a GPU)")
+        subparser.add_argument(
+            "--runtimes",
+            type=runtimes,
+            help="separated by commas (default: openvino, onnxruntime and, with a GPU, its preferred runtime)",
+        )
     for subparser in (build_parser, inspect_parser):
         subparser.add_argument(
             "--runtime",
             choices=get_args(TensorRT),
-            help="default: tensorrt if it is here, and no --capability",
+            help="default: tensorrt if installed and without --capability, else tensorrt_rtx",
         )
-        subparser.add_argument("--capability", help="of GPUs, such as 8.9, by commas (default: this machine's GPU)")
-        subparser.add_argument("--max-batch", type=positive, default=MAX_BATCH, help="images (default: %(default)s)")
-    verify_parser.add_argument("--jpegs", type=jpegs, help="folder: also decode its .jpg scaled down, and compare")
-    bench_parser.add_argument("--batches", type=positives, default="1,8,16,32", help="default: %(default)s")
-    bench_parser.add_argument("--streams", type=positives, default="1", help="of OpenVINO (default: %(default)s)")
-    bench_parser.add_argument("--threads", type=positives, help="of OpenVINO (default: as it chooses)")
-    bench_parser.add_argument("--seconds", type=float, default=5, help="for each row (default: %(default)s)")
-    bench_parser.add_argument("--json", action="store_true", help="rows as JSON")
+        subparser.add_argument(
+            "--capability",
+            help="compute capabilities such as 8.9, separated by commas (default: this machine's GPU)",
+        )
+        subparser.add_argument("--max-batch", type=positive, default=MAX_BATCH, help="in images (default: %(default)s)")
+    verify_parser.add_argument("--jpegs", type=jpegs, help="folder: also verify the decoding of its .jpg scaled down")
+    bench_parser.add_argument("--batches", type=positives, default="1,8,16,32", help="in images (default: %(default)s)")
+    bench_parser.add_argument("--streams", type=positives, default="1", help="OpenVINO streams (default: %(default)s)")
+    bench_parser.add_argument("--threads", type=positives, help="OpenVINO threads (default: chosen by OpenVINO)")
+    bench_parser.add_argument("--seconds", type=float, default=5, help="seconds per row (default: %(default)s)")
+    bench_parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     options = parser.parse_args()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("bentoml.convserve").setLevel(logging.INFO)
@@ -62,15 +69,15 @@ def main() -> None:
         if not any(name in names_of(model) for model in models):
             tags = ", ".join(model.manifest.tag for model in models)
             parser.error(f"{name} is not published; there are {tags or 'none'}")
-    wanted = [model for model in models if not options.names or names_of(model) & set(options.names)]
+    selected = [model for model in models if not options.names or names_of(model) & set(options.names)]
     try:
-        sys.exit(run(options.command, wanted, options))
+        sys.exit(run(options.command, selected, options))
     except OSError as error:
         sys.exit(f"error: {error}")
 
 
 def names_of(model: PublishedModel) -> set[str]:
-    """Return the names of a model on the command line: tag and architecture."""
+    """Return the names that select a model on the command line: tag and architecture."""
     return {model.manifest.tag, model.manifest.architecture}
 
 
@@ -101,15 +108,15 @@ def runtimes(text: str) -> list[Measured]:
 
 
 def runtimes_here() -> list[Measured]:
-    """Return the runtimes of this machine: the first that runs on its GPU, then those of a CPU."""
+    """Return the default runtimes: the preferred runtime of this machine, then the CPU runtimes."""
     return list(dict.fromkeys([preferred("fp32"), "openvino", "onnxruntime"]))
 
 
 def target_of(runtime: TensorRT | None, capability: str | None, max_batch: int) -> plans.Target:
     """Return the target of TensorRT plans; `max_batch` is rounded up to a power of two."""
     capabilities = capability.split(",") if capability else []
-    usual: TensorRT = "tensorrt" if find_spec("tensorrt") and not capabilities else "tensorrt_rtx"
-    return plans.Target(runtime or usual, 1 << (max_batch - 1).bit_length(), capabilities)
+    default: TensorRT = "tensorrt" if find_spec("tensorrt") and not capabilities else "tensorrt_rtx"
+    return plans.Target(runtime or default, 1 << (max_batch - 1).bit_length(), capabilities)
 
 
 def run(command: str, models: list[PublishedModel], options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Benchmark of engines by themselves, without HTTP, in turn on the same pixels."""
+"""Benchmark of engines without HTTP: all engines run in turn on the same pixels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def bench(
 ) -> list[Speed]:
     """Time each engine for `seconds` at each batch size, after a warm-up.
 
-    Every engine has its turn in each of three rounds. Engines that cannot be opened are reported on stderr; raises
+    Every engine runs in each of three rounds. Engines that cannot be opened are reported on stderr; raises
     EngineError if no engine can be opened.
     """
     shape = model.manifest.preprocess.shape

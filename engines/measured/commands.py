@@ -85,17 +85,17 @@ def bench_models(
     """Print and record the speed of each engine. Return 1 if a requested precision of a model cannot be opened."""
     failed = False
     rows: list[Speed] = []
-    highest = peak.measure()
+    machine_peak = peak.measure()
     try:
         for model in models:
-            speeds = bench_model(model, specs_of(model, runtimes, precisions, settings), settings, highest)
+            speeds = bench_model(model, specs_of(model, runtimes, precisions, settings), settings, machine_peak)
             failed |= lacks(model, precisions, {speed.precision for speed in speeds})
             rows += speeds
             if speeds and not as_json:
                 print_table(model.manifest.tag, speeds)
             for engine, of_engine in groupby(speeds, attrgetter("runtime", "precision")):
                 records.keep(model, *engine, speeds=list(of_engine))
-    finally:  # rows are printed even if a record cannot be written
+    finally:  # print the rows even if a record cannot be written
         if as_json:
             print(json.dumps([speed.model_dump() for speed in rows], indent=1))
     return int(failed)
@@ -114,11 +114,11 @@ def specs_of(
 
 
 def bench_model(
-    model: PublishedModel, specs: Sequence[EngineSpec], settings: BenchSettings, highest: peak.Peak
+    model: PublishedModel, specs: Sequence[EngineSpec], settings: BenchSettings, machine_peak: peak.Peak
 ) -> list[Speed]:
     """Return the rows of one model, engine by engine. If none can be opened, print the error and return no row."""
     try:
-        return bench.bench(model, specs, settings.batches, settings.seconds, highest)
+        return bench.bench(model, specs, settings.batches, settings.seconds, machine_peak)
     except (EngineError, ManifestError) as error:
         print(f"error: {error}", file=sys.stderr)
         return []

@@ -25,7 +25,7 @@ class Peak(Record):
     """Peak rates of OpenVINO: MACs by precision in a large matrix product, and bandwidth in reading large weights."""
 
     device: str
-    runtime_version: str  # no code reads the version; people see which OpenVINO reached these peaks
+    runtime_version: str  # for people who compare peaks; no code reads the version
     gmacs_per_s: dict[str, float]
     gb_per_s: float
 

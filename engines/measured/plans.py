@@ -39,7 +39,7 @@ class Figures(NamedTuple):
 
 
 class Built(NamedTuple):
-    """Figures and layers of a plan that was built."""
+    """Result of building a plan: figures and layers."""
 
     figures: Figures
     layers: Sequence[EngineLayer]

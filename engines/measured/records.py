@@ -20,7 +20,7 @@ from engines.published.store import PublishedModel
 from engines.runtimes.machine import processor
 from engines.runtimes.registry import RUNTIMES, Measured, gpu_of
 
-UNBOUND_SHARE = 0.25  # an engine below this share of both peaks is bound by neither
+UNBOUND_SHARE = 0.25  # an engine below this share of both peaks is limited by neither
 TOP1_LOST = 0.005  # largest loss of top-1 accuracy of a faithful engine
 AGREEING = 0.99  # least agreement with torch of a faithful engine
 COMPARED_AT_BATCH = 8  # batch size at which engines are compared
@@ -137,7 +137,7 @@ def path_of(model: PublishedModel, runtime: Measured, precision: str) -> Path:
 
 
 def key_of(model: PublishedModel, runtime: Measured, precision: str) -> tuple[str, str, str, str, str]:
-    """Return the identity of an engine: sha256 of its file, runtime, its version, device, precision."""
+    """Return the identity of an engine: SHA-256 of its file, runtime, runtime version, device, precision."""
     library = RUNTIMES[runtime].library
     file = manifest.WEIGHTS if library == "torch" else manifest.GRAPHS[precision]
     return model.manifest.files[file].sha256, runtime, version_of(library), gpu_of(runtime) or processor(), precision
@@ -156,7 +156,7 @@ def find(model: PublishedModel, runtime: Measured, precision: str) -> EngineReco
 
 
 def find_all(model: PublishedModel) -> tuple[EngineRecord, ...]:
-    """Return the records of all engines of a model on this machine, with empty ones for OpenVINO where none exist."""
+    """Return the records of all engines of a model on this machine, empty for OpenVINO engines without a record."""
     engines = product(get_args(Measured), manifest.GRAPHS)
     existing = [record for engine in engines if (record := find(model, *engine))]
     known = {record.precision for record in existing if record.runtime == "openvino"}
@@ -186,12 +186,12 @@ def keep(
     scaled_jpeg: Fidelity | None = None,
     speeds: Sequence[Speed] = (),
 ) -> EngineRecord:
-    """Update an engine's record and return it. Omitted parts stay; `speeds` replaces all rows."""
+    """Update an engine's record and return the record. Omitted parts are unchanged; `speeds` replaces all rows."""
     path = path_of(model, runtime, precision)
     parts = {"fidelity": fidelity, "scaled_jpeg": scaled_jpeg, "speeds": tuple(speeds)}
     changes = {name: value for name, value in parts.items() if value}
     with files.locked(path.with_suffix(".lock")):
-        before = find(model, runtime, precision) or record_of(model, runtime, precision)
-        record = before.model_copy(update=changes)
+        previous = find(model, runtime, precision) or record_of(model, runtime, precision)
+        record = previous.model_copy(update=changes)
         files.write(path, record.model_dump_json(indent=1))
     return record

@@ -21,7 +21,7 @@ def choose(records: Sequence[EngineRecord], runtime: Runtime | Literal["auto"], 
     gain more than a tenth. Without such an engine, "auto" is fp32 on TensorRT or torch on a GPU, else on OpenVINO.
     """
     explicit = "auto" not in {runtime, precision}
-    usual = preferred("fp32" if precision == "auto" else precision) if runtime == "auto" else runtime
+    default = preferred("fp32" if precision == "auto" else precision) if runtime == "auto" else runtime
     candidates = [
         record for record in records if runtime in {"auto", record.runtime} and precision in {"auto", record.precision}
     ]
@@ -30,7 +30,7 @@ def choose(records: Sequence[EngineRecord], runtime: Runtime | Literal["auto"], 
             logger.info("%s: not %s in %s: %s", record.tag, record.runtime, record.precision, record.problem)
     speeds = [speed for record in candidates if explicit or not record.problem for speed in record.decisive]
     if not speeds:
-        return EngineSpec(usual, "fp32" if precision == "auto" else precision)
+        return EngineSpec(default, "fp32" if precision == "auto" else precision)
     fastest = max(speeds, key=rate)
     return EngineSpec(fastest.runtime, fastest.precision, fastest.streams, fastest.threads)
 

@@ -17,15 +17,15 @@ LOWER = ("openvino bf16", "openvino int8")
 TIMED = (BASE, "openvino fp32", *LOWER)
 HEAD = (
     *("model", "data", "input", "top-1 of torch fp32"),
-    *(f"{engine}: {what}" for engine in LOWER for what in ("top-1", "agrees")),
+    *(f"{engine}: {column}" for engine in LOWER for column in ("top-1", "agrees")),
     *(f"{engine}: images/s" for engine in TIMED),
-    *("`auto` takes", "its images/s", f"times {BASE}"),
+    *("`auto` chooses", "its images/s", f"times {BASE}"),
 )
 RIGHT = {*range(3, len(HEAD) - 3), len(HEAD) - 2, len(HEAD) - 1}  # columns of numbers, aligned to the right
 
 
 def table(models: Sequence[PublishedModel]) -> str:
-    """Return a Markdown table with a row a model: accuracy and agreement by precision, images a second by engine."""
+    """Return a Markdown table with a row per model: accuracy and agreement by precision, images a second by engine."""
     title = f"Images a second at batch {COMPARED_AT_BATCH}, as each engine was last timed. {processor()}."
     return f"{title}\n\n{markdown.table(HEAD, map(row, models), RIGHT)}"
 
@@ -57,9 +57,9 @@ def row(model: PublishedModel) -> tuple[str, ...]:
 
 def images_per_s(record: EngineRecord | None, spec: EngineSpec | None = None) -> float | None:
     """Return the speed at the streams and threads of `spec`, else at one stream and all threads; None if not timed."""
-    wanted = (spec.streams, spec.threads) if spec else (1, None)
+    mode = (spec.streams, spec.threads) if spec else (1, None)
     speeds = record.decisive if record else ()
-    return next((speed.images_per_s for speed in speeds if (speed.streams, speed.threads) == wanted), None)
+    return next((speed.images_per_s for speed in speeds if (speed.streams, speed.threads) == mode), None)
 
 
 def percent(share: float | None) -> str:

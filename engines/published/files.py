@@ -13,7 +13,7 @@ from pathlib import Path
 def write(path: Path, *parts: bytes | str) -> None:
     """Replace a file atomically: readers see the old contents or the new. Text is UTF-8; missing folders are created.
 
-    The contents reach the disk (fsync) before the file takes its name, so a power cut leaves no truncated file.
+    The contents reach the disk (fsync) before the file is renamed to `path`, so a power cut leaves no truncated file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}.", delete=False) as file:
@@ -29,7 +29,7 @@ def write(path: Path, *parts: bytes | str) -> None:
 
 
 def link(path: Path, other: Path) -> None:
-    """Add a second name to a file, replacing atomically the file that had the name."""
+    """Create `other` as a hard link to the file `path`, atomically replacing any file of that name."""
     with tempfile.TemporaryDirectory(dir=other.parent) as folder:
         second_name = Path(folder) / other.name
         second_name.hardlink_to(path)
@@ -38,7 +38,7 @@ def link(path: Path, other: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path` exclusively, among threads and processes. The lock ends with its process."""
+    """Hold an exclusive lock on the file `path`, among threads and processes. The lock ends with its process."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -14,7 +14,7 @@ def layers(graph: onnx.GraphProto) -> list[str]:
 
 
 def gates(graph: onnx.GraphProto) -> list[str]:
-    """Return the names of squeeze-and-excitation's layers, which lie between a mean over the map and a sigmoid."""
+    """Return the names of squeeze-and-excitation layers: the layers between a mean over the map and a sigmoid."""
     producers = {output: node for node in graph.node for output in node.output}
     names: set[str] = set()
     for sigmoid in (node for node in graph.node if node.op_type == "Sigmoid"):

@@ -1,4 +1,4 @@
-"""Manifest of a published model: the facts that hold on every machine, as `manifest.json` beside its files."""
+"""Manifest of a published model: the facts that hold on every machine, in `manifest.json` beside the files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class ManifestError(Exception):
-    """Raised for a published model without a valid manifest, or whose files differ from its manifest."""
+    """Raised for a published model whose manifest is missing or invalid, or whose files differ from the manifest."""
 
 
 class Record(BaseModel):
@@ -61,7 +61,7 @@ class File(Record):
 
 
 class Manifest(Record):
-    """Identity, labels, preprocessing, accuracy by precision, complexity at its own input, provenance, files."""
+    """Manifest: identity, labels, preprocessing, accuracy by precision, cost at its input, provenance, files."""
 
     format: Literal[2] = 2
     architecture: Name
@@ -77,7 +77,7 @@ class Manifest(Record):
 
     @property
     def tag(self) -> str:
-        """Tag of the model: `<architecture>:<dataset>-<first 8 hex digits of the weights' SHA-256>`."""
+        """Tag of the model in the model store: see `tag`."""
         return tag(self.architecture, self.dataset, self.files[WEIGHTS].sha256)
 
     @property
@@ -96,7 +96,7 @@ class Manifest(Record):
 
 
 def tag(architecture: str, dataset: str, weights_sha256: str) -> str:
-    """Return the tag of weights in the model store."""
+    """Return the tag, `<architecture>:<dataset>-<first 8 hex digits of the weights' SHA-256>`."""
     return f"{architecture}:{dataset}-{weights_sha256[:8]}"
 
 

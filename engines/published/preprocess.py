@@ -1,4 +1,4 @@
-"""Preprocessing of a picture to input pixels, shared by training, evaluation and serving."""
+"""Preprocessing from a picture to input pixels, shared by training, evaluation and serving."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Preprocess:
     """Preprocessing: resize the shorter edge, crop the centre, pad. The graph converts to float and normalises.
 
     `resize_edge`, `crop` and `pad` are in pixels, `pad` on each side. `fill`, 0 to 255, is the background of the data:
-    the value of the padding, and the colour behind transparent pixels. Pillow antialiases whenever it shrinks.
+    the value of the padding, and the colour behind transparent pixels. Pillow antialiases when shrinking.
     """
 
     mode: Literal["L", "RGB"]
@@ -49,7 +49,7 @@ class Preprocess:
         x, y = picture.width / width, picture.height / height
         box = (left * x, top * y, (left + self.crop) * x, (top + self.crop) * y)
         pixels = np.asarray(picture.resize((self.crop, self.crop), RESAMPLING[self.interpolation], box))
-        padded = np.full(self.shape, self.fill, np.uint8)  # np.pad takes as long as decoding a digit
+        padded = np.full(self.shape, self.fill, np.uint8)  # np.pad would take as long as decoding a digit
         padded[self.pad : self.pad + self.crop, self.pad : self.pad + self.crop] = pixels.reshape(
             self.crop, self.crop, -1
         )
@@ -57,7 +57,7 @@ class Preprocess:
 
 
 def draft(picture: Image.Image, preprocesses: Iterable[Preprocess]) -> None:
-    """Let a JPEG be decoded at a half, a quarter or an eighth of its size, but not below any `resize_edge`.
+    """Make Pillow decode a JPEG at a half, a quarter or an eighth of its size, but not below any `resize_edge`.
 
     Decoding is faster and the pixels differ slightly: `python -m engines verify --jpegs` compares the answers.
     """
@@ -66,11 +66,12 @@ def draft(picture: Image.Image, preprocesses: Iterable[Preprocess]) -> None:
 
 
 def to_mode(picture: Image.Image, mode: str, fill: int) -> Image.Image:
-    """Convert to `mode` ("L" or "RGB"), 16-bit greys scaled to 8, transparency laid over grey `fill`."""
+    """Return a picture in `mode`, "L" or "RGB": 16-bit greys scaled to 8 bits, transparency blended over `fill`."""
     if picture.mode.startswith("I;16"):  # Pillow's own conversion clips at 255
         picture = Image.fromarray(np.round(np.asarray(picture) / 257).astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         background = Image.new("RGBA", picture.size, (fill, fill, fill, 255))
         picture = Image.alpha_composite(background, picture).convert("RGB")
-    return picture if picture.mode == mode else picture.convert(mode)  # `convert` would copy an equal mode
+    # `convert` would copy a picture that has the mode already.
+    return picture if picture.mode == mode else picture.convert(mode)

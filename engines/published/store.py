@@ -1,4 +1,4 @@
-"""Published models in BentoML's model store: listing them, and adding a model atomically."""
+"""Published models in BentoML's model store: listing all models, and adding one atomically."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def published() -> list[PublishedModel]:
     """Return the published models with a valid manifest, sorted by tag.
 
     Models of other projects, which have no manifest, are ignored; an invalid manifest is logged. bentoml.models.list()
-    cannot be used, since it raises if a single model in the store was half written.
+    cannot be used, since it raises if a single model in the store is incomplete.
     """
     models = []
     for path in sorted(root().glob(f"*/*/{manifest.FILE}")):
         try:
             model_manifest = manifest.load(path.parent)
             if folder_of(model_manifest.tag) != path.parent:
-                raise ManifestError(f"{path.parent}: the manifest is of another model, {model_manifest.tag}")
+                raise ManifestError(f"{path.parent}: the manifest belongs to another model, {model_manifest.tag}")
             models.append(PublishedModel(path.parent, model_manifest))
         except ManifestError as error:
             logger.warning("not served: %s", error)
@@ -90,7 +90,7 @@ def add(files: Path, model_manifest: Manifest, stage: Path) -> Path:
     target = folder_of(model_manifest.tag)
     labels = {"architecture": model_manifest.architecture, "dataset": model_manifest.dataset}
     with bentoml.models.create(model_manifest.tag, labels=labels, _model_store=ModelStore(stage / "store")):
-        pass  # writes model.yaml; the other files, which may be large, follow by rename
+        pass  # `create` writes model.yaml; the other files, which may be large, are moved below
     staged = stage / "store" / model_manifest.architecture / target.name
     (staged / manifest.FILE).write_text(model_manifest.model_dump_json(indent=1))
     for file in files.iterdir():
@@ -99,7 +99,7 @@ def add(files: Path, model_manifest: Manifest, stage: Path) -> Path:
     if target.exists():
         target.rename(stage / "replaced")
     staged.rename(target)
-    # BentoML's own pointer, for `bentoml models get`; this project never reads the pointer
+    # `bentoml models get` reads this pointer to the latest version; this project never does.
     latest = stage / "latest"
     latest.write_text(target.name)
     latest.replace(target.parent / "latest")

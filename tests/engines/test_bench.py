@@ -1,4 +1,4 @@
-"""Engines measured beside each other."""
+"""Tests of the benchmark: measured rows, printed tables, and records."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PEAK = Peak(device="", runtime_version="", gmacs_per_s={"fp32": 100.0}, gb_per_s
 RUNTIMES: tuple[Measured, ...] = ("openvino", "onnxruntime", "torch")
 
 
-def test_every_engine_has_a_row_a_batch(lenet5: PublishedModel) -> None:
+def test_every_engine_has_a_row_per_batch_size(lenet5: PublishedModel) -> None:
     rows = bench(lenet5, [EngineSpec(runtime, "fp32") for runtime in RUNTIMES], [1, 8], 0.06, PEAK)
     assert [(row.runtime, row.batch) for row in rows] == [(runtime, batch) for runtime in RUNTIMES for batch in (1, 8)]
     for row in rows:
@@ -36,7 +36,7 @@ def test_every_engine_has_a_row_a_batch(lenet5: PublishedModel) -> None:
         assert row.images_per_s == pytest.approx(1000 * row.batch / row.p50_ms)
 
 
-def test_what_cannot_be_opened_is_left_out(lenet5: PublishedModel, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_engine_that_does_not_open_is_left_out(lenet5: PublishedModel, capsys: pytest.CaptureFixture[str]) -> None:
     rows = bench(lenet5, [EngineSpec("openvino", "int8"), EngineSpec("openvino", "fp32")], [1], 0.03, PEAK)
     assert [row.precision for row in rows] == ["fp32"]
     assert "left out: lenet5:mnist5k-" in capsys.readouterr().err
@@ -74,7 +74,7 @@ def test_a_requested_precision_that_is_missing_is_a_failure(run: Run, lenet5: Pu
     assert "left out: onnxruntime has no precision 'bf16'" in elsewhere.stderr
 
 
-def test_records_that_cannot_be_kept_are_an_error(run: Run, lenet5: PublishedModel, tmp_path: Path) -> None:
+def test_a_record_that_cannot_be_written_is_an_error(run: Run, lenet5: PublishedModel, tmp_path: Path) -> None:
     shutil.copytree(store.root(), tmp_path / "models")
     (tmp_path / "convserve-records").write_text("a file where the folder would be")
     refused = run("engines", "verify", "lenet5", "--runtimes", "openvino", check=False, BENTOML_HOME=str(tmp_path))
@@ -85,7 +85,7 @@ def test_records_that_cannot_be_kept_are_an_error(run: Run, lenet5: PublishedMod
 
 
 @pytest.mark.parametrize("form", ["table", "json"])
-def test_rows_are_printed_though_their_record_cannot_be_written(
+def test_rows_are_printed_even_if_their_record_cannot_be_written(
     lenet5: PublishedModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], form: str
 ) -> None:
     def full(*_: object, **__: object) -> None:
@@ -101,13 +101,13 @@ def test_rows_are_printed_though_their_record_cannot_be_written(
     assert form == "table" or [row["batch"] for row in json.loads(printed)] == [2, 2]
 
 
-def test_a_model_that_is_not_published_is_named(run: Run, lenet5: PublishedModel) -> None:
+def test_the_error_names_a_model_that_is_not_published(run: Run, lenet5: PublishedModel) -> None:
     refused = run("engines", "bench", "lenet6", check=False)
     assert refused.returncode == 2
     assert f"lenet6 is not published; there are {lenet5.manifest.tag}" in refused.stderr
 
 
-def test_an_engine_is_bound_by_the_peak_that_it_is_nearer(lenet5: PublishedModel) -> None:
+def test_an_engine_is_bound_by_the_nearer_peak(lenet5: PublishedModel) -> None:
     (row,) = bench(lenet5, [EngineSpec("openvino", "fp32")], [1], 0.03, PEAK)
 
     def speed(of_compute: float | None, of_bandwidth: float | None) -> Speed:
@@ -119,7 +119,7 @@ def test_an_engine_is_bound_by_the_peak_that_it_is_nearer(lenet5: PublishedModel
     assert speed(of_compute=0.1, of_bandwidth=0.2).bound == "by neither: 10% of the arithmetic, 20% of the bandwidth"
 
 
-def test_bytes_moved_are_weights_once_and_activations_by_image(lenet5: PublishedModel) -> None:
+def test_bytes_moved_are_weights_once_and_activations_per_image(lenet5: PublishedModel) -> None:
     cost = lenet5.manifest.complexity
     one, two = (bytes_moved(cost, "fp32", batch) for batch in (1, 2))
     layers = [layer for layer in cost.layers if layer.macs]
@@ -143,7 +143,7 @@ def test_the_table_shows_the_records(run: Run, lenet5: PublishedModel) -> None:
     assert float(row["openvino fp32: images/s"].replace(",", "")) > 0
     assert row["its images/s"] == row["openvino fp32: images/s"]
     assert row["openvino int8: images/s"] == row["times onnxruntime fp32"] == "-"
-    assert row["`auto` takes"].startswith("openvino fp32")
+    assert row["`auto` chooses"].startswith("openvino fp32")
     record = records.find(lenet5, "openvino", "fp32")
     assert record
     assert record.problem is None

@@ -35,7 +35,7 @@ def record(
 FP32 = record("openvino", "fp32", FAITHFUL, 100)
 
 
-def test_without_records_it_is_openvino_in_fp32_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_records_and_gpu_the_choice_is_openvino_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engines.measured.select_engine.preferred", lambda precision: "openvino")
     assert choose([], "auto", "auto") == ("openvino", "fp32", 1, None)
     assert choose([], "torch", "auto") == ("torch", "fp32", 1, None)
@@ -43,19 +43,19 @@ def test_without_records_it_is_openvino_in_fp32_where_there_is_no_gpu(monkeypatc
     assert choose([FP32], "null", "auto") == ("null", "fp32", 1, None)
 
 
-def test_the_fastest_of_the_faithful() -> None:
+def test_the_fastest_faithful_engine_is_chosen() -> None:
     faithless = record("openvino", "bf16", FAITHLESS, 300)
     unverified = record("onnxruntime", "fp32", None, 200)
     assert choose([FP32, faithless, unverified], "auto", "auto")[:2] == ("openvino", "fp32")
     verified = record("onnxruntime", "fp32", FAITHFUL, 200)
     assert choose([FP32, faithless, verified], "auto", "auto")[:2] == ("onnxruntime", "fp32")
     assert choose([FP32, faithless, verified], "openvino", "auto")[:2] == ("openvino", "fp32")
-    assert choose([FP32, faithless, verified], "auto", "bf16")[:2] == ("openvino", "bf16")  # asked for by name
+    assert choose([FP32, faithless, verified], "auto", "bf16")[:2] == ("openvino", "bf16")  # explicitly requested
     good = record("openvino", "bf16", FAITHFUL, 300)
     assert choose([FP32, good, verified], "auto", "auto")[:2] == ("openvino", "bf16")
 
 
-def test_what_was_timed_at_larger_or_smaller_batches_does_not_count() -> None:
+def test_speeds_at_other_batch_sizes_do_not_count() -> None:
     others = [record("openvino", "bf16", FAITHFUL, 900, batch=batch) for batch in (1, 32)]
     assert choose([FP32, *others], "auto", "auto")[:2] == ("openvino", "fp32")
 
@@ -65,10 +65,10 @@ def test_several_streams_must_gain_more_than_a_tenth() -> None:
     assert choose([FP32, little], "auto", "auto").streams == 1
     much = record("openvino", "fp32", FAITHFUL, 111, streams=2)
     assert choose([FP32, much], "auto", "auto").streams == 2
-    assert choose([FP32, much], "openvino", "fp32").streams == 2  # asked for by name, it is still the better way to run
+    assert choose([FP32, much], "openvino", "fp32").streams == 2  # streams are chosen even if the engine is requested
 
 
-def test_the_catalogue_is_told_why_an_engine_is_not_chosen() -> None:
+def test_a_record_states_why_an_engine_is_not_chosen() -> None:
     assert FP32.problem is None
     assert record("openvino", "bf16", FAITHLESS, 1).problem == "it agrees with torch on 98.0% of 256 images"
     assert str(record("openvino", "bf16", None, 1).problem).startswith("not verified here: python -m engines verify")
@@ -79,13 +79,13 @@ def test_the_catalogue_is_told_why_an_engine_is_not_chosen() -> None:
 
 @pytest.fixture
 def model(lenet5: PublishedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> PublishedModel:
-    """lenet5, of which nothing is recorded."""
+    """Return lenet5, with no record of its engines."""
     monkeypatch.setattr(store, "root", lambda: tmp_path / "models")  # type: ignore[operator]
     return lenet5
 
 
-def test_records_are_of_a_version_of_the_runtime(model: PublishedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert {(found.runtime, found.precision, found.fidelity) for found in records.find_all(model)} == {
+def test_records_belong_to_one_version_of_the_runtime(model: PublishedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {(stored.runtime, stored.precision, stored.fidelity) for stored in records.find_all(model)} == {
         ("openvino", "fp32", None),
         ("openvino", "bf16", None),
     }
@@ -95,18 +95,18 @@ def test_records_are_of_a_version_of_the_runtime(model: PublishedModel, monkeypa
     assert kept not in records.find_all(model)
 
 
-def test_each_of_verify_and_bench_keeps_what_the_other_found(model: PublishedModel) -> None:
+def test_fidelity_and_speeds_are_updated_independently(model: PublishedModel) -> None:
     records.keep(model, "openvino", "fp32", speeds=FP32.speeds)
     records.keep(model, "openvino", "fp32", fidelity=FAITHFUL)
     assert records.keep(model, "openvino", "fp32").speeds == FP32.speeds
     again = record("openvino", "fp32", None, 50, streams=2).speeds
     assert records.keep(model, "openvino", "fp32", speeds=again).speeds == again
-    found = records.find(model, "openvino", "fp32")
-    assert found
-    assert found.fidelity == FAITHFUL
+    stored = records.find(model, "openvino", "fp32")
+    assert stored
+    assert stored.fidelity == FAITHFUL
 
 
-def test_what_is_no_longer_understood_is_as_if_never_found(
+def test_a_record_of_another_format_is_ignored_and_logged(
     model: PublishedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     records.keep(model, "openvino", "fp32", fidelity=FAITHFUL)
@@ -116,15 +116,15 @@ def test_what_is_no_longer_understood_is_as_if_never_found(
     assert "the record of openvino in fp32 is not readable by this version" in caplog.text
 
 
-def test_logits_that_are_no_numbers_are_kept_and_said(model: PublishedModel) -> None:
+def test_logits_that_are_not_finite_are_recorded_as_a_problem(model: PublishedModel) -> None:
     broken = FAITHFUL.model_copy(update={"logit_error": float("nan")})
     records.keep(model, "openvino", "fp32", fidelity=broken, speeds=FP32.speeds)
-    found = records.find(model, "openvino", "fp32")
-    assert found
-    assert found.problem == "some logits are not finite"
+    stored = records.find(model, "openvino", "fp32")
+    assert stored
+    assert stored.problem == "some logits are not finite"
 
 
-def test_torch_runs_the_checkpoint_in_precisions_that_no_graph_has(model: PublishedModel) -> None:
+def test_torch_runs_the_checkpoint_in_unpublished_precisions(model: PublishedModel) -> None:
     assert "fp16" not in model.manifest.precisions
     kept = records.keep(model, "torch", "fp16", fidelity=FAITHFUL)
     assert kept.file_sha256 == model.manifest.files["checkpoint.safetensors"].sha256

@@ -65,13 +65,13 @@ def graphs(
     paths = {precision: folder / f"{precision}.onnx" for precision in TYPES}
     export(module, recipe_input.preprocess, paths["fp32"])
     export_half(module, recipe_input.preprocess, paths["fp16"])
-    how = Calibration(images=len(pixels), method="minmax", in_float=())
-    quantize(paths["fp32"], paths["int8"], pixels, how, folder / "ranges.json")
+    calibration = Calibration(images=len(pixels), method="minmax", in_float=())
+    quantize(paths["fp32"], paths["int8"], pixels, calibration, folder / "ranges.json")
     return paths
 
 
 @pytest.mark.parametrize("precision", TYPES)
-def test_it_is_built_in_its_own_precision(graphs: dict[str, Path], precision: str) -> None:
+def test_a_plan_is_built_in_the_precision_of_its_file(graphs: dict[str, Path], precision: str) -> None:
     built = plan.build("tensorrt_rtx", graphs[precision], 32, CAPABILITIES)
     layers = engine_layers(built.layers)
     nodes = nodes_of(graphs[precision])
@@ -85,7 +85,7 @@ def test_it_is_built_in_its_own_precision(graphs: dict[str, Path], precision: st
     assert all(f" {node.module}" in lines for node in nodes.values() if node.module)
 
 
-def test_a_layer_that_falls_back_is_named(graphs: dict[str, Path]) -> None:
+def test_layers_that_fall_back_are_named(graphs: dict[str, Path]) -> None:
     layers = engine_layers(plan.build("tensorrt_rtx", graphs["fp32"], 32, CAPABILITIES).layers)
     nodes = nodes_of(graphs["int8"])
     assert fallen_back(nodes, layers) == [node.module for node in nodes.values() if node.module]
@@ -94,12 +94,12 @@ def test_a_layer_that_falls_back_is_named(graphs: dict[str, Path]) -> None:
     assert first
 
 
-def test_what_the_file_leaves_in_float_is_no_fall(lenet5_everywhere: PublishedModel, tmp_path: Path) -> None:
+def test_a_layer_in_float_in_the_file_is_no_fallback(lenet5_everywhere: PublishedModel, tmp_path: Path) -> None:
     source = lenet5_everywhere.folder / manifest.ONNX
     names = [name for name, node in nodes_of(source).items() if node.module]
     pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 1), dtype=np.uint8)
-    how = Calibration(images=8, method="minmax", in_float=(names[0],))
-    quantize(source, tmp_path / "int8.onnx", pixels, how, tmp_path / "ranges.json")
+    calibration = Calibration(images=8, method="minmax", in_float=(names[0],))
+    quantize(source, tmp_path / "int8.onnx", pixels, calibration, tmp_path / "ranges.json")
     layers = engine_layers(plan.build("tensorrt_rtx", tmp_path / "int8.onnx", 8, ["8.9"]).layers)
     nodes = nodes_of(tmp_path / "int8.onnx")
     assert [nodes[name].quantised for name in names] == [False, *[True] * (len(names) - 1)]
@@ -126,37 +126,37 @@ WEIGHTS = "[-1,4,3,3], Strides: [9,1], StrideOrder: [1,0], Datatype: "
 WAITS = "Name: w, LayerType: wait, Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 1, Metadata: "
 
 
-def test_a_line_is_read() -> None:
+def test_a_layer_of_tensorrt_rtx_is_parsed() -> None:
     source, weights, target = Tensor((4, 32, 32), "int8", "NHWC"), Tensor((4, 3, 3), "int8", "Linear"), HALF
     layer = EngineLayer("correlation", (source,), (weights,), (target,), ("node_conv", "node_relu"))
     assert engine_layers(f"Layers:\n{LINE}\n{WAITS}\n\nI/O Tensors:\n") == [layer]
     nodes = {"node_conv": Node("Conv", "stem.conv", True), "node_relu": Node("Relu", None, False)}
     (line,) = report(nodes, [layer])
-    words = "correlation int8 4x32x32 NHWC -> half 8x32x32 Linear stem.conv, Relu"
-    assert line.split() == words.split()
+    columns = "correlation int8 4x32x32 NHWC -> half 8x32x32 Linear stem.conv, Relu"
+    assert line.split() == columns.split()
     assert not fallen_back(nodes, [layer])
 
 
-def test_a_line_of_tensorrt_is_read() -> None:
+def test_a_layer_of_tensorrt_is_parsed() -> None:
     (layer,) = engine_layers(OTHER_LINE)
     assert (layer.type, layer.computes_in, layer.nodes) == ("CaskConvolution", "int8", ("node_conv",))
     assert [tensor.shape for tensor in (*layer.inputs, *layer.outputs)] == [(4, 32, 32), (8, 32, 32)]
     assert [tensor.type for tensor in layer.outputs] == ["half"]
 
 
-def test_weights_in_float_are_a_fall_too() -> None:
+def test_weights_in_float_are_a_fallback() -> None:
     nodes = {"node_conv": Node("Conv", "stem.conv", True)}
     layers = engine_layers(LINE.replace(f"{WEIGHTS}Int8", f"{WEIGHTS}Float"))
     assert [layer.computes_in for layer in layers] == ["int8 and float"]
     assert fallen_back(nodes, layers) == ["stem.conv"]
 
 
-def test_what_is_not_understood_is_told() -> None:
+def test_a_layer_of_an_unknown_format_is_an_error() -> None:
     with pytest.raises(EngineError, match="is not understood: Name: node_conv, Kind: Convolution"):
         engine_layers("Name: node_conv, Kind: Convolution")
 
 
-def test_names_are_those_of_the_complexity(lenet5_everywhere: PublishedModel) -> None:
+def test_module_names_match_the_complexity(lenet5_everywhere: PublishedModel) -> None:
     costly = [layer.name for layer in lenet5_everywhere.manifest.complexity.layers if layer.macs]
     for precision in TYPES:
         nodes = nodes_of(lenet5_everywhere.folder / manifest.GRAPHS[precision])
@@ -174,7 +174,7 @@ def test_a_prepared_plan_is_kept_for_each_capability(
     assert len({path.stat().st_ino for path in paths}) == 1  # the plan is on disk once
 
 
-def test_what_cannot_be_built_is_named(lenet5_everywhere: PublishedModel, tmp_path: Path) -> None:
+def test_the_error_states_why_a_plan_cannot_be_built(lenet5_everywhere: PublishedModel, tmp_path: Path) -> None:
     graph = lenet5_everywhere.folder / manifest.ONNX
     with pytest.raises(EngineError, match=r"no compute capability 9\.0; it has 7\.5, 8\.0, 8\.6, 8\.9, 12\.0, 12\.1"):
         plan.build("tensorrt_rtx", graph, 8, ["8.9", "9.0"])

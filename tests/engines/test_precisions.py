@@ -30,17 +30,17 @@ from training.quantize import CALIBRATION_BATCH, METHODS, quantize
 def test_int8_is_explicit_symmetric_and_by_channel(lenet5_everywhere: PublishedModel) -> None:
     graph = onnx.load(graph_of(lenet5_everywhere, "int8")).graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    made_by = {output: node for node in graph.node for output in node.output}
+    producers = {output: node for node in graph.node for output in node.output}
     layers = [node for node in graph.node if node.op_type in {"Conv", "Gemm"}]
     assert {"c1", "c3", "c5", "f6"} <= {node.input[1].split(".")[1] for node in layers}
     for layer in layers:
-        pixels, weights, *bias = (made_by.get(name) for name in layer.input)
+        pixels, weights, *bias = (producers.get(name) for name in layer.input)
         assert pixels is not None
         assert weights is not None
         assert pixels.op_type == weights.op_type == "DequantizeLinear"
         assert constants[weights.input[0]].data_type == TensorProto.INT8
         assert list(constants[weights.input[1]].dims) == [constants[weights.input[0]].dims[0]]  # one scale per channel
-        assert bias in ([None], [])  # a constant in float
+        assert bias in ([None], [])  # the bias is a constant in float
     for node in graph.node:
         if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
             assert not onnx.numpy_helper.to_array(constants[node.input[2]]).any()
@@ -50,7 +50,7 @@ def test_int8_is_explicit_symmetric_and_by_channel(lenet5_everywhere: PublishedM
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_ranges_are_of_all_batches_though_one_at_a_time_is_in_memory(
+def test_calibration_covers_all_batches_with_one_in_memory(
     lenet5: PublishedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     dark = np.random.default_rng(0).integers(
@@ -58,27 +58,27 @@ def test_ranges_are_of_all_batches_though_one_at_a_time_is_in_memory(
     )
     bright = dark.copy()
     bright[1::3] *= 2  # exactly the second batch of calibration
-    held = []
+    batches_in_memory = []
     for calibrater in (MinMaxCalibrater, HistogramCalibrater):
 
         def clear(self: Any, clear: Callable[[Any], None] = calibrater.clear_collected_data) -> None:
-            held.append(len(self.intermediate_outputs))
+            batches_in_memory.append(len(self.intermediate_outputs))
             clear(self)
 
         monkeypatch.setattr(calibrater, "clear_collected_data", clear)
 
     def scales(pixels: NDArray[np.uint8]) -> dict[str, float]:
         ranges = tmp_path / f"{pixels.sum()}.json"
-        how = Calibration(images=len(pixels), method=method, in_float=())
-        quantize(graph_of(lenet5, "fp32"), tmp_path / "int8.onnx", pixels, how, ranges)
+        calibration = Calibration(images=len(pixels), method=method, in_float=())
+        quantize(graph_of(lenet5, "fp32"), tmp_path / "int8.onnx", pixels, calibration, ranges)
         tensors = onnx.load(tmp_path / "int8.onnx").graph.initializer
         return {tensor.name: onnx.numpy_helper.to_array(tensor).max() for tensor in tensors if "scale" in tensor.name}
 
     assert scales(bright) != scales(dark)
-    assert held == 6 * [1]
+    assert batches_in_memory == 6 * [1]
 
 
-def test_fp16_takes_pixels_and_gives_float32(lenet5_everywhere: PublishedModel) -> None:
+def test_fp16_accepts_pixels_and_returns_float32(lenet5_everywhere: PublishedModel) -> None:
     graph = onnx.load(graph_of(lenet5_everywhere, "fp16")).graph
     assert graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
     assert graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
@@ -86,24 +86,24 @@ def test_fp16_takes_pixels_and_gives_float32(lenet5_everywhere: PublishedModel) 
     assert {tensor.data_type for tensor in large} == {TensorProto.FLOAT16}
 
 
-def test_verified_and_recorded(run: Run, lenet5_everywhere: PublishedModel) -> None:
+def test_the_command_verify_prints_and_records_fidelity(run: Run, lenet5_everywhere: PublishedModel) -> None:
     home = lenet5_everywhere.folder.parents[2]
     tag = lenet5_everywhere.manifest.tag
     arguments = ("engines", "verify", tag, "--runtimes", "openvino", "--precisions", "fp32,int8")
     lines = run(*arguments, BENTOML_HOME=str(home)).stdout.splitlines()
     assert [line.split()[0] for line in lines] == [tag, tag]
     assert all(line.endswith("faithful") for line in lines[: 1 if INT8_OVERFLOWS else 2])
-    kept = [
+    stored = [
         json.loads(path.read_text())
         for precision in ("fp32", "int8")
         for path in (home / "convserve-records").glob(f"*-openvino-{precision}-*.json")
     ]
-    assert [(record["tag"], record["precision"]) for record in kept] == [(tag, "fp32"), (tag, "int8")]
-    assert kept[0]["fidelity"]["logit_error"] < 1e-4 < kept[1]["fidelity"]["logit_error"] < 0.2
-    assert kept[1]["fidelity"]["agreement"] >= (0.9 if INT8_OVERFLOWS else 0.99)
+    assert [(record["tag"], record["precision"]) for record in stored] == [(tag, "fp32"), (tag, "int8")]
+    assert stored[0]["fidelity"]["logit_error"] < 1e-4 < stored[1]["fidelity"]["logit_error"] < 0.2
+    assert stored[1]["fidelity"]["agreement"] >= (0.9 if INT8_OVERFLOWS else 0.99)
 
 
-def test_the_gate_closes() -> None:
+def test_an_engine_that_differs_too_much_has_a_problem() -> None:
     random = np.random.default_rng(0)
     targets = random.integers(0, 10, 1000)
     torch = np.eye(10, dtype=np.float32)[targets]
@@ -117,17 +117,17 @@ def test_the_gate_closes() -> None:
     assert compare(other, torch, None).problem == "it agrees with torch on 98.0% of 1000 sample pictures"
 
 
-def test_a_precision_that_is_not_published_says_how_to_get_it(lenet5: PublishedModel) -> None:
+def test_the_error_for_an_unpublished_precision_names_the_command(lenet5: PublishedModel) -> None:
     with pytest.raises(EngineError, match="has no int8: python -m training publish CHECKPOINT --precisions fp32,int8"):
         graph_of(lenet5, "int8")
 
 
 def test_int8_without_its_calibration_is_not_served(lenet5_everywhere: PublishedModel, tmp_path: Path) -> None:
-    shutil.copytree(lenet5_everywhere.folder, tmp_path / "entry")
-    file = tmp_path / "entry" / manifest.FILE
+    shutil.copytree(lenet5_everywhere.folder, tmp_path / "model")
+    file = tmp_path / "model" / manifest.FILE
     file.write_text(json.dumps(json.loads(file.read_text()) | {"calibration": None}))
     with pytest.raises(ManifestError, match=r"model.int8.onnx has no calibration record; publish the model again"):
-        manifest.load(tmp_path / "entry")
+        manifest.load(tmp_path / "model")
 
 
 def test_jpegs_scaled_down_are_verified_too(run: Run, lenet5_everywhere: PublishedModel, tmp_path: Path) -> None:

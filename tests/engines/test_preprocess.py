@@ -24,7 +24,7 @@ def test_a_picture_of_the_right_size_is_only_padded() -> None:
 
 def test_the_shorter_edge_is_resized_and_the_centre_kept() -> None:
     wide = np.zeros((16, 64, 3), np.uint8)
-    wide[:, 26:38] = (10, 20, 30)  # what remains of 64 x 16 -> 32 x 8 -> the middle 6 x 6
+    wide[:, 26:38] = (10, 20, 30)  # visible after 64 x 16 -> 32 x 8 -> the middle 6 x 6
     pixels = PHOTO(Image.fromarray(wide))
     assert pixels.shape == (6, 6, 3)
     assert (pixels[:, 1:5] == (10, 20, 30)).all()
@@ -56,15 +56,15 @@ def test_a_crop_must_fit() -> None:
         Preprocess(mode="L", resize_edge=8, crop=9)
 
 
-def test_a_very_long_picture_costs_no_more_than_its_own_pixels() -> None:
+def test_a_very_long_picture_needs_no_more_memory_than_its_pixels() -> None:
     tracemalloc.start()
     pixels = DIGIT(Image.new("1", (1, 10_000_000), 1))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert (pixels[2:30, 2:30] == 255).all()
-    assert peak < 10_000_000  # NumPy's part; resized whole, it would be 28 x 280,000,000
+    assert peak < 10_000_000  # NumPy's part; the whole picture resized would be 28 x 280,000,000
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (27, 29), (1001, 333)])
-def test_any_size_will_do(size: tuple[int, int]) -> None:
+def test_pictures_of_every_size_are_accepted(size: tuple[int, int]) -> None:
     assert PHOTO(Image.new("RGB", size)).shape == (6, 6, 3)

@@ -1,4 +1,4 @@
-"""Tests of adding to the model store, killed at every step, and of models that are not served."""
+"""Tests of the model store: adding a model, killed at every step, and models that are not served."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ import os, shutil, signal, sys
 from pathlib import Path
 from engines.published import manifest, store
 
-left = int(sys.argv[2])
+remaining = int(sys.argv[2])
 CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "shutil.copyfile"}
 
 def hook(event, arguments):
-    global left
+    global remaining
     if event not in CHANGES or (event == "open" and arguments[1] in ("r", "rb")):
         return
     if str(arguments[0]).startswith(os.environ["BENTOML_HOME"]):
-        left -= 1
-        if left == 0:
+        remaining -= 1
+        if remaining == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(hook)
@@ -48,7 +48,7 @@ with store.staging() as stage:
     for name in manifest.load(source).files:
         shutil.copyfile(source / name, files / name)
     store.add(files, manifest.load(source), stage)
-print(int(sys.argv[2]) - left)
+print(int(sys.argv[2]) - remaining)
 """
 
 
@@ -68,7 +68,7 @@ def add(home: Path, source: Path, killed_at: int) -> subprocess.CompletedProcess
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_a_kill_at_any_change_leaves_the_old_state_or_the_new(lenet5: PublishedModel, home: Path) -> None:
+def test_a_kill_at_any_change_leaves_the_old_or_the_new_state(lenet5: PublishedModel, home: Path) -> None:
     tag = lenet5.manifest.tag
     for _ in range(2):  # the first addition creates one folder more
         whole = add(home, lenet5.folder, killed_at=1_000)
@@ -87,13 +87,13 @@ def test_a_kill_at_any_change_leaves_the_old_state_or_the_new(lenet5: PublishedM
         seen.add(len(published))
         shutil.rmtree(home / "models" / "lenet5", ignore_errors=True)
     assert seen == {0, 1}
-    assert add(home, lenet5.folder, killed_at=1_000).returncode == 0  # in spite of left-over files
+    assert add(home, lenet5.folder, killed_at=1_000).returncode == 0  # although killed processes left files behind
     assert [model.manifest.tag for model in store.published()] == [tag]
     assert str(bentoml.models.get("lenet5").tag) == tag
     assert [path.name for path in (home / "convserve-staging").iterdir()] == ["lock"]
 
 
-def test_a_broken_entry_is_replaced(lenet5: PublishedModel, home: Path) -> None:
+def test_a_broken_model_is_replaced(lenet5: PublishedModel, home: Path) -> None:
     shutil.copytree(lenet5.folder, home / "models" / "lenet5" / lenet5.folder.name)
     (home / "models" / "lenet5" / lenet5.folder.name / manifest.ONNX).write_bytes(b"")
     assert add(home, lenet5.folder, killed_at=1_000).returncode == 0
@@ -107,28 +107,28 @@ def copy(lenet5: PublishedModel, home: Path, version: str) -> Path:
     return folder
 
 
-def test_what_is_not_ours_or_not_whole_is_passed_over(
+def test_models_of_others_and_broken_models_are_ignored(
     lenet5: PublishedModel, home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     version = lenet5.folder.name
     with bentoml.models.create("somebody:elses"):
         pass
-    (home / "models" / "half" / "written").mkdir(parents=True)  # as BentoML's own create leaves it when killed
+    (home / "models" / "half" / "written").mkdir(parents=True)  # BentoML's own `create` leaves this when killed
     copy(lenet5, home, "renamed-00000000")
     (copy(lenet5, home, "not-json") / manifest.FILE).write_text("{")
     copy(lenet5, home, version)
     with caplog.at_level(logging.WARNING):
         assert [model.folder.name for model in store.published()] == [version]
-    assert "the manifest is of another model" in caplog.text
+    assert "the manifest belongs to another model" in caplog.text
     assert "not-json: manifest.json is not valid" in caplog.text
 
 
-def test_a_store_that_does_not_exist_is_empty(home: Path) -> None:
+def test_a_missing_store_has_no_models(home: Path) -> None:
     (home / "models").rmdir()
     assert store.published() == []
 
 
-def edited(folder: Path, **changes: object) -> None:
+def edit_manifest(folder: Path, **changes: object) -> None:
     content = json.loads((folder / manifest.FILE).read_text())
     (folder / manifest.FILE).write_text(json.dumps(content | changes))
 
@@ -144,18 +144,18 @@ def edited(folder: Path, **changes: object) -> None:
         ({"files": {}}, "it lists no checkpoint.safetensors"),
     ],
 )
-def test_an_invalid_manifest_says_what_is_wrong(
+def test_the_error_of_an_invalid_manifest_names_the_field(
     lenet5: PublishedModel, tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
-    folder = tmp_path / "entry"
+    folder = tmp_path / "model"
     shutil.copytree(lenet5.folder, folder)
-    edited(folder, **changes)
+    edit_manifest(folder, **changes)
     with pytest.raises(ManifestError, match=message):
         manifest.load(folder)
 
 
-def test_a_file_that_changed_or_went_is_named(lenet5: PublishedModel, tmp_path: Path) -> None:
-    folder = tmp_path / "entry"
+def test_the_error_names_a_changed_or_missing_file(lenet5: PublishedModel, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
     shutil.copytree(lenet5.folder, folder)
     (folder / manifest.VERIFICATION).write_bytes(b"other")
     with pytest.raises(ManifestError, match=r"verification.safetensors is not the file that was published"):
