@@ -126,9 +126,9 @@ def totals(cost: Complexity) -> str:
             f"parameters            {cost.params:>15,}   {megabytes(cost.param_bytes)} in float32",
             f"multiply-accumulates  {cost.macs:>15,}",
             f"activations           {cost.activations:>15,}   outputs of convolutions and linear layers",
-            f"outputs in all        {outputs // FLOAT_BYTES:>15,}   {megabytes(outputs)}, the input's too",
+            f"outputs in all        {outputs // FLOAT_BYTES:>15,}   {megabytes(outputs)}, with the input",
             f"peak memory           {cost.peak_bytes // FLOAT_BYTES:>15,}   {megabytes(cost.peak_bytes)} alive at once",
-            f"arithmetic intensity  {cost.intensity:>15}   floating-point operations a byte, batch of one",
+            f"arithmetic intensity  {cost.intensity:>15}   floating-point operations per byte, batch of one",
         ]
     )
 
@@ -176,7 +176,7 @@ def main(arguments: list[str]) -> None:
             rows = ordered(rows, options.sort, descending=options.descending) if options.sort else rows
             show_list(rows, form, layers=layers)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader has left, such as `| head`
+    except BrokenPipeError:  # the reader of the pipe has closed it, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,10 +1,10 @@
 """AlexNet: Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convolutional Neural Networks", 2012.
 
-Figure 2 and section 3, the two GPUs as two groups of CONV2, CONV4 and CONV5. The paper prints an input of 224; its
-55x55 maps need 227. torch's LRN divides alpha by its size where the paper does not, hence 5e-4 for 1e-4. Convolutions
-start from He's normal draw and biases of 0, not N(0, 0.01) and some of 1. `alexnet_owt` is the one-tower net of
-Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2014, arXiv:1404.5997, as torchvision
-has it and names its modules. The pool before FC6 adapts to the paper's 6x6, so that small pictures pass.
+Figure 2 and section 3, the two GPUs as two groups of CONV2, CONV4 and CONV5. The paper states an input of 224, but its
+55x55 maps need 227. torch's LRN divides alpha by its size where the paper does not, so 5e-4 here is the paper's 1e-4.
+Convolutions start from He's normal draw and biases of 0, not N(0, 0.01) and some of 1. `alexnet_owt` is the one-tower
+network of Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2014, arXiv:1404.5997, with
+torchvision's layers and module names. The pool before FC6 adapts to the paper's 6x6, so that small pictures pass.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def on_cifar10(top1: float, source: str) -> Published:
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Network of a library with the same architecture, and the translation of its state dict to this project's names.
+    """Weights of the same architecture in a library, and the translation of their keys to this project's names.
 
     Each pair of `rename`, a regular expression and its replacement, is applied to every key, in order. Keys that match
     one of `drop` are left out. `accuracy` is top-1 and top-5, in percent, of one centre crop of each of ImageNet's
@@ -64,19 +64,19 @@ class Weights:
 
     def translate(self, state: Mapping[str, T]) -> dict[str, T]:
         """Return the library's state dict under this project's names."""
-        ours = {}
+        translated = {}
         for key, value in state.items():
             if any(re.search(pattern, key) for pattern in self.drop):
                 continue
             for pattern, replacement in self.rename:
                 key = re.sub(pattern, replacement, key)  # noqa: PLW2901
-            ours[key] = value
-        return ours
+            translated[key] = value
+        return translated
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """Card of one variant of a family: everything the project knows about a network before any weights exist.
+    """Card of one variant of a family: the facts about a network that hold before any weights exist.
 
     `input_shape` (channels, height, width) and `classes` are the paper's. `smallest` is the edge in pixels of the
     smallest square image that the network accepts; `small` is the edge for training on small images. `build(classes)`

@@ -1,7 +1,7 @@
 """Cost of a forward pass, layer by layer.
 
-MACs are the multiply-accumulates of convolutions and linear layers; activations are the elements these put
-out (the definition of RegNet, arXiv:2003.13678); bytes are at float32. Counted for one image, out of training.
+MACs are the multiply-accumulates of convolutions and linear layers; activations are the output elements of the same
+layers (the definition of RegNet, arXiv:2003.13678). Counts are for one image in inference; bytes are at float32.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ def trace(net: nn.Module, x: Tensor) -> tuple[tuple[LayerCost, ...], int]:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
             changes_shape = output.shape != inputs[0].shape and not isinstance(module, nn.Flatten)
             if changes_shape or kernel(module) or is_norm(module) or list(module.parameters(recurse=False)):
-                seen = dataflow.receptive_field(output)
-                layers.append(layer_cost(name, module, inputs[0], output, seen))
+                field = dataflow.receptive_field(output)
+                layers.append(layer_cost(name, module, inputs[0], output, field))
 
         return hook
 
     leaves = [(name, module) for name, module in net.named_modules() if not list(module.children())]
     handles = [module.register_forward_hook(record(name)) for name, module in leaves]
-    # torch computes a response norm by several operations, which engines run as one
+    # torch computes a response norm in several operations; engines run a single one.
     norms = [module for _, module in leaves if is_norm(module)]
     starts: list[int] = []
     handles += [module.register_forward_pre_hook(lambda *_: starts.append(dataflow.start())) for module in norms]
@@ -85,7 +85,7 @@ def is_norm(module: nn.Module) -> bool:
 def layer_cost(name: str, module: nn.Module, x: Tensor, output: Tensor, receptive_field: tuple[int, int]) -> LayerCost:
     """Return the cost of one leaf module that returned `output`, (1, ...), for `x`."""
     params = sum(parameter.numel() for parameter in module.parameters())
-    # every output element of these is one dot product with a row of the weight, (outputs, ...)
+    # Every output element of these layers is one dot product with a row of the weight, (outputs, ...).
     macs = output.numel() * module.weight[0].numel() if isinstance(module, nn.Conv2d | nn.Linear) else 0
     return LayerCost(
         name=name,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 FLOAT_BYTES = 4  # all bytes are counted at float32
-# For pydantic, where a file or an answer holds these classes: unknown keys are errors.
+# Pydantic reads these classes in files and in HTTP bodies: an unknown key is an error.
 STRICT: Any = {"extra": "forbid"}
 
 
@@ -41,8 +41,8 @@ class LayerCost:
 class Totals:
     """Cost of a whole network at one input shape (channels, height, width).
 
-    `peak_bytes` is the most that the tensors alive at once take, the input included and weights not; elementwise
-    operations count as done in place. `intensity` is floating-point operations, two a MAC, per byte that
+    `peak_bytes` is the largest total size of tensors that exist at once, including the input and excluding weights;
+    elementwise operations count as done in place. `intensity` is floating-point operations, two per MAC, per byte that
     convolutions and linear layers move: weights, inputs and outputs.
     """
 

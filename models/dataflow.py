@@ -1,7 +1,11 @@
-"""Dataflow of a forward pass: peak memory, and the receptive field of each tensor.
+"""Record of the tensor operations of a forward pass, for peak memory and receptive fields.
 
-Tensors are followed from operation to operation of torch's dispatcher, because additions and concatenations are not
-modules and no module hook sees them.
+`Dataflow` notes for each operation which tensors are read and which are created. The record yields the peak memory, the
+most bytes of tensors that exist at the same time, and the receptive field of each tensor, the window of input pixels
+that one of its elements depends on.
+
+torch calls a TorchDispatchMode for every operation. Module hooks would not be enough: additions and concatenations are
+not modules.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from models.receptive_field import ReceptiveField, field_after
 
 aten = torch.ops.aten
-# Engines compute these in place, or as part of the convolution before them.
+# Engines compute these operations in place, or as part of the convolution before them.
 IN_PLACE = {
     *(aten.native_batch_norm.default, aten.relu.default, aten.tanh.default, aten.sigmoid.default),
     *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.pow.Tensor_Scalar, aten.neg.default),
@@ -24,7 +28,7 @@ IN_PLACE = {
 
 
 class Operation(NamedTuple):
-    """Operation of a forward pass: numbers of the tensors that are read, and numbers and bytes of new tensors."""
+    """Operation of a forward pass: numbers of the memories read, and numbers and bytes of new memories."""
 
     reads: set[int]
     writes: dict[int, int]
@@ -38,7 +42,7 @@ class Dataflow(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._fields = {id(x): ReceptiveField((1, 1), (1, 1))}
         self._operations = [Operation(set(), {storage(x): x.nbytes}, in_place=False)]
-        self._kept: list[object] = [x]  # Python reuses the id of an object that was freed
+        self._kept: list[object] = [x]  # keeps ids unique: Python reuses the id of a freed object
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -55,28 +59,28 @@ class Dataflow(TorchDispatchMode):
         return result
 
     def receptive_field(self, output: Tensor) -> tuple[int, int]:
-        """Return height and width of an element's receptive field, padding around the picture included."""
+        """Return height and width of the receptive field of an element, including padding around the picture."""
         return self._fields[id(output)].extent
 
     def start(self) -> int:
-        """Return a mark in the list of operations, for `join`."""
+        """Return the number of operations so far, as the `start` of a later `join`."""
         return len(self._operations)
 
     def join(self, start: int, x: Tensor, output: Tensor) -> None:
-        """Replace the operations since `start` by one operation on single elements, from `x` to `output`."""
+        """Replace the operations since `start` by one elementwise operation that computes `output` from `x`."""
         self._operations[start:] = [Operation({storage(x)}, {storage(output): output.nbytes}, in_place=True)]
 
     def peak_bytes(self) -> int:
-        """Return the most bytes of tensors alive at once.
+        """Return the most bytes of tensors that exist at once.
 
-        A tensor lives from the operation that makes the tensor to the last operation that reads it.
+        A tensor exists from the operation that creates the tensor to the last operation that reads the tensor.
         """
         last = {number: index for index, operation in enumerate(self._operations) for number in operation.reads}
         alive: dict[int, int] = {}
         peak = 0
         for index, operation in enumerate(self._operations):
             dying = [number for number in operation.reads if last[number] == index and number in alive]
-            if operation.in_place:
+            if operation.in_place:  # the output overwrites one input of equal size that is not read again
                 for old in [number for number in dying if alive[number] in operation.writes.values()][:1]:
                     del alive[old]
             alive |= operation.writes
@@ -87,5 +91,5 @@ class Dataflow(TorchDispatchMode):
 
 
 def storage(tensor: Tensor) -> int:
-    """Return the number of a tensor's memory; all views of one memory have the same number."""
+    """Return the number of a tensor's memory; all views of the same memory have the same number."""
     return int(tensor.untyped_storage()._cdata)

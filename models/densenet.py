@@ -1,7 +1,7 @@
 """DenseNet: Huang, Liu, van der Maaten, Weinberger, "Densely Connected Convolutional Networks", 2016, arXiv:1608.06993.
 
-Table 1 for ImageNet, section 3 for CIFAR. "B" are bottlenecks of 4k maps, "C" transitions that halve the channels; the
-plain nets have neither, and 16 maps after the stem. Module names are torchvision's.
+Table 1 for ImageNet, section 3 for CIFAR. "B" stands for bottlenecks of 4k maps, "C" for transitions that halve the
+channels; plain networks have neither, and 16 maps after the stem. Module names are torchvision's.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class DenseNet(nn.Module):
         self.classifier = nn.Linear(channels, classes)
         he_normal(self)
 
-    def forward(self, x: Tensor) -> Tensor:  # (N, 3, 224, 224), of CIFAR's (N, 3, 32, 32)
-        x = self.features(x)  # (N, 1024, 7, 7), of CIFAR's (N, ..., 8, 8)
+    def forward(self, x: Tensor) -> Tensor:  # (N, 3, 224, 224), on CIFAR (N, 3, 32, 32)
+        x = self.features(x)  # (N, 1024, 7, 7), on CIFAR (N, ..., 8, 8)
         logits: Tensor = self.classifier(self.avgpool(x).flatten(1))
         return logits
 
@@ -118,7 +118,7 @@ variant = partial(
 )
 imagenet = partial(variant, input_shape=(3, 224, 224), classes=1000, smallest=29, small=64, recipe="facebook")
 cifar = partial(variant, input_shape=(3, 32, 32), classes=10, smallest=4, small=32, recipe="densenet_cifar")
-# as they were named when the weights were published: "norm.1" for "norm1"
+# The published weights have older names: "norm.1" for "norm1".
 torchvision = partial(Weights, library="torchvision", rename=((r"\.(norm|conv)\.(\d)\.", r".\1\2."),))
 table_3 = partial(single_crop, source="paper, Table 3")
 readme = partial(on_cifar10, source="authors' README")

@@ -1,10 +1,10 @@
 """GoogLeNet: Szegedy et al., "Going Deeper with Convolutions", 2014, arXiv:1409.4842, Table 1 and Figure 3.
 
-`googlenet` is the paper's, its pools rounding up as in BVLC's Caffe definition, which gives Table 1's sizes.
-`googlenet_bn_tv` is torchvision's, for its published weights: BN after each convolution, 3x3 where the paper has 5x5,
-no LRN, a 2x2 fourth pool; but its auxiliary heads pool as the paper's. Module names are torchvision's. In training both
-answer with three sets of logits, those of the auxiliary heads last (section 5; their loss weighs 0.3); otherwise the
-heads are not computed.
+`googlenet` is the paper's network; its pools round up as in BVLC's Caffe definition, which yields Table 1's sizes.
+`googlenet_bn_tv` is torchvision's, for the published weights: BN after each convolution, 3x3 where the paper has 5x5,
+no LRN, a 2x2 fourth pool; but its auxiliary heads pool as in the paper. Module names are torchvision's. In training
+both return three sets of logits, the auxiliary heads' last (section 5; their loss weighs 0.3); otherwise the heads are
+not computed.
 """
 
 from __future__ import annotations

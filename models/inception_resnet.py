@@ -1,9 +1,9 @@
 """Inception-ResNet: Szegedy et al., "Inception-v4, Inception-ResNet and the Impact of Residual Connections", 2016.
 
-arXiv:1602.07261. v1 is the paper's, Figures 10 to 15. v2 is the released network, which weights fit, and not that of
-Figures 3 and 16 to 19: v3's stem, 10, 20 and 10 blocks, the last scaled by 1 and without ReLU, and a 1x1 of 1536 at
-the end. It scales residuals by 0.17, 0.1 and 0.2, and so does v1 here (section 3.3 says 0.1 to 0.3). Modules are named
-as in timm.
+arXiv:1602.07261. v1 follows the paper, Figures 10 to 15. v2 is the network whose weights were released, which differs
+from Figures 3 and 16 to 19: v3's stem, 10, 20 and 10 blocks, the last scaled by 1 and without ReLU, and a 1x1 of 1536
+at the end. v2 scales residuals by 0.17, 0.1 and 0.2, and so does v1 here (section 3.3 says 0.1 to 0.3). Modules are
+named as in timm.
 """
 
 from __future__ import annotations

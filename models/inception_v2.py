@@ -15,8 +15,8 @@ from torch import nn
 from models.card import Architecture, Paper, Published, single_crop
 from models.layers import Classifier, Concat, ConvBN, chain
 
-# Figure 5: #1x1; #3x3 reduce, #3x3; double #3x3 reduce, double #3x3; pool; 0s where the picture is halved.
-# A pool projection of None is 96 in the paper's net, 128 in Caffe's.
+# Figure 5: #1x1; #3x3 reduce, #3x3; double #3x3 reduce, double #3x3; pool; 0s where the map size is halved.
+# A pool projection of None is 96 wide in the paper's network, 128 in Caffe's ports.
 MODULES: dict[str, tuple[int, int, int, int, int, Literal["avg", "max"], int | None]] = {
     "3a": (64, 64, 64, 64, 96, "avg", 32),
     "3b": (64, 64, 96, 64, 96, "avg", 64),

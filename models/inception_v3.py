@@ -1,8 +1,8 @@
 """Inception v3: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2015, arXiv:1512.00567.
 
 Table 1, but with the 5x5 of the released weights where Figure 5 shows two 3x3. Stages are named as in torchvision;
-within them a branch is a sequence, so that published weights need the renaming below. In training the network answers
-with two sets of logits, the auxiliary head's last; otherwise the head is not computed.
+within them a branch is a sequence, so that published weights need the renaming below. In training the network returns
+two sets of logits, the auxiliary head's last; otherwise the head is not computed.
 """
 
 from __future__ import annotations

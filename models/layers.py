@@ -56,7 +56,7 @@ class ConvBN(nn.Sequential):
 
 
 class Concat(nn.ModuleDict):
-    """Concatenation of its branches' outputs for the same input, along the channels."""
+    """Concatenation of the outputs of parallel branches, along the channels."""
 
     def __init__(self, **branches: nn.Module) -> None:
         super().__init__(branches)
@@ -87,7 +87,7 @@ def grid_mean(x: Tensor, kernel: int, stride: int, grid: int) -> Tensor:
 
 
 class Classifier(nn.Module):
-    """Network of features, mean, dropout and a linear layer."""
+    """Classifier: features, mean over the map, dropout, linear."""
 
     def __init__(self, features: nn.Module, channels: int, classes: int, dropout: float) -> None:
         super().__init__()

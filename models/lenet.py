@@ -1,8 +1,9 @@
 """LeNet-5: LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document Recognition", 1998, Figure 2.
 
-Two deviations. The outputs are the RBF distances negated, so that the largest wins and a softmax over them is
-the posterior of the classes (the paper's has a "rubbish" class besides: map_loss in training/train.py). The RBF
-codes are a legible 7x12 alphabet drawn for this file in the manner of the paper's Figure 3, not a copy of it.
+Two deviations. The outputs are the negated RBF distances, so that the largest wins and a softmax of the outputs is
+the posterior of the classes (the paper adds a "rubbish" class to its posterior: map_loss in training/train.py). The
+RBF codes are a legible 7x12 alphabet drawn for this file in the style of the paper's Figure 3, not a copy of the
+figure.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from models.card import Architecture, Paper, Published
 
-# Table I: which of the six S2 maps each C3 map sees; grouped by how many it sees.
+# Table I: the S2 maps that each C3 map reads, grouped by their number.
 C3_THREE = ((0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5), (0, 4, 5), (0, 1, 5))
 C3_FOUR = (
     *((0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5), (0, 3, 4, 5), (0, 1, 4, 5), (0, 1, 2, 5)),
@@ -128,7 +129,7 @@ class LeNet5(nn.Module):
 
 
 class LeNet5Modern(nn.Sequential):
-    """LeNet-5 as mostly built today: 5x5 of 6, pool, 5x5 of 16, pool, 5x5 of 120, 84, classes; a tanh after each.
+    """LeNet-5 as usually built today: 5x5 of 6, pool, 5x5 of 16, pool, 5x5 of 120, 84, classes; a tanh after each.
 
     The lecture's [CONV-POOL-CONV-POOL-CONV-FC-FC]. Every map of C3 reads all maps of S2; the pool is a 2x2 mean.
     """

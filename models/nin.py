@@ -1,8 +1,8 @@
 """Network in Network: Lin, Chen, Yan, "Network In Network", 2013, arXiv:1312.4400, Figure 2.
 
-The paper prints no widths: `nin_cifar10` and `nin_imagenet` are those of the author's own Caffe definitions. An
-mlpconv is a convolution and two 1x1, a ReLU after each, even the last, whose maps are the classes. Pools round up, as
-Caffe's do.
+The paper prints no widths: `nin_cifar10` and `nin_imagenet` follow the author's own Caffe definitions. An mlpconv is a
+convolution and two 1x1, a ReLU after each, even after the last, whose maps are the classes. Pools round up, as in
+Caffe.
 """
 
 from __future__ import annotations

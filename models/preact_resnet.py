@@ -1,7 +1,7 @@
 """Pre-activated ResNet: He, Zhang, Ren, Sun, "Identity Mappings in Deep Residual Networks", 2016, arXiv:1603.05027.
 
-Figure 4(e), and the appendix for the ends: the first unit is activated right after the stem and before the paths part,
-and a BN and ReLU follow the last. Where the shape changes, the shortcut too starts from the activated tensor.
+Figure 4(e), and the appendix for the ends: the first unit is activated right after the stem and before the branches,
+and a BN and ReLU follow the last unit. Where the shape changes, the shortcut too starts from the activated tensor.
 On CIFAR a bottleneck's stride is in its first 1x1 (the authors' resnet-1k-layers); on ImageNet in its 3x3
 (fb.resnet.torch). Table 2's baseline of original units is resnet.py's `resnet164_cifar`.
 """
@@ -27,8 +27,8 @@ class PreActBlock(ResidualBlock):
 
     def __init__(self, inputs: int, outputs: int, stride: int, shortcut: Shortcut) -> None:
         super().__init__(inputs, outputs, stride, shortcut)
-        self.bn1: nn.Module = nn.BatchNorm2d(inputs)  # nothing in the network's first block
-        self.relu = nn.ReLU()  # not in place: what it takes may be the shortcut
+        self.bn1: nn.Module = nn.BatchNorm2d(inputs)  # an Identity in the network's first block
+        self.relu = nn.ReLU()  # not in place, since the shortcut may read the same tensor
 
     def forward(self, x: Tensor) -> Tensor:
         activated = self.relu(self.bn1(x))

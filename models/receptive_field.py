@@ -3,7 +3,7 @@
 The algorithm follows the forward pass operation by operation: a window of `kernel` elements, moved by `stride`, over
 elements that see `size` pixels and stand `step` pixels apart gives elements that see size + (kernel - 1) * step pixels
 and stand stride * step apart (Araujo, Norris, Sim, "Computing Receptive Fields of Convolutional Neural Networks",
-Distill 2019). Where branches join, an element sees the largest of the windows joined.
+Distill 2019). Where branches join, an element sees the largest of the joined windows.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def field_after(func: Any, args: tuple[Any, ...], inputs: list[ReceptiveField], 
         return merged.slide(kernel, stride[0] if stride and stride[0] else kernel)
     if func is aten.slice.Tensor and args[1] >= 2 and len(args) == 5:
         return merged.slide((1, 1), (args[4], 1) if args[1] == 2 else (1, args[4]))
-    if isinstance(x, Tensor) and x.ndim == 4 and output.ndim in {2, 4}:  # adaptive pools and flattening
+    if isinstance(x, Tensor) and x.ndim == 4 and output.ndim in {2, 4}:  # an adaptive pool or flattening
         before, after = x.shape[2:], output.shape[2:] or (1, 1)
         return merged.slide(*zip(*map(bins, before, after), strict=True))
     return merged

@@ -18,7 +18,7 @@ from models.layers import he_normal
 
 
 class OptionA(nn.Module):
-    """Shortcut without parameters: every other pixel, zeros for the new channels."""
+    """Shortcut without parameters, the paper's option A: every s-th pixel, zeros for the new channels."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class OptionA(nn.Module):
 
 
 def option_b(inputs: int, outputs: int, stride: int) -> nn.Module:
-    """Return a shortcut by projection: 1x1/s, BN."""
+    """Return a shortcut by projection, the paper's option B: 1x1/s, BN."""
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
@@ -105,7 +105,7 @@ class Bottleneck(ResidualBlock):
         return out
 
 
-Block = Callable[[int, int, int], ResidualBlock]  # of inputs, planes, stride
+Block = Callable[[int, int, int], ResidualBlock]  # (inputs, planes, stride) -> block
 
 
 class Stem(NamedTuple):
@@ -157,11 +157,11 @@ class ResNet(nn.Module):
         he_normal(self)
 
     def features(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # (N, 64, 56, 56), of CIFAR's (N, 16, 32, 32)
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # (N, 64, 56, 56), on CIFAR (N, 16, 32, 32)
         for name in self.stages:
             x = self.get_submodule(name)(x)
-        return x  # (N, 2048, 7, 7) of bottlenecks, (N, 64, 8, 8) of CIFAR's
+        return x  # (N, 2048, 7, 7) with bottlenecks, on CIFAR (N, 64, 8, 8)
 
-    def forward(self, x: Tensor) -> Tensor:  # (N, 3, 224, 224), of CIFAR's (N, 3, 32, 32)
+    def forward(self, x: Tensor) -> Tensor:  # (N, 3, 224, 224), on CIFAR (N, 3, 32, 32)
         logits: Tensor = self.fc(self.dropout(self.avgpool(self.features(x)).flatten(1)))
         return logits

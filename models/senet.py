@@ -2,7 +2,7 @@
 
 Rows over ResNet, with a squeeze-and-excitation on each residual; `se_inception` puts one on each module of Inception
 v2. All as the authors released them for Caffe: the stem's pool without padding, but rounding up; SE-ResNet's stride in
-the first 1x1. Module names are torchvision's of ResNet; the released weights are under Cadene's, hence the renaming.
+the first 1x1. Module names are torchvision's of ResNet; the released weights have Cadene's, hence the renaming.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from models.residual import Bottleneck, ResNet, Stem
 class SENetBottleneck(Bottleneck):
     """Bottleneck of SENet-154.
 
-    Differs from SE-ResNeXt's, 64x4d, in half the maps of the first 1x1, and in a 3x3 shortcut that halves the picture.
+    Unlike SE-ResNeXt's, 64x4d, the first 1x1 has half the maps, and a shortcut that halves the map size is a 3x3.
     """
 
     def __init__(self, inputs: int, planes: int, stride: int) -> None:

@@ -2,7 +2,7 @@
 
 ResNet-110 whose blocks are dropped at random in training, each with its own probability, a whole mini-batch at a time
 (equations 2 to 5). As in the authors' code, the shortcut that changes shape averages 2x2 pixels and pads channels at
-the end; unlike in it, convolutions have no bias.
+the end; unlike there, convolutions have no bias.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class AverageOptionA(nn.Module):
 
 
 class StochasticBlock(BasicBlock):
-    """Block relu(b * residual(x) + x): b is 1 with probability `survival`, else 0; in inference it is `survival`."""
+    """Block relu(b * residual(x) + x): b is 1 with probability `survival`, else 0; in inference b is `survival`."""
 
     def __init__(self, inputs: int, planes: int, stride: int, shortcut: Shortcut = AverageOptionA) -> None:
         super().__init__(inputs, planes, stride, shortcut)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models.card import Architecture, Paper, Published, Weights, single_crop
 from models.layers import he_normal
 
-# Table 1: the width of each 3x3, M for a 2x2 max pool
+# Table 1: the width of each 3x3; M is a 2x2 max pool.
 COLUMNS = {
     "vgg11": "64 M 128 M 256 256 M 512 512 M 512 512 M",  # A
     "vgg13": "64 64 M 128 128 M 256 256 M 512 512 M 512 512 M",  # B

@@ -6,7 +6,7 @@ from importlib import import_module
 
 from models.card import Architecture
 
-# A module a line, so that a new family is its file, which ends in ARCHITECTURES, and its line here.
+# One module per line: a new family is a new file that ends in ARCHITECTURES, and a new line here.
 FAMILIES = (
     "lenet",
     "alexnet",

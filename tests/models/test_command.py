@@ -29,7 +29,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
-def test_the_list_is_a_line_an_architecture(run: Run) -> None:
+def test_the_list_has_a_line_per_architecture(run: Run) -> None:
     lines = run("--family", "lenet", "--family", "zfnet").splitlines()
     assert lines[0].split() == [
         *("name", "family", "year", "input", "params", "macs", "activations"),
@@ -40,14 +40,14 @@ def test_the_list_is_a_line_an_architecture(run: Run) -> None:
     assert lines[-1].startswith("4 architectures")
 
 
-def test_it_is_sorted_and_filtered(run: Run) -> None:
+def test_the_list_is_sorted_and_filtered(run: Run) -> None:
     options = ("--family", "vgg", "--max-macs", "12e9", "--max-params", "133e6", "--sort", "top1", "--descending")
     rows = list(csv.DictReader(io.StringIO(run(*options, "--csv"))))
     assert [row["name"] for row in rows] == ["vgg11_bn", "vgg11"]
     assert (rows[1]["params"], rows[1]["macs"], rows[1]["top5"]) == ("132863336", "7609090048", "88.628")
 
 
-def test_what_has_nothing_to_sort_by_comes_last(run: Run) -> None:
+def test_rows_without_a_value_come_last(run: Run) -> None:
     for order in ([], ["--descending"]):
         rows = csv.DictReader(io.StringIO(run("--family", "lenet", "--sort", "top1", *order, "--csv")))
         assert [row["name"] for row in rows] == ["lenet5", "lenet5_modern"]
@@ -67,13 +67,13 @@ def test_json_is_a_list_of_objects(run: Run) -> None:
     )
 
 
-def test_markdown_is_a_table_for_a_page(run: Run) -> None:
+def test_markdown_is_a_table(run: Run) -> None:
     lines = run("--family", "resnet", "--max-macs", "4.1e9", "--markdown").splitlines()
     assert lines[0] == "| Name | Family | Year | Parameters | MACs | Published top-1 |"
     assert "| `resnet50` | resnet | 2015 | 25.6 M | 4.09 G | 76.13 % (ImageNet) |" in lines
 
 
-def test_one_is_shown_layer_by_layer(run: Run) -> None:
+def test_one_architecture_is_shown_layer_by_layer(run: Run) -> None:
     text = run("vgg16")
     lines = text.splitlines()
     assert lines[1].split()[:3] == ["input", "-", "-"]
@@ -98,7 +98,7 @@ def test_one_is_shown_layer_by_layer(run: Run) -> None:
         (["--max-macs", "many"], "invalid float value"),
     ],
 )
-def test_options_that_mean_nothing_together_are_errors(
+def test_options_that_do_not_fit_together_are_errors(
     capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     with pytest.raises(SystemExit):
@@ -106,14 +106,14 @@ def test_options_that_mean_nothing_together_are_errors(
     assert message in capsys.readouterr().err
 
 
-def test_an_unknown_name_gets_near_ones(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_error_of_an_unknown_name_suggests_similar_names(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["vgg61"])
     assert stopped.value.code == 2
     assert "there is no 'vgg61'; did you mean vgg19 or vgg16" in capsys.readouterr().err
 
 
-def test_a_reader_that_leaves_early_is_no_error() -> None:
+def test_a_pipe_closed_early_is_no_error() -> None:
     command = f"set -o pipefail; {sys.executable} -m models preact_resnet1001 | head -1"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -122,7 +122,7 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
 @pytest.mark.parametrize("name", ZOO)
 def test_accuracies_are_percents_with_a_source(name: str) -> None:
     published = ZOO[name].published
-    assert published or name == "lenet5_modern"  # nobody published this net's
+    assert published or name == "lenet5_modern"  # no accuracy of this network was published
     for result in published:
         assert result.source
         assert result.protocol

@@ -18,8 +18,8 @@ from models.zoo import ZOO
 from service.architectures import CARDS, LAYERS
 
 # The lecture's architectures, each of which the zoo must have; a further architecture needs no row here.
-# Parameters, MACs, activations at the paper's input and classes: those of torchvision's, timm's and the authors'
-# Caffe networks, and, where there is none, of implementations from the paper made apart from this one
+# Parameters, MACs and activations at the paper's input and classes, from the networks of torchvision, timm and the
+# authors (Caffe), or, where there is none, from a second implementation written from the paper.
 COUNTS = {
     "lenet5": (60_000, 325_680, 6_508),
     "lenet5_modern": (61_706, 416_520, 6_518),
@@ -89,10 +89,10 @@ COUNTS = {
     "resnext29_8x64d": (34_426_698, 5_387_266_048, 8_585_226),
     "resnext29_16x64d": (68_155_210, 10_688_866_304, 15_269_898),
 }
-# of the network as it is trained
+# Parameters of networks in training.
 WITH_AUXILIARY_HEADS = {"googlenet": 13_378_280, "googlenet_bn_tv": 13_004_888, "inception_v3": 27_161_264}
-# height and width of what the last features depend on, as computed by others: Araujo, Norris, Sim, "Computing
-# Receptive Fields of Convolutional Neural Networks", Distill 2019
+# Height and width of the receptive field of the last features, from Araujo, Norris, Sim, "Computing Receptive Fields of
+# Convolutional Neural Networks", Distill 2019.
 RECEPTIVE_FIELDS = {
     "alexnet_owt": 195,
     "vgg16": 212,
@@ -124,7 +124,7 @@ def test_no_parameter_is_missed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECEPTIVE_FIELDS)
-def test_receptive_fields_are_those_that_others_computed(name: str) -> None:
+def test_receptive_fields_match_published_values(name: str) -> None:
     before_the_mean = [
         layer.receptive_field
         for layer in cost(name).layers
@@ -133,37 +133,36 @@ def test_receptive_fields_are_those_that_others_computed(name: str) -> None:
     assert tuple(map(max, zip(*before_the_mean, strict=True))) == (RECEPTIVE_FIELDS[name],) * 2
 
 
-def test_a_squeeze_sees_the_whole_map_and_does_not_move() -> None:
+def test_a_squeeze_reads_the_whole_map() -> None:
     net = nn.Sequential(nn.Conv2d(16, 16, 3), SqueezeExcitation(16), nn.Conv2d(16, 16, 3), SqueezeExcitation(16))
     layers, _ = trace(net, torch.zeros(1, 16, 12, 12))
-    seen = {layer.name: layer.receptive_field[0] for layer in layers}
-    assert seen == {
+    fields = {layer.name: layer.receptive_field[0] for layer in layers}
+    assert fields == {
         **{"0": 3, "1.avg_pool": 3 + 9, "1.fc1": 12, "1.fc2": 12},
         **{"2": 12, "3.avg_pool": 12, "3.fc1": 12, "3.fc2": 12},
     }
     assert cost("se_inception").layers[-1].receptive_field == cost("inception_v2").layers[-1].receptive_field
 
 
-def test_peak_memory_is_of_the_tensors_alive_at_once() -> None:
-    # by hand: each of VGG-16's first two outputs is 64 maps of 224x224, ReLUs are in place, and the picture is gone
+def test_peak_memory_counts_the_tensors_alive_at_once() -> None:
+    # VGG-16's first two outputs are 64 maps of 224x224 each; ReLUs are in place, and the picture is freed by then.
     assert cost("vgg16").peak_bytes == 2 * 4 * 64 * 224 * 224
-    # ResNet-50's first bottleneck: 64 maps come in and are still needed when 256 of its residual and 256 of the
-    # projection are there
+    # ResNet-50's first bottleneck holds 256 maps of the residual, 64 maps of its input, and 256 maps of the projection.
     assert cost("resnet50").peak_bytes == 4 * (2 * 256 + 64) * 56 * 56
-    # the last concatenation of the first dense block: 148 maps, 12 new ones, and both side by side
+    # The last concatenation of the first dense block holds 148 maps, 12 new maps, and both concatenated.
     assert cost("densenet_40_12").peak_bytes == 4 * (148 + 12 + 160) * 32 * 32
-    # AlexNet's first layer: the picture and 96 maps of 55x55, then normalised in place
+    # AlexNet's first layer holds the picture and 96 maps of 55x55, which are then normalised in place.
     assert cost("alexnet").peak_bytes == 4 * (3 * 227 * 227 + 96 * 55 * 55)
-    # a gate: 16 maps wait while their means are squeezed to one and back
+    # A gate holds its 16 maps while their means are squeezed to one value and back.
     _, peak = trace(SqueezeExcitation(16), torch.zeros(1, 16, 5, 5))
     assert peak == 4 * (16 * 25 + 16 + 1)
-    # two branches of 2 and 3 maps from 1, which waits for the second, and both side by side
+    # Two branches of 2 and 3 maps are held together with the concatenation of both.
     net = Concat(a=nn.Conv2d(1, 2, 1), b=nn.Conv2d(1, 3, 1))
     assert trace(net, torch.zeros(1, 1, 5, 5))[1] == 4 * (5 + 5) * 25
 
 
 def test_intensity_by_hand() -> None:
-    # LeNet-5's convolutions and F6: weights, what goes in, what comes out
+    # Weights, inputs and outputs (6,508) of LeNet-5's convolutions and F6.
     weights = 156 + 1_516 + 48_120 + 10_164
     inputs = 1_024 + (18 + 36 + 6) * 14 * 14 + 400 + 120
     assert cost("lenet5").intensity == round(2 * 325_680 / (4 * (weights + inputs + 6_508)), 2)
@@ -186,16 +185,16 @@ def test_an_unknown_architecture_is_a_key_error() -> None:
         ZOO["lenet6"].build(10)
 
 
-def test_what_the_service_shows_is_what_the_networks_cost() -> None:
+def test_the_services_files_match_the_costs_of_the_networks() -> None:
     layers = map(json.loads, gzip.decompress(LAYERS.read_bytes()).splitlines())
-    shown = [card | own for card, own in zip(json.loads(CARDS.read_bytes()), layers, strict=True)]
+    stored = [card | costs for card, costs in zip(json.loads(CARDS.read_bytes()), layers, strict=True)]
     counted = [describe(card, cost(card.name)) for card in ZOO.values()]
-    assert shown == json.loads(json.dumps(counted)), "run `make architectures`"
+    assert stored == json.loads(json.dumps(counted)), "run `make architectures`"
 
 
 def test_macs_of_a_grouped_convolution_by_hand() -> None:
     (layer,), _ = trace(nn.Sequential(nn.Conv2d(8, 4, 3, groups=2)), torch.zeros(1, 8, 5, 5))
-    assert layer.macs == (4 * 3 * 3) * (4 * 3 * 3)  # outputs, times the inputs that each sees
+    assert layer.macs == (4 * 3 * 3) * (4 * 3 * 3)  # outputs, times the inputs of each
     assert layer.params == 4 * (4 * 3 * 3 + 1)
 
 

@@ -32,7 +32,7 @@ def test_each_parameter_gets_a_gradient(name: str) -> None:
     assert without == []
 
 
-def takes(net: nn.Module, channels: int, edge: int) -> bool:
+def accepts(net: nn.Module, channels: int, edge: int) -> bool:
     """Return True if pictures of `edge` pixels pass, in training and in inference."""
     try:
         net.eval()(torch.empty(1, channels, edge, edge, device="meta"))
@@ -45,13 +45,13 @@ def takes(net: nn.Module, channels: int, edge: int) -> bool:
 
 @pytest.mark.parametrize("name", ZOO)
 @torch.no_grad()
-def test_the_smallest_input_is_found(name: str) -> None:
+def test_the_card_states_the_smallest_input(name: str) -> None:
     card = ZOO[name]
     with torch.device("meta"):
         net = ZOO[name].build(10)
     edge = card.smallest
-    assert takes(net, card.input_shape[0], edge)
-    assert edge == 1 or not takes(net, card.input_shape[0], edge - 1)
+    assert accepts(net, card.input_shape[0], edge)
+    assert edge == 1 or not accepts(net, card.input_shape[0], edge - 1)
     assert edge <= card.small <= card.input_shape[1]
 
 
@@ -95,7 +95,7 @@ def test_option_a_subsamples_and_appends_zeros() -> None:
     assert out.shape == (1, 4, 2, 2)
 
 
-def test_the_average_option_a_means_2x2_pixels_and_appends_zeros() -> None:
+def test_the_average_option_a_averages_2x2_pixels_and_appends_zeros() -> None:
     x = torch.randn(1, 2, 4, 4)
     out = AverageOptionA(2, 4, 2)(x)
     assert torch.equal(out[:, :2], F.avg_pool2d(x, 2))
@@ -107,7 +107,7 @@ def test_survival_falls_linearly_to_a_half() -> None:
     survival = [module.survival for module in net.modules() if isinstance(module, StochasticBlock)]
     assert survival[0] == 1 - 1 / 54 * 0.5
     assert survival[-1] == 0.5
-    assert sum(survival) == pytest.approx((3 * 54 - 1) / 4)  # 40.25 of 54 blocks in the mean
+    assert sum(survival) == pytest.approx((3 * 54 - 1) / 4)  # 40.25 of 54 blocks on average
 
 
 def test_a_dropped_block_is_dropped_for_the_whole_batch_and_not_rescaled() -> None:
@@ -121,7 +121,7 @@ def test_a_dropped_block_is_dropped_for_the_whole_batch_and_not_rescaled() -> No
     assert all(torch.allclose(out, kept) or torch.equal(out, dropped) for out in outcomes)
 
 
-def test_out_of_training_a_block_counts_as_often_as_it_survived() -> None:
+def test_in_inference_a_residual_is_scaled_by_its_survival() -> None:
     block, x = StochasticBlock(8, 8, 1).eval(), torch.randn(4, 8, 6, 6)
     block.survival = 0.3
     assert torch.equal(block(x), F.relu(0.3 * block.residual(x) + x))
@@ -169,7 +169,7 @@ def test_the_first_preactivated_block_shares_the_stems_activation() -> None:
     assert isinstance(net.get_submodule("layer2.0.bn1"), nn.BatchNorm2d)
 
 
-def test_a_dense_layer_sees_all_before_it() -> None:
+def test_a_dense_layer_reads_all_earlier_outputs() -> None:
     block = DenseBlock({f"{i}": DenseLayer(4 + 2 * i, 2, bottleneck=True) for i in range(3)})
     x = torch.randn(1, 4, 5, 5)
     out = block(x)
@@ -183,6 +183,6 @@ def test_an_inception_residual_is_scaled_before_the_addition() -> None:
     assert block.conv2d.bias is not None
 
 
-def test_branches_stand_side_by_side_in_order() -> None:
+def test_branches_are_concatenated_in_order() -> None:
     x = torch.randn(1, 1, 2, 2)
     assert torch.equal(Concat(a=nn.ReLU(), b=nn.Identity())(x), torch.cat([F.relu(x), x], 1))

@@ -29,13 +29,13 @@ def test_parameters_of_each_layer(layers: list[str], params: int) -> None:
 
 
 def test_connections_are_the_papers() -> None:
-    # each output is joined to the inputs of its dot product and to a bias; a subsampling unit to four and a bias
+    # Each output is connected to its dot product's inputs and a bias, a subsampling unit to four inputs and a bias.
     convolutions = sum(layer.macs + layer.activations for layer in LAYERS.values())
     subsamplings = 5 * (6 * 14 * 14 + 16 * 5 * 5)
     assert convolutions + subsamplings + 10 * 84 == 340_908
 
 
-def test_the_shape_trace() -> None:
+def test_output_shapes_of_each_layer() -> None:
     assert [LAYERS[name].output_shape for name in ("c1", "s2", "s4", "c5", "f6", "output")] == [
         *[(6, 28, 28), (6, 14, 14), (16, 5, 5), (120, 1, 1), (84,), (10,)]
     ]
@@ -60,7 +60,7 @@ def test_subsampling_sums_scales_and_shifts() -> None:
     assert layer(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])).item() == 0.5 * 10 + 3
 
 
-def test_a_code_answers_its_own_class_with_distance_zero() -> None:
+def test_a_code_has_distance_zero_to_its_own_class() -> None:
     net = LeNet5(10)
     codes = digit_codes()
     assert codes.shape == (10, 84)
@@ -70,6 +70,6 @@ def test_a_code_answers_its_own_class_with_distance_zero() -> None:
     assert logits[0, 1] == -((codes[0] - codes[1]) ** 2).sum()
 
 
-def test_it_has_no_eleventh_code() -> None:
+def test_an_eleventh_class_is_an_error() -> None:
     with pytest.raises(ValueError, match="at most 10 classes"):
         LeNet5(11)

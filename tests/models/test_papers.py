@@ -97,7 +97,7 @@ TRACES: dict[str, dict[str, Shape]] = {
         **{"features.transition3": (1152, 7, 7), "features.denseblock4": (2688, 7, 7)},
     },
 }
-# stages at 32, 16 and 8 pixels, and how wide
+# Channels of the stages at 32, 16 and 8 pixels.
 WIDTHS = {
     **{f"resnet{depth}_cifar": (16, 32, 64) for depth in (20, 32, 44, 56, 110, 1202)},
     **{"resnet110_sd": (16, 32, 64), "preact_resnet110": (16, 32, 64)},
@@ -109,7 +109,7 @@ TRACES |= {
     name: {f"layer{i + 1}": (widths[i], size, size) for i, size in enumerate(CIFAR_STAGES)}
     for name, widths in WIDTHS.items()
 }
-# section 3: a layer adds k maps; compression halves
+# Section 3: a layer adds k maps; a transition with compression halves the maps.
 TRACES |= {
     name: {f"features.denseblock{i + 1}": (maps[i], size, size) for i, size in enumerate(CIFAR_STAGES)}
     for name, maps in {
@@ -163,18 +163,19 @@ def test_the_number_in_the_name_is_the_depth(name: str, depth: int) -> None:
 @pytest.mark.parametrize(
     ("name", "depth"),
     [
-        # 6n + 4 is the first convolution, 6n in blocks and the three shortcuts: without these, with the last layer
+        # The name counts 6n + 4: the first convolution, 6n in blocks, three shortcuts. The function skips the
+        # shortcuts and adds the last layer.
         *(("wrn_16_8", 16 - 3 + 1), ("wrn_28_10", 28 - 3 + 1)),
-        # Table 1's four blocks have 2 * (6 + 12 + 64 + 48) layers, and five are around them
+        # Table 1's four blocks have 2 * (6 + 12 + 64 + 48) layers; five more are outside the blocks.
         ("densenet264", 265),
     ],
 )
-def test_names_that_count_otherwise(name: str, depth: int) -> None:
+def test_depths_of_networks_whose_names_count_differently(name: str, depth: int) -> None:
     assert layers_in_depth(name) == depth
 
 
 def test_googlenet_is_22_layers_deep() -> None:
-    longest = 0  # of all paths
+    longest = 0  # number of layers on the longest path
     for name, module in ZOO["googlenet"].build(10).named_children():
         branches = module.children() if isinstance(module, Concat) else () if name.startswith("aux") else (module,)
         paths = [sum(isinstance(part, nn.Conv2d | nn.Linear) for part in branch.modules()) for branch in branches]
@@ -182,7 +183,7 @@ def test_googlenet_is_22_layers_deep() -> None:
     assert longest == 22
 
 
-# the lecture's tables, biases not counted
+# The following tests check the lecture's tables, which do not count biases.
 
 
 def test_alexnet_is_the_lectures_table() -> None:
@@ -190,7 +191,7 @@ def test_alexnet_is_the_lectures_table() -> None:
         state = ZOO["alexnet"].build(1000).state_dict()
     assert {key.removesuffix(".weight"): value.numel() for key, value in state.items() if key.endswith("weight")} == {
         "conv1": 11 * 11 * 3 * 96,  # "35K"
-        "conv2": 256 * 48 * 25,  # two halves that do not see each other, as in CONV4 and CONV5
+        "conv2": 256 * 48 * 25,  # two separate groups, as in CONV4 and CONV5
         "conv3": 384 * 256 * 9,
         "conv4": 384 * 192 * 9,
         "conv5": 256 * 192 * 9,
@@ -210,7 +211,7 @@ def test_vgg16_is_the_lectures_table() -> None:
         *(102_760_448, 16_777_216, 4_096_000),
     ]
     assert sum(weights) == 138_344_128
-    # "24M * 4 bytes" is wrong: its own rows sum to this
+    # The lecture's total, "24M * 4 bytes", is wrong: its rows sum to this number.
     assert sum(layer.output_bytes for layer in layers) // 4 + 3 * 224 * 224 == 15_237_608
 
 

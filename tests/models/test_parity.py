@@ -70,7 +70,7 @@ def test_the_same_weights_give_the_same_logits(name: str) -> None:
     assert largest <= TOLERANCE
 
 
-# no library has these variants, but each has the class
+# No library has the next two variants, but a library has the class of each.
 
 
 def test_densenet264_is_torchvisions_class_with_its_depths() -> None:
@@ -98,11 +98,11 @@ def test_preactivated_bottlenecks_are_timms() -> None:
             *((r"blocks\.", ""), (r"\.norm(\d)", r".bn\1"), (r"downsample\.conv", "downsample")),
         )
         named = Weights(library="timm", model="resnetv2_50", rename=rules).translate(state)
-        return named | {"fc.weight": named["fc.weight"].flatten(1)}  # timm's is a 1x1
+        return named | {"fc.weight": named["fc.weight"].flatten(1)}  # timm's linear layer is a 1x1 convolution
 
     assert error(ours, theirs, translate, 224) <= TOLERANCE
 
 
-def test_a_dropped_key_and_a_renamed_one() -> None:
+def test_translate_renames_and_drops_keys() -> None:
     weights = Weights(library="timm", model="none", rename=(("^a", "b"), ("c$", "d")), drop=("num",))
     assert weights.translate({"a.c": 1, "num_batches": 2, "x.a": 3}) == {"b.d": 1, "x.a": 3}
