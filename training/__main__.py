@@ -227,7 +227,7 @@ def import_command(arguments: list[str]) -> None:
     data = load(options.data) if options.data else None
     folder = options.out or Path("checkpoints") / f"{options.name}-{data.name if data else 'imagenet'}"
     import_weights(options.name, options.file, data, folder)
-    print(f"imported; python -m training publish {folder}")
+    print(f"now: python -m training publish {folder}")
 
 
 def download_command(arguments: list[str]) -> None:

@@ -110,7 +110,7 @@ def table(results: list[TrainingResult], source: str) -> str:
     order = {name: index for index, name in enumerate(ZOO)}
     rows = sorted(results, key=lambda result: (result.dataset, order[result.architecture], result.seed))
     introduction = [
-        "# What training gave",
+        "# Results of training",
         "",
         f"Generated from [{source}]({source}), which has the whole recipe of each line, its versions and "
         "commit. Top-1 is of the held-out images after the last epoch, with the 95 % Wilson interval; MACs are at "

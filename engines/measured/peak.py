@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import openvino
 from openvino import opset13 as ops
-from pydantic import ValidationError
 
 from engines.published import files, store
 from engines.published.manifest import Record
@@ -47,7 +46,7 @@ def bytes_moved(cost: Complexity, precision: str, batch: int) -> float:
 
 
 def measure() -> Peak:
-    """Measure the peaks of this machine, which takes some seconds, and write them to `path()`."""
+    """Measure the peaks of this machine, which takes some seconds, and write them to `path()` for people."""
     peak = Peak(
         device=processor(),
         runtime_version=version("openvino"),
@@ -60,14 +59,6 @@ def measure() -> Peak:
     )
     files.write(path(), peak.model_dump_json(indent=1))
     return peak
-
-
-def kept() -> Peak | None:
-    """Return the peaks as last measured on this machine, or None."""
-    try:
-        return Peak.model_validate_json(path().read_bytes())
-    except (OSError, ValidationError):
-        return None
 
 
 def path() -> Path:

@@ -17,7 +17,7 @@ from engines.published import manifest
 from engines.published.files import locked
 from engines.published.manifest import Manifest, ManifestError
 
-logger = logging.getLogger("convserve.store")
+logger = logging.getLogger("bentoml.convserve")
 
 
 @dataclass(frozen=True)

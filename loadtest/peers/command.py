@@ -16,8 +16,12 @@ from loadtest.peers.photos import FOLDER
 def peers_command(arguments: list[str]) -> None:
     """Measure convserve and other servers of the same model, side by side on this machine."""
     parser = argparse.ArgumentParser("python -m loadtest peers", description=peers_command.__doc__)
-    parser.add_argument("--models", type=names, default="lenet5,resnet50", help="by commas (default: %(default)s)")
-    parser.add_argument("--connections", type=numbers, default="1,4,16,32", help="by commas (default: %(default)s)")
+    parser.add_argument(
+        "--models", type=names, default="lenet5,resnet50", help="separated by commas (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--connections", type=numbers, default="1,4,16,32", help="separated by commas (default: %(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="over all servers in turn (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=10, help="of each run (default: %(default)s)")
     parser.add_argument("--precision", default="fp32", help="default: %(default)s")
