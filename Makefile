@@ -25,10 +25,10 @@ bento: $(VENV)/training.installed ## pack the service with the published MODELS
 	$(BIN)/python -m service.pack $(subst $(comma), ,$(MODELS))
 
 test: check ## install, lint, check types, test
-	$(BIN)/pytest -n logical --dist loadfile -m "not slow and not gpu"
+	$(BIN)/pytest -n auto --dist loadfile -m "not slow and not gpu"
 
 test-all: check ## the same with the slow tests (`pytest -m slow --collect-only -q` lists them): more networks, the packed Bento
-	$(BIN)/pytest -n logical --dist loadfile -m "not gpu"
+	$(BIN)/pytest -n auto --dist loadfile -m "not gpu"
 
 test-gpu: check ## the tests that need an NVIDIA GPU, and no others
 	$(BIN)/pytest -m gpu

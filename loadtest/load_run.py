@@ -27,6 +27,7 @@ class LoadRun:
 
     `path` contains `{model}`, the place of the model's name. `rate`, in requests per second, is the rate of each user
     of an open loop. `seconds` is the planned duration.
+    `seed` decides the arrivals of an open loop; processes of one run have different ones.
     """
 
     scenario: Scenario
@@ -35,7 +36,7 @@ class LoadRun:
     headers: Mapping[str, str] = field(default_factory=dict)
     rate: float = 0.0
     seconds: float = 60.0
-    process: int = 0
+    seed: int = 0
     tallies: dict[str, Tally] = field(default_factory=dict)
     workers: int = 0
     added: int = 0
@@ -93,7 +94,7 @@ class ClassifyUser(FastHttpUser):
         if run.scenario.in_flight:
             self.send(run, time.perf_counter())
             return
-        random = Random(f"{run.process}/{next(run.streams)}")  # noqa: S311 (no secret)
+        random = Random(f"{run.seed}/{next(run.streams)}")  # noqa: S311 (no secret)
         for seconds in arrivals(run.scenario, run.rate, run.seconds, random):
             due = run.started + seconds
             gevent.sleep(max(0.0, due - time.perf_counter()))

@@ -82,7 +82,7 @@ def make_run(environment: Environment) -> LoadRun:
     weights, precision = read_weights(options.models), options.precision or None
     traffic = make_traffic(environment.host, weights, Path(options.images), process, precision)
     path, rate = path_of("{model}", precision), options.rate / options.num_users
-    run = LoadRun(SCENARIOS[options.scenario], traffic, path, rate=rate, process=process)
+    run = LoadRun(SCENARIOS[options.scenario], traffic, path, rate=rate, seed=process)
     run.seconds = options.run_time or run.seconds
     run.workers = runner.worker_count if isinstance(runner, MasterRunner) else 0
     return run

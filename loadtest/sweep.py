@@ -177,7 +177,7 @@ def measure_point(engine: EngineUnderTest, setting: RunSetting) -> LoadPoint:
         path_of("{model}", engine.row.precision),
         rate=setting.rate or 0.0,
         seconds=setting.seconds,
-        process=setting.seed,
+        seed=setting.seed,
     )
     before = server_info.usage(host, tag)
     tally = measure(host, run, setting.users)

@@ -8,7 +8,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
 from service import errors
-from service.context import ServerContext, Shared, let_in, refuse
+from service.context import ServerContext, Shared, let_in, problems, refuse
 from service.fast_path import FastPath
 from service.request_log import RequestLog
 from service.routes import classify, models
@@ -35,7 +35,7 @@ async def index() -> RedirectResponse:
     return RedirectResponse("/docs")
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", response_class=Response, responses=problems(401))
 async def metrics(server: Shared) -> Response:
     """Return the metrics in Prometheus' text format."""
     text = server.metrics.text(server.catalog.slots)

@@ -57,7 +57,8 @@ def write(described: str) -> None:
     rows = json.loads(described)
     layers = [compact({"name": row["name"], "layers": row.pop("layers")}) + "\n" for row in rows]
     CARDS.write_text("[\n" + ",\n".join(map(compact, rows)) + "\n]\n")
-    LAYERS.write_bytes(gzip.compress("".join(layers).encode(), mtime=0))  # no time: reproducible bytes
+    # No time is stored, so that the same Python writes the same bytes again.
+    LAYERS.write_bytes(gzip.compress("".join(layers).encode(), mtime=0))
 
 
 def compact(value: object) -> str:

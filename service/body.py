@@ -77,7 +77,8 @@ def image_of(body: bytes, content_type: str) -> bytes:
 
     Raises Problem 400 if a form is broken or has no file in a part named `image`.
     """
-    kind, options = parse_options_header(content_type)  # multipart's own wants odd boundaries quoted
+    # Not multipart's own parser of this header, which requires quotes around unusual boundaries.
+    kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data":
         return body
     images: list[bytes] = []

@@ -29,8 +29,8 @@ class BatchCost:
 
     Observed durations correct all sizes by one factor, since whatever slows an engine down while it serves, such as
     decoding on the same cores, does so at every size. `best_batch` is the smallest of 1, 2, 4 … `max_batch` with at
-    least 95 % of the best rate: a larger batch would only keep other images waiting. `alone_s` is the uncorrected time
-    of one image.
+    least 95 % of the best rate: a larger batch would only keep other images waiting. `uncorrected_s` is the time of
+    one image without any correction.
     """
 
     def __init__(self, seconds: Mapping[int, float], max_batch: int) -> None:
@@ -39,7 +39,7 @@ class BatchCost:
         self._seconds = [seconds[size] for size in self._sizes]
         self._correction = 1.0
         self._forgot_at = -inf
-        self.alone_s = self(1)  # computed before any correction, and never changed
+        self.uncorrected_s = self(1)  # never changed
         sizes = batch_sizes(max_batch)
         rates = [size / self(size) for size in sizes]
         self.best_batch = next(size for size, rate in zip(sizes, rates, strict=True) if rate >= WORTH * max(rates))
@@ -77,7 +77,7 @@ class BatchCost:
         return batches * self(self.best_batch) + (self(rest) if rest else 0.0)
 
 
-def known_cost(
+def cost_of(
     engine: Engine, spec: EngineSpec, records: Iterable[EngineRecord], shape: tuple[int, int, int], max_batch: int
 ) -> BatchCost:
     """Return the cost of an engine from its benchmark on this machine, or from timing the engine now.
@@ -90,10 +90,10 @@ def known_cost(
         for speed in speeds
         if EngineSpec(speed.runtime, speed.precision, speed.streams, speed.threads) == spec
     }
-    return BatchCost(measured or tried(engine, shape, max_batch), max_batch)
+    return BatchCost(measured or time_engine(engine, shape, max_batch), max_batch)
 
 
-def tried(engine: Engine, shape: tuple[int, int, int], max_batch: int) -> dict[int, float]:
+def time_engine(engine: Engine, shape: tuple[int, int, int], max_batch: int) -> dict[int, float]:
     """Time an engine and return seconds by batch size, doubling the size until a fifth of a second has passed."""
     seconds: dict[int, float] = {}
     size, began = 1, time.perf_counter()

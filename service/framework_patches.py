@@ -101,9 +101,9 @@ def check_http_protocol() -> None:
 
 
 def keep_metrics_in_memory() -> None:
-    """Keep Prometheus' values in memory, for a third of the time of BentoML's files, which serve several workers.
+    """Keep Prometheus' values in memory instead of BentoML's files. An update takes a third of the time.
 
-    The service has one worker.
+    The files exist so that several workers can share values; this service has one worker.
     """
     in_memory = private("prometheus_client", "0.26.0", "prometheus_client.values", "MutexValue")
     replace("prometheus_client", "0.26.0", "prometheus_client.values", "ValueClass", in_memory)

@@ -46,8 +46,9 @@ async def answers(
     assert deadline is not None
     left = deadline - server.scheduler.clock()
     for model, queue in requested:
-        if queue.cost.alone_s > left:
-            reason = f"takes {1000 * queue.cost.alone_s:.1f} ms for an image, of which {1000 * left:.1f} ms are left"
+        if queue.cost.uncorrected_s > left:
+            needed = f"needs {1000 * queue.cost.uncorrected_s:.1f} ms for an image"
+            reason = f"{needed}; {1000 * max(0.0, left):.1f} ms are left"
             raise Problem(422, "impossible_deadline", f"{model.manifest.tag} {reason}")
         server.scheduler.check(queue, deadline, server.decoders.wait_s())
     with server.bodies.hold() as body, ExitStack() as places:
@@ -65,8 +66,10 @@ async def infer_all(
 ) -> list[schema.Classification | Exception]:
     """Decode the image once and run all models on it; return each model's answer or its error."""
     preprocesses = [model.manifest.preprocess for model, _ in held]
-    scaled = server.settings.scaled_jpeg and all(
-        model.supports_scaled_jpeg(place.queue.engine) for model, place in held
+    scaled = (
+        server.settings.scaled_jpeg
+        and bool(held)
+        and all(model.supports_scaled_jpeg(place.queue.engine) for model, place in held)
     )
     alone = server.bodies.count == 1
     pixels, decode_ms = await server.decoders(body, content_type, preprocesses, scaled=scaled, alone=alone)
@@ -106,7 +109,10 @@ async def infer(
 
 @contextmanager
 def while_connected(request: Request, until: asyncio.Timeout) -> Iterator[None]:
-    """Cancel the work in the context and raise ClientDisconnect if the client disconnects, watched after 50 ms."""
+    """Cancel the work in the context and raise ClientDisconnect once the client disconnects.
+
+    The check starts after 50 ms, so that fast answers do not pay for it.
+    """
     loop = asyncio.get_running_loop()
     watching: list[asyncio.Task[None]] = []
     gone = False

@@ -19,7 +19,7 @@ from engines.published.manifest import Manifest, ManifestError
 from engines.published.store import PublishedModel
 from engines.runtimes.engine import Engine, EngineError
 from engines.runtimes.registry import Runtime, open_engine
-from service.cost import known_cost
+from service.cost import cost_of
 from service.errors import Problem
 from service.scheduler import EngineQueue
 from service.schema import Status
@@ -210,7 +210,7 @@ class Loader:
             spec = choose(model.records, runtime, precision)
             engine = open_engine(model.published, spec, batches, settings.max_batch)
             shape = model.manifest.preprocess.shape
-            return EngineQueue(engine, known_cost(engine, spec, model.records, shape, settings.max_batch))
+            return EngineQueue(engine, cost_of(engine, spec, model.records, shape, settings.max_batch))
 
         try:
             return opened(settings.runtime)

@@ -22,7 +22,7 @@ from engines.runtimes.machine import processor
 from service.framework_patches import keep_metrics_in_memory
 from service.loading import Slot
 
-WINDOW = 1000  # recent requests a model
+WINDOW = 1000  # recent requests kept per model
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 LIBRARIES = ("bentoml", "openvino")
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)

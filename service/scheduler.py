@@ -105,8 +105,8 @@ class Scheduler:
 
     A free device takes waiting images at once: it never waits for a batch to fill, and nothing polls. The queue with
     the least device time so far runs next, so that a flood of requests for one model delays another model by one batch,
-    not by the whole flood (start-time fair queueing, Goyal et al. 1996). A batch is no larger than the size with
-    the best rate, and small enough that its images meet their deadlines.
+    not by the whole flood (start-time fair queueing, Goyal et al. 1996). A batch is no larger than its
+    queue's `best_batch`, and small enough that its images meet their deadlines.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Scheduler:
         self._free_at = 0.0  # predicted end of the running batch
         self._share = 0.0  # share of the queue that ran last, at the start of its batch
 
-    def expected_wait_s(self, queue: EngineQueue) -> float:
+    def expected_answer_s(self, queue: EngineQueue) -> float:
         """Return the seconds until one more image of this queue would be answered.
 
         They are the rest of the running batch, this queue's backlog, and the fair share of every other queue.
@@ -129,13 +129,13 @@ class Scheduler:
         others = sum(min(own, other.cost.backlog_s(other.depth)) for other in self._active if other is not queue)
         return max(0.0, self._free_at - self.clock()) + own + others
 
-    def check(self, queue: EngineQueue, deadline: float, decode_s: float = 0.0) -> None:
+    def check(self, queue: EngineQueue, deadline: float, decoder_wait_s: float = 0.0) -> None:
         """Raise Overloaded if one more image would miss `deadline`, or if the queue is full.
 
-        `decode_s` is the expected decoding time in seconds.
+        `decoder_wait_s` is the expected wait for a free decoder thread, in seconds.
         """
         left = deadline - self.clock()
-        expected = decode_s + self.expected_wait_s(queue)
+        expected = decoder_wait_s + self.expected_answer_s(queue)
         if expected > left:
             queue.cost.forget(self.clock())
             reason = f"an answer would take {1000 * expected:.0f} ms, of which {1000 * left:.0f} ms are left"
@@ -145,9 +145,9 @@ class Scheduler:
                 f"{queue.depth} images wait already", queue.depth, queue.cost.backlog_s(queue.cost.best_batch)
             )
 
-    def admit(self, queue: EngineQueue, deadline: float, decode_s: float = 0.0) -> QueuePlace:
+    def admit(self, queue: EngineQueue, deadline: float, decoder_wait_s: float = 0.0) -> QueuePlace:
         """Reserve a place for an image that is about to be decoded. Raises Overloaded as `check` does."""
-        self.check(queue, deadline, decode_s)
+        self.check(queue, deadline, decoder_wait_s)
         self._active.add(queue)
         return QueuePlace(self, queue, deadline)
 

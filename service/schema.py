@@ -169,9 +169,9 @@ class ModelLatency(BaseModel):
 class ParetoPoint(BaseModel):
     """Accuracy and costs of one published model; `alone_ms` and `expected_ms` are null until the model is loaded.
 
-    `alone_ms` is the predicted inference time of one image, `expected_ms` the expected time to an answer at the current
-    load, `live_ms` the inference time of recent requests. `front` names the costs in which the model is on the Pareto
-    front: no other model is at least as accurate at no higher cost.
+    `alone_ms` is the predicted inference time of one image, corrected by observation, `expected_ms` the expected time
+    to an answer at the current load, `live_ms` the inference time of recent requests. `front` names the costs in which
+    the model is on the Pareto front: no other model is at least as accurate at no higher cost.
     """
 
     model: str

@@ -54,7 +54,7 @@ def options(server: ServerContext, dataset: str) -> list[Option]:
     for model in comparable(server.catalog.ready(dataset)):
         queue = model.chosen.queue
         if queue and (accuracy := accuracy_of(model, queue.engine.precision)):
-            expected_s = server.decoders.wait_s() + server.decoders.mean_s + server.scheduler.expected_wait_s(queue)
+            expected_s = server.decoders.wait_s() + server.decoders.mean_s + server.scheduler.expected_answer_s(queue)
             loaded.append(Option(model, queue, accuracy, 1000 * expected_s))
     return loaded
 
@@ -116,7 +116,7 @@ def within_budget(server: ServerContext, accurate: list[Option], max_latency_ms:
     fastest = min(accurate, key=lambda option: option.expected_ms)
     tag = fastest.model.manifest.tag
     reason = f"the fastest that is accurate enough, {tag}, would take {fastest.expected_ms:.1f} ms"
-    if 1000 * min(option.queue.cost.alone_s for option in accurate) > max_latency_ms:
+    if 1000 * min(option.queue.cost.uncorrected_s for option in accurate) > max_latency_ms:
         raise Problem(422, "no_choice", f"no model is that fast: {reason}")
     server.decoders.forget()
     over_s = (fastest.expected_ms - max_latency_ms) / 1000

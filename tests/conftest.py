@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 
 # Set before anything imports bentoml or torch, which read these once. Each process has a model store of its own, and
-# with one process a core, further threads would only take the cores from each other.
+# with several processes, further threads would only take the cores from each other.
 os.environ["BENTOML_HOME"] = tempfile.mkdtemp(prefix="convserve-tests-")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -35,6 +35,16 @@ def only_model(home: Path) -> PublishedModel:
     return PublishedModel(folder, manifest.load(folder))
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the number of processes of `pytest -n auto`: more than cores, since many tests wait for a server."""
+    return (os.cpu_count() or 1) * 3 // 2
+
+
+def pytest_unconfigure() -> None:
+    """Remove the model store of this process."""
+    shutil.rmtree(os.environ["BENTOML_HOME"], ignore_errors=True)
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
@@ -42,7 +52,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def run() -> Run:
-    """Runs `python -m ...` at the project's root, in the tests' BENTOML_HOME."""
+    """Return a function that runs `python -m ...` at the project's root, in the tests' BENTOML_HOME."""
 
     def run(*arguments: str | Path, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", *map(str, arguments)]
@@ -111,6 +121,6 @@ def lenet5_everywhere(
 
 @pytest.fixture(scope="session")
 def server(lenet5: PublishedModel) -> Iterator[httpx.Client]:
-    """A client of a real `bentoml serve` that serves lenet5, on the CPU."""
+    """Yield a client of a real `bentoml serve` that serves lenet5 on the CPU."""
     with serving(CONVSERVE_RUNTIME="openvino") as (client, _):
         yield client

@@ -1,4 +1,4 @@
-"""What tests have to know of the processor."""
+"""Features of the processor that tests depend on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real server on a free port."""
+"""Start of a real server on a free port."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 @contextmanager
 def serving(*arguments: str, cwd: Path = ROOT, **environment: str) -> Iterator[tuple[httpx.Client, int]]:
-    """A client of a `bentoml serve` of this project, once it is ready, and its process id."""
+    """Start `bentoml serve`, wait until it is ready, and yield a client and the process id."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -38,7 +38,7 @@ def serving(*arguments: str, cwd: Path = ROOT, **environment: str) -> Iterator[t
 
 
 def is_ready(client: httpx.Client, process: subprocess.Popen[bytes] | None, seconds: float = 60) -> bool:
-    """Whether /readyz says so within the time."""
+    """Return True if /readyz answers 200 within `seconds`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and not (process and process.poll() is not None):
         try:

@@ -1,4 +1,4 @@
-"""The import rules of the house, held by reading the code: arrows point down only."""
+"""Tests of the import rules, by reading the code: imports point down only."""
 
 from __future__ import annotations
 

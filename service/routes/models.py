@@ -18,19 +18,19 @@ from service.select_model import accuracy_of, comparable, front, options
 router = APIRouter()
 
 
-@router.get("/models")
+@router.get("/models", responses=problems(401))
 async def models(server: Shared) -> list[schema.ModelSummary]:
     """Return every architecture with its published models."""
     return [summary(server, card) for card in server.catalog.architectures.values()]
 
 
-@router.get("/models/{name}", responses=problems(404))
+@router.get("/models/{name}", responses=problems(401, 404))
 async def model_detail(name: str, server: Shared) -> schema.ModelSummary:
     """Return one architecture with its published models."""
     return summary(server, server.catalog.architecture(name))
 
 
-@router.get("/models/{name}/complexity", responses=problems(404))
+@router.get("/models/{name}/complexity", responses=problems(401, 404))
 async def model_complexity(name: str, server: Shared) -> schema.ModelComplexity:
     """Return the cost of a forward pass, in total and layer by layer."""
     paper = server.catalog.architecture(name)
@@ -40,7 +40,7 @@ async def model_complexity(name: str, server: Shared) -> schema.ModelComplexity:
     return schema.ModelComplexity(paper=await asyncio.to_thread(with_layers, paper), models=different)
 
 
-@router.get("/models/{name}/latency", responses=problems(404))
+@router.get("/models/{name}/latency", responses=problems(401, 404))
 async def model_latency(name: str, server: Shared) -> schema.ModelLatency:
     """Return percentiles of recent requests by stage, and the benchmark of each engine."""
     server.catalog.architecture(name)

@@ -39,10 +39,10 @@ pytestmark = pytest.mark.anyio
 DIGIT = (ROOT / "docs" / "digit.png").read_bytes()
 
 
-class Sleepy:
-    """Engine that returns class 0 after a delay, or raises a given error."""
+class StubEngine:
+    """Engine that always answers the class `answers`, or raises `error`."""
 
-    runtime = "sleepy"
+    runtime = "stub"
     precision = "fp32"
 
     def __init__(self, answers: int = 0, error: Exception | None = None) -> None:
@@ -56,7 +56,7 @@ class Sleepy:
         return logits
 
 
-def put(server: ServerContext, tag: str, engine: Sleepy, seconds: float = 0.001) -> EngineQueue:
+def put(server: ServerContext, tag: str, engine: StubEngine, seconds: float = 0.001) -> EngineQueue:
     """Serve a model with the given engine and predicted duration."""
     queue = EngineQueue(engine, BatchCost({1: seconds}, 32))
     server.catalog.models[tag].slots[None] = Slot(status="ready", queue=queue)
@@ -103,12 +103,12 @@ def server(three: list[str]) -> ServerContext:
     """Return a server whose three models answer 0, 1 and 1, in 1, 10 and 100 predicted ms; the fourth answers 2."""
     server = make_context(Settings())
     for tag, answer, seconds in zip(three, (0, 1, 1, 2), (0.001, 0.01, 0.1, 0.1), strict=True):
-        put(server, tag, Sleepy(answer), seconds)
+        put(server, tag, StubEngine(answer), seconds)
     return server
 
 
 async def test_an_engine_that_fails_is_a_problem_and_counted(server: ServerContext, three: list[str]) -> None:
-    put(server, three[0], Sleepy(error=RuntimeError("device lost")))
+    put(server, three[0], StubEngine(error=RuntimeError("device lost")))
     async with client_of(server) as client:
         response = await client.post(f"/classify?model={three[0]}", content=DIGIT)
         assert response.headers["content-type"] == "application/problem+json"
@@ -121,7 +121,7 @@ async def test_an_engine_that_fails_is_a_problem_and_counted(server: ServerConte
 async def test_a_deadline_that_cannot_be_met_is_refused_before_the_body_is_read(
     server: ServerContext, three: list[str]
 ) -> None:
-    queue = put(server, three[0], Sleepy(), 0.1)
+    queue = put(server, three[0], StubEngine(), 0.1)
     queue.decoding = 20
     read = []
 
@@ -175,7 +175,7 @@ async def test_auto_takes_the_most_accurate_in_the_budget_at_this_moments_load(
 
 
 async def test_the_front_has_what_nothing_beats(server: ServerContext, three: list[str]) -> None:
-    put(server, three[1], Sleepy(), 0.5)  # slower than the third, and less accurate
+    put(server, three[1], StubEngine(), 0.5)  # slower than the third, and less accurate
     async with client_of(server) as client:
         pareto = (await client.get("/pareto")).json()
         rows = {row["model"]: row for row in pareto["models"]}
@@ -188,7 +188,7 @@ async def test_the_front_has_what_nothing_beats(server: ServerContext, three: li
 
 
 async def test_compare_decodes_once_and_one_that_fails_fails_alone(server: ServerContext, three: list[str]) -> None:
-    put(server, three[1], Sleepy(error=RuntimeError("device lost")))
+    put(server, three[1], StubEngine(error=RuntimeError("device lost")))
     async with client_of(server) as client:
         compared = (await client.post("/compare", params={"models": ",".join(three[:3])}, content=DIGIT)).json()
         assert not compared["agree"]
@@ -201,13 +201,22 @@ async def test_compare_decodes_once_and_one_that_fails_fails_alone(server: Serve
         unloadable = (await client.post("/compare", params={"models": ",".join(three[:2])}, content=DIGIT)).json()
         assert [row.get("problem", {}).get("code") for row in unloadable["models"]] == [None, "not_loadable"]
         assert (rows[three[2]]["top1"], rows[three[2]]["macs"]) == (0.95, 325_680)
-        put(server, three[1], Sleepy(1))
+        put(server, three[1], StubEngine(1))
         both = (await client.post("/compare", params={"models": ",".join(three[1:3])}, content=DIGIT)).json()
         assert both["agree"]
         names = ",".join(f"m{number}" for number in range(300))
         assert (await client.post("/compare", params={"models": names}, content=DIGIT)).status_code == 422
         assert (await client.post("/compare", params={"models": "nosuch"}, content=DIGIT)).status_code == 404
         assert (await client.post("/compare", params={"models": "lenet5"}, content=b"no")).status_code == 415
+
+
+async def test_compare_of_models_that_cannot_be_loaded_reports_each(lenet5: PublishedModel, three: list[str]) -> None:
+    server = make_context(Settings(scaled_jpeg=True))
+    for tag in three[:2]:
+        server.catalog.models[tag].slots[None] = Slot()  # its files are not the published ones
+    async with client_of(server) as client:
+        answer = await client.post("/compare", params={"models": ",".join(three[:2])}, content=DIGIT)
+    assert [row["problem"]["code"] for row in answer.json()["models"]] == ["not_loadable"] * 2
 
 
 @pytest.mark.parametrize(
@@ -236,7 +245,7 @@ async def test_the_short_way_answers_as_fastapi_would(
 ) -> None:
     settings = Settings.model_validate({"api_keys": ["one", "two"]}) if key else Settings()
     server = make_context(settings)
-    put(server, three[0], Sleepy())
+    put(server, three[0], StubEngine())
     url = f"/classify?{query.replace('TAG', three[0])}"
     headers = {"X-API-Key": key} if key else {}
     answers = []
@@ -253,7 +262,7 @@ async def test_the_short_way_answers_as_fastapi_would(
 async def test_keys_and_the_admins_token(three: list[str]) -> None:
     settings = Settings.model_validate({"api_keys": ["one", "two"], "admin_token": "root"})
     server = make_context(settings)
-    put(server, three[2], Sleepy())
+    put(server, three[2], StubEngine())
     async with client_of(server) as client:
         for headers in ({}, {"X-API-Key": "three"}):
             response = await client.post("/classify?model=lenet5", content=DIGIT, headers=headers)

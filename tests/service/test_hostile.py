@@ -31,7 +31,7 @@ PART = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r
 
 
 @dataclass(frozen=True)
-class Target:
+class Victim:
     """Server whose time limit for a request is 2 seconds."""
 
     client: httpx.Client
@@ -53,16 +53,16 @@ class Target:
 
 
 @pytest.fixture(scope="module")
-def a_server(lenet5: PublishedModel) -> Iterator[Target]:
+def a_server(lenet5: PublishedModel) -> Iterator[Victim]:
     with serving(CONVSERVE_RUNTIME="null", CONVSERVE_TIMEOUT_S=str(TIMEOUT_S)) as (client, pid):
-        target = Target(client, pid)
+        target = Victim(client, pid)
         with ThreadPoolExecutor(16) as pool:  # memory of the first requests is taken before the test
             list(pool.map(lambda _: classify(client, large_png(1000, 1000)), range(32)))
         yield target
 
 
 @pytest.fixture
-def target(a_server: Target) -> Iterator[Target]:
+def target(a_server: Victim) -> Iterator[Victim]:
     """Yield the server; after the test it must answer a good request soon and must not have grown."""
     before = a_server.memory_mb()
     yield a_server
@@ -77,7 +77,7 @@ def target(a_server: Target) -> Iterator[Target]:
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_a_decompression_bomb_is_refused_unopened(target: Target, bomb: str) -> None:
+def test_a_decompression_bomb_is_refused_unopened(target: Victim, bomb: str) -> None:
     body, before = BOMBS[bomb](), target.memory_mb()
     assert len(body) < 500_000
     with ThreadPoolExecutor(1) as pool:
@@ -97,11 +97,11 @@ def test_a_decompression_bomb_is_refused_unopened(target: Target, bomb: str) -> 
         pytest.param(lambda: rle_bmp(50_000_000, 1, b"\1\1\0\0\0\1"), id="BMP of one long run"),  # takes 7 s, from 1 kB
     ],
 )
-def test_no_small_picture_takes_a_decoder_for_long(target: Target, body: Callable[[], bytes]) -> None:
+def test_no_small_picture_takes_a_decoder_for_long(target: Victim, body: Callable[[], bytes]) -> None:
     assert problem(classify(target.client, body()))[0] in {400, 413, 415}
 
 
-def test_a_png_may_have_some_text(target: Target) -> None:
+def test_a_png_may_have_some_text(target: Victim) -> None:
     body = png(*(chunks := chunks_of(DIGIT))[:1], (b"tEXt", b"Comment\0seven"), *chunks[1:])
     assert classify(target.client, body).status_code == 200
 
@@ -109,7 +109,7 @@ def test_a_png_may_have_some_text(target: Target) -> None:
 # Clients that are slow, or wrong about lengths
 
 
-def test_slow_bodies_end_in_a_timeout_and_keep_nobody_waiting(target: Target) -> None:
+def test_slow_bodies_end_in_a_timeout_and_keep_nobody_waiting(target: Victim) -> None:
     def drip(_: int) -> tuple[int, str]:
         with target.connect() as connection:
             connection.sendall(f"{HEAD}Content-Length: 1000\r\n\r\n".encode())
@@ -124,7 +124,7 @@ def test_slow_bodies_end_in_a_timeout_and_keep_nobody_waiting(target: Target) ->
     assert max(waits) < SOON_S
 
 
-def test_heads_that_never_end_are_not_waited_for(target: Target) -> None:
+def test_heads_that_never_end_are_not_waited_for(target: Victim) -> None:
     connections = [target.connect() for _ in range(50)]
     for connection in connections:
         connection.sendall(HEAD.encode())
@@ -153,14 +153,14 @@ def test_heads_that_never_end_are_not_waited_for(target: Target) -> None:
         "Content-Length: 5\r\n\r\nhello, and more than was said",
     ],
 )
-def test_a_wrong_length_is_refused_and_the_connection_closed(target: Target, lengths_and_body: str) -> None:
+def test_a_wrong_length_is_refused_and_the_connection_closed(target: Victim, lengths_and_body: str) -> None:
     with target.connect() as connection:
         connection.sendall((HEAD + lengths_and_body).encode())
         assert answer_to(connection)[0] == 400
 
 
 @pytest.mark.parametrize("head", ["Content-Length: 500", "Transfer-Encoding: chunked"])
-def test_a_body_shorter_than_was_said_ends_with_its_connection(target: Target, head: str) -> None:
+def test_a_body_shorter_than_was_said_ends_with_its_connection(target: Victim, head: str) -> None:
     for _ in range(50):
         with target.connect() as connection:
             connection.sendall(f"{HEAD}{head}\r\n\r\n1f4\r\nhalf".encode())
@@ -188,7 +188,7 @@ def test_a_body_shorter_than_was_said_ends_with_its_connection(target: Target, h
     ],
     ids=lambda value: f"{len(value)} bytes {value[:20]!r}",
 )
-def test_a_form_that_is_cut_or_flooded_is_refused(target: Target, kind: str, body: bytes) -> None:
+def test_a_form_that_is_cut_or_flooded_is_refused(target: Victim, kind: str, body: bytes) -> None:
     response = target.client.post("/classify?model=lenet5", content=body, headers={"content-type": kind})
     assert problem(response) in {(400, "broken_multipart"), (400, "empty_image"), (400, "broken_image")}
 
@@ -205,7 +205,7 @@ NO_PICTURE = {(415, "unsupported_format"), (504, "timeout")}
         (b"\r\n--x-", {(400, "broken_multipart")}),
     ],
 )
-def test_a_form_of_near_boundaries_blocks_nobody(target: Target, data: bytes, expected: set[tuple[int, str]]) -> None:
+def test_a_form_of_near_boundaries_blocks_nobody(target: Victim, data: bytes, expected: set[tuple[int, str]]) -> None:
     body = PART + data * (10_000_000 // len(data)) + b"\r\n--x--\r\n"
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(target.client.post, "/classify?model=lenet5", content=body, headers=FORM)
@@ -224,7 +224,7 @@ REFUSED = {(404, "unknown_model"), (404, "not_found"), (422, "invalid_parameter"
 
 
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name[:20]))
-def test_a_name_is_no_path(target: Target, name: str) -> None:
+def test_a_name_is_no_path(target: Victim, name: str) -> None:
     for route in ("/models/{}", "/models/{}/complexity", "/models/{}/latency"):
         path = route.format(quote(name, safe="")).encode()
         url = target.client.base_url.copy_with(raw_path=path)  # raw, since httpx would normalise it
@@ -239,7 +239,7 @@ def compare(client: httpx.Client, models: str, **parameters: str) -> httpx.Respo
 
 
 @pytest.mark.parametrize("path", ["/models/../../etc/passwd", "/static-offline-docs/../service/app.py", "//etc/passwd"])
-def test_no_path_leads_to_a_file(target: Target, path: str) -> None:
+def test_no_path_leads_to_a_file(target: Victim, path: str) -> None:
     for form in (path, path.replace("..", "%2e%2e"), path.replace("../", "%2e%2e%2f"), path.replace("../", "..%5c")):
         with target.connect() as connection:  # a socket, since httpx would normalise the path
             connection.sendall(f"GET {form} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
@@ -258,11 +258,11 @@ def test_no_path_leads_to_a_file(target: Target, path: str) -> None:
     ],
     ids=lambda models: f"{len(models)} characters",
 )
-def test_too_many_or_empty_names_to_compare_are_refused(target: Target, models: str) -> None:
+def test_too_many_or_empty_names_to_compare_are_refused(target: Victim, models: str) -> None:
     assert problem(compare(target.client, models)) in REFUSED
 
 
-def test_a_model_named_many_times_is_asked_once(target: Target) -> None:
+def test_a_model_named_many_times_is_asked_once(target: Victim) -> None:
     assert len(compare(target.client, ",".join(["lenet5"] * 250)).json()["models"]) == 1
 
 
@@ -276,7 +276,7 @@ def test_a_model_named_many_times_is_asked_once(target: Target) -> None:
         *(("min_accuracy", value) for value in ("nan", "inf", "-inf", "-0.1", "1.0000001", "1")),
     ],
 )
-def test_a_number_out_of_range_is_refused(target: Target, parameter: str, value: str) -> None:
+def test_a_number_out_of_range_is_refused(target: Victim, parameter: str, value: str) -> None:
     model = "auto" if parameter in {"max_latency_ms", "min_accuracy"} else "lenet5"
     codes = {"invalid_parameter", "no_choice", "impossible_deadline"}
     status, code = problem(classify(target.client, DIGIT, model=model, **{parameter: value}))
@@ -287,7 +287,7 @@ def test_a_number_out_of_range_is_refused(target: Target, parameter: str, value:
 
 
 @pytest.mark.parametrize("value", ["inf", "1e308", "1e400"])
-def test_there_may_be_all_the_time_in_the_world(target: Target, value: str) -> None:
+def test_there_may_be_all_the_time_in_the_world(target: Victim, value: str) -> None:
     assert classify(target.client, DIGIT, deadline_ms=value).status_code == 200
     assert classify(target.client, DIGIT, model="auto", max_latency_ms=value).status_code == 200
     assert compare(target.client, "lenet5", deadline_ms=value).status_code == 200
@@ -296,7 +296,7 @@ def test_there_may_be_all_the_time_in_the_world(target: Target, value: str) -> N
 # Contents that name URLs, files or code
 
 
-def test_nothing_is_fetched_opened_or_run(target: Target) -> None:
+def test_nothing_is_fetched_opened_or_run(target: Victim) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/cat.png"
         # contacts the listener if it is unpickled
@@ -321,7 +321,7 @@ def test_nothing_is_fetched_opened_or_run(target: Target) -> None:
 
 
 @pytest.mark.parametrize("name", ["../../../tmp/hostile.png", "/etc/passwd", "a\0.png", "x" * 5000, "%2e%2e%2f", ""])
-def test_a_files_name_is_only_a_name(target: Target, name: str) -> None:
+def test_a_files_name_is_only_a_name(target: Victim, name: str) -> None:
     response = target.client.post("/classify?model=lenet5", files={"image": (name, DIGIT, "image/png")})
     if response.status_code != 200:
         assert problem(response) in {(400, "broken_multipart"), (400, "empty_image")}
@@ -343,7 +343,7 @@ FLOODS = {
 
 
 @pytest.mark.parametrize("flood", FLOODS)
-def test_a_flood_takes_no_memory(target: Target, flood: str) -> None:
+def test_a_flood_takes_no_memory(target: Victim, flood: str) -> None:
     head, chunk = FLOODS[flood]
     before, waits = target.memory_mb(), []
     with target.connect() as connection:
@@ -363,7 +363,7 @@ def test_a_flood_takes_no_memory(target: Target, flood: str) -> None:
 
 
 @pytest.mark.parametrize("headers", [b"X-A: " + b"x" * 10_000_000 + b"\r\n", b"X-A: y\r\n" * 10_000])
-def test_a_head_of_too_much_is_refused(target: Target, headers: bytes) -> None:
+def test_a_head_of_too_much_is_refused(target: Victim, headers: bytes) -> None:
     with target.connect() as connection:
         answer = b""
         try:
@@ -385,7 +385,7 @@ def test_clients_that_go_away_leave_the_queue(lenet5: PublishedModel) -> None:
     body = encoded(Image.new("RGB", (8000, 6000)), "PNG")
     request = f"{HEAD}Content-Length: {len(body)}\r\n\r\n".encode() + body
     with serving(CONVSERVE_RUNTIME="null", CONVSERVE_TIMEOUT_S="120") as (client, pid):
-        target = Target(client, pid)
+        target = Victim(client, pid)
         connections = [target.connect() for _ in range(100)]  # half a second each, two at a time
         for connection in connections:
             connection.sendall(request)

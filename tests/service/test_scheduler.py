@@ -41,7 +41,7 @@ def simulated(main: Coroutine[Any, Any, None]) -> None:
         runner.run(main)
 
 
-class Engine:
+class FirstPixelEngine:
     """Engine that returns the first pixel of each image; a batch with a pixel of 255 fails."""
 
     runtime = "simulated"
@@ -53,8 +53,8 @@ class Engine:
         return pixels.reshape(len(pixels), -1)[:, :1].astype(np.float32)
 
 
-class Device:
-    """Device whose batches take exactly the predicted time; records start, queue and size of each."""
+class ExactDevice:
+    """ExactDevice whose batches take exactly the predicted time; records start, queue and size of each."""
 
     def __init__(self) -> None:
         self.queues: dict[object, EngineQueue] = {}
@@ -63,7 +63,7 @@ class Device:
     def queue(self, seconds: float, gain: float = 1.0, best: int = 4) -> EngineQueue:
         """Return a queue whose images take `seconds` alone, and the share `gain` of it in a batch of `best`."""
         cost = BatchCost({1: seconds, best: best * gain * seconds}, best)
-        queue = EngineQueue(Engine(), cost)
+        queue = EngineQueue(FirstPixelEngine(), cost)
         self.queues[queue.engine] = queue
         return queue
 
@@ -101,11 +101,11 @@ async def start_requests(
 
 
 @pytest.fixture
-def device() -> Device:
-    return Device()
+def device() -> ExactDevice:
+    return ExactDevice()
 
 
-def test_what_waits_rides_together_and_each_gets_its_own(device: Device) -> None:
+def test_what_waits_rides_together_and_each_gets_its_own(device: ExactDevice) -> None:
     async def main() -> None:
         queue, scheduler = device.queue(1.0, gain=0.5), Scheduler(100, device, now)
         first = await start_requests(scheduler, queue, 1)
@@ -136,7 +136,7 @@ def test_a_cost_is_interpolated_and_learns() -> None:
     assert cost(2) < 6.0
 
 
-def test_a_flood_of_one_model_costs_another_one_batch_of_it(device: Device) -> None:
+def test_a_flood_of_one_model_costs_another_one_batch_of_it(device: ExactDevice) -> None:
     async def main() -> None:
         vgg, lenet, scheduler = device.queue(1.0), device.queue(0.01), Scheduler(1000, device, now)
         flood = await start_requests(scheduler, vgg, *[1] * 200)
@@ -151,7 +151,7 @@ def test_a_flood_of_one_model_costs_another_one_batch_of_it(device: Device) -> N
     simulated(main())
 
 
-def test_two_floods_get_the_same_device_time(device: Device) -> None:
+def test_two_floods_get_the_same_device_time(device: ExactDevice) -> None:
     async def main() -> None:
         slow, fast, scheduler = device.queue(1.0), device.queue(0.1), Scheduler(2000, device, now)
         tasks = await start_requests(scheduler, slow, *[1] * 50) + await start_requests(scheduler, fast, *[1] * 500)
@@ -163,7 +163,7 @@ def test_two_floods_get_the_same_device_time(device: Device) -> None:
     simulated(main())
 
 
-def test_who_was_idle_has_saved_nothing_up(device: Device) -> None:
+def test_who_was_idle_has_saved_nothing_up(device: ExactDevice) -> None:
     async def main() -> None:
         busy, idle, scheduler = device.queue(1.0, best=1), device.queue(1.0, best=1), Scheduler(2000, device, now)
         flood = await start_requests(scheduler, busy, *[1] * 200)
@@ -177,7 +177,7 @@ def test_who_was_idle_has_saved_nothing_up(device: Device) -> None:
     simulated(main())
 
 
-def test_a_batch_is_small_enough_for_its_first_deadline(device: Device) -> None:
+def test_a_batch_is_small_enough_for_its_first_deadline(device: ExactDevice) -> None:
     async def main() -> None:
         queue, scheduler = device.queue(1.0, gain=0.5, best=8), Scheduler(100, device, now)
         first = await start_requests(scheduler, queue, 1)
@@ -190,7 +190,7 @@ def test_a_batch_is_small_enough_for_its_first_deadline(device: Device) -> None:
     simulated(main())
 
 
-def test_what_cannot_be_in_time_is_refused_and_told_when_it_could(device: Device) -> None:
+def test_what_cannot_be_in_time_is_refused_and_told_when_it_could(device: ExactDevice) -> None:
     async def main() -> None:
         queue, scheduler = device.queue(1.0), Scheduler(100, device, now)
         tasks = await start_requests(scheduler, queue, *[1] * 10)
@@ -207,7 +207,7 @@ def test_what_cannot_be_in_time_is_refused_and_told_when_it_could(device: Device
     simulated(main())
 
 
-def test_what_was_slow_once_is_not_refused_for_ever(device: Device) -> None:
+def test_what_was_slow_once_is_not_refused_for_ever(device: ExactDevice) -> None:
     async def main() -> None:
         queue, scheduler = device.queue(1.0), Scheduler(100, device, now)
         for _ in range(10):
@@ -225,7 +225,7 @@ def test_what_was_slow_once_is_not_refused_for_ever(device: Device) -> None:
     simulated(main())
 
 
-def test_the_queue_is_bounded_and_counts_what_is_still_decoded(device: Device) -> None:
+def test_the_queue_is_bounded_and_counts_what_is_still_decoded(device: ExactDevice) -> None:
     async def main() -> None:
         queue, scheduler = device.queue(1.0), Scheduler(3, device, now)
         places = [scheduler.admit(queue, now() + 1000) for _ in range(3)]
@@ -242,7 +242,7 @@ def test_the_queue_is_bounded_and_counts_what_is_still_decoded(device: Device) -
     simulated(main())
 
 
-def test_what_has_become_late_costs_no_device_time(device: Device) -> None:
+def test_what_has_become_late_costs_no_device_time(device: ExactDevice) -> None:
     async def main() -> None:
         queue, scheduler = device.queue(1.0, best=1), Scheduler(100, device, now)
         tasks = await start_requests(scheduler, queue, 1, 2, within_s=2.5)
@@ -255,7 +255,7 @@ def test_what_has_become_late_costs_no_device_time(device: Device) -> None:
     simulated(main())
 
 
-def test_a_cancelled_request_leaves_the_queue(device: Device) -> None:
+def test_a_cancelled_request_leaves_the_queue(device: ExactDevice) -> None:
     async def main() -> None:
         queue, scheduler = device.queue(1.0, best=8), Scheduler(100, device, now)
         running, stays, goes = await start_requests(scheduler, queue, 1, 2, 3)
@@ -271,7 +271,7 @@ def test_a_cancelled_request_leaves_the_queue(device: Device) -> None:
     simulated(main())
 
 
-def test_of_a_batch_that_fails_only_those_fail_that_must(device: Device) -> None:
+def test_of_a_batch_that_fails_only_those_fail_that_must(device: ExactDevice) -> None:
     async def main() -> None:
         queue, scheduler = device.queue(1.0, gain=0.5), Scheduler(100, device, now)
         one, bad, three = await start_requests(scheduler, queue, 1, 255, 3)
@@ -299,7 +299,7 @@ def test_of_a_batch_that_fails_only_those_fail_that_must(device: Device) -> None
 def test_whatever_comes_each_has_one_outcome_and_answers_are_in_time(
     arrivals: list[tuple[float, int, float, float | None, int]],
 ) -> None:
-    device = Device()
+    device = ExactDevice()
 
     async def main() -> None:
         queues = [device.queue(0.5, gain=0.4), device.queue(0.05), device.queue(0.01, gain=0.2, best=8)]

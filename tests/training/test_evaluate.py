@@ -1,4 +1,4 @@
-"""What an evaluation says is what can be counted by hand."""
+"""Tests of evaluation, by figures that can be counted by hand."""
 
 from __future__ import annotations
 
