@@ -35,6 +35,7 @@ def only_model(home: Path) -> PublishedModel:
     return PublishedModel(folder, manifest.load(folder))
 
 
+@pytest.hookimpl(optionalhook=True)  # only pytest-xdist has this hook
 def pytest_xdist_auto_num_workers() -> int:
     """Return the number of processes of `pytest -n auto`: more than cores, since many tests wait for a server."""
     return (os.cpu_count() or 1) * 3 // 2

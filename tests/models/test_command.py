@@ -13,6 +13,7 @@ import pytest
 
 from models.__main__ import main
 from models.zoo import ZOO
+from tests.models.test_counts import COUNTS
 from tests.serving import ROOT
 
 Run = Callable[..., str]
@@ -122,7 +123,8 @@ def test_a_pipe_closed_early_is_no_error() -> None:
 @pytest.mark.parametrize("name", ZOO)
 def test_accuracies_are_percents_with_a_source(name: str) -> None:
     published = ZOO[name].published
-    assert published or name == "lenet5_modern"  # no accuracy of this network was published
+    # No accuracy of lenet5_modern was published; a network outside the lecture may do without.
+    assert published or name == "lenet5_modern" or name not in COUNTS
     for result in published:
         assert result.source
         assert result.protocol

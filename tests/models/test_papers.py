@@ -129,7 +129,7 @@ def test_sizes_are_the_papers(name: str) -> None:
 
 def test_each_network_of_the_lecture_has_a_reference_or_a_trace() -> None:
     without = {name for name in COUNTS if not ZOO[name].weights} - TRACES.keys()
-    assert without == {"lenet5", "lenet5_modern"}  # in test_lenet.py
+    assert without == {"lenet5", "lenet5_modern"}  # both in test_lenet.py
 
 
 def layers_in_depth(name: str) -> int:

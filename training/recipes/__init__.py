@@ -19,8 +19,8 @@ WRITING = {"mnist5k", "mnist"}  # a mirrored digit is another sign
 
 
 def paper(card: Architecture, data: DataSet) -> Recipe:
-    """Return the recipe that the architecture's card names, or the modern one if there is no such."""
-    return PAPERS[card.recipe] if card.recipe in PAPERS else modern(card, data)
+    """Return the recipe that the architecture's card names. Raises KeyError for an unknown name."""
+    return modern(card, data) if card.recipe == "modern" else PAPERS[card.recipe]
 
 
 def recipe_of(card: Architecture, data: DataSet, kind: Kind) -> Recipe:
