@@ -12,6 +12,7 @@ from python_multipart.multipart import parse_options_header
 from service.errors import Problem
 
 MAX_PARTS = 20  # parts in a form
+MAX_NAMES = 200  # characters of the parts' names in an error
 CLOSE = {"Connection": "close"}  # without this header the server would go on reading the refused body
 
 
@@ -73,29 +74,29 @@ class Body:
 
 
 def image_of(body: bytes, content_type: str) -> bytes:
-    """Return the image bytes of a body: the body itself, or the file in the part `image` of a form.
+    """Return the image bytes of a body: the body itself, or the first part `image` of a form that is not empty.
 
-    Raises Problem 400 if a form is broken or has no file in a part named `image`.
+    A part needs no file name (RFC 7578). Raises Problem 400 if a form is broken or has no part named `image`.
     """
     # Not multipart's own parser of this header, which requires quotes around unusual boundaries.
     kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data":
         return body
-    images: list[bytes] = []
-    is_image = False
+    names: list[str] = []
     try:
         # Part names are only compared with the ASCII name `image`, so their charset does not matter.
         with PushMultipartParser(
             options.get(b"boundary", b""), max_segment_count=MAX_PARTS, header_charset="latin-1"
         ) as parser:
+            image = b""
             for event in parser.parse(body):
                 if isinstance(event, MultipartSegment):
-                    if is_image := event.name == "image" and event.filename is not None:
-                        images.append(b"")
-                elif event and is_image:
-                    images[-1] = event  # the whole file, since the parser receives the whole body at once
+                    names.append(event.name)
+                elif event and names[-1] == "image":
+                    image = image or event  # the whole part, since the parser receives the whole body at once
     except MultipartError as error:
         raise Problem(400, "broken_multipart", f"the form cannot be read: {error}") from error
-    if not images:
-        raise Problem(400, "empty_image", "the form has no file in a part named `image`")
-    return images[0]
+    if "image" not in names:
+        found = f"; its parts are {', '.join(map(repr, names))[:MAX_NAMES]}" if names else ""
+        raise Problem(400, "empty_image", f"the form has no part named `image`{found}")
+    return bytes(image)
