@@ -65,6 +65,8 @@ def main() -> None:
         for model in models:
             print(model.manifest.tag)
         return
+    if not models and options.command != "table":
+        sys.exit("error: no model is published: python -m training publish CHECKPOINT")
     for name in options.names:
         if not any(name in names_of(model) for model in models):
             tags = ", ".join(model.manifest.tag for model in models)

@@ -58,6 +58,6 @@ def megabytes(size: int) -> str:
 def rounded(count: int) -> str:
     """Return a count with three significant digits, such as 60.0 K, 25.6 M or 4.09 G."""
     for unit, factor in (("G", 1e9), ("M", 1e6)):
-        if count >= factor:
+        if count >= 0.9995 * factor:  # rounds to 1.00
             return f"{count / factor:#.3g} {unit}".replace(". ", " ")
     return f"{count / 1e3:#.3g} K".replace(". ", " ")

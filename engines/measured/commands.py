@@ -42,7 +42,7 @@ def lacks(model: PublishedModel, precisions: str, opened: set[str]) -> bool:
 def verify_models(
     models: Sequence[PublishedModel], runtimes: Sequence[Measured], precisions: str, jpegs: Sequence[Path]
 ) -> int:
-    """Print and record the fidelity of each engine. Return 1 if a requested precision of a model cannot be opened."""
+    """Print and record the fidelity of each engine. Return 1 if a requested precision of a model cannot run."""
     failed = False
     width = max((len(model.manifest.tag) for model in models), default=0)
     for model in models:
@@ -52,8 +52,9 @@ def verify_models(
             try:
                 engine = open_engine(model, EngineSpec(runtime, precision))
                 fidelity = verify(model, engine)
-            except (EngineError, ManifestError) as error:
-                print(f"{name}  cannot be opened: {error}")
+                scaled = verify_scaled(model, engine, jpegs) if jpegs else None
+            except (EngineError, ManifestError, RuntimeError) as error:
+                print(f"{name}  cannot run: {error}")
                 continue
             opened.add(precision)
             top1 = "" if fidelity.top1 is None else f"top-1 {fidelity.top1:7.2%} (torch {fidelity.torch_top1:7.2%}), "
@@ -63,8 +64,7 @@ def verify_models(
                 flush=True,
             )
             records.keep(model, runtime, precision, fidelity=fidelity)
-            if jpegs:
-                scaled = verify_scaled(model, engine, jpegs)
+            if scaled:
                 print(
                     f"{name}  JPEGs scaled down: same answers on {scaled.agreement:7.2%} of {scaled.images}, logits "
                     f"within {scaled.logit_error:.1e}: {'too few' if scaled.problem else 'faithful'}",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,7 +23,7 @@ def added_mb(model: PublishedModel, spec: EngineSpec, batch: int) -> float | Non
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
             return pool.submit(grown_mb, model, spec, batch).result()
-        except (BrokenProcessPool, EngineError) as error:
+        except (EngineError, RuntimeError) as error:
             print(f"memory of {model.manifest.tag} in {spec.precision}: {error}", file=sys.stderr)
             return None
 

@@ -84,10 +84,11 @@ def inspect(model: PublishedModel, precision: str, target: Target) -> Iterator[s
     """Yield a line on each layer of a plan, then their counts.
 
     Raises EngineError if the plan cannot be built, if TensorRT's description of the plan is not understood, or if a
-    layer that the file has in INT8 runs in another precision.
+    layer that the file has in INT8 runs in another precision; ManifestError if a file is missing or is not the
+    published one.
     """
-    nodes = nodes_of(graph_of(model, precision))
     layers = build_model(model, precision, target).layers
+    nodes = nodes_of(graph_of(model, precision))
     yield f"{model.manifest.tag} in {precision}: {target}"
     yield from report(nodes, layers)
     computed = computed_in(nodes, layers)

@@ -28,7 +28,10 @@ logger = logging.getLogger("bentoml.convserve")
 
 
 class Fidelity(Record):
-    """Comparison of an engine's answers with fp32 torch's, on the published verification set.
+    """Comparison of an engine's answers with expected ones.
+
+    Expected are those of fp32 torch on the published verification set or, for JPEGs decoded scaled down, the engine's
+    own on JPEGs decoded in full.
 
     Shares of 0 to 1; top-1 and top-5 are None for sample pictures, whose classes are unknown. `logit_error` is the
     largest difference of any logit, over the largest logit.
@@ -58,9 +61,9 @@ class Speed(Record):
     """Speed of one engine on batches of one size, one after another.
 
     Percentiles are of a batch's latency; `images_per_s` and `gmacs_per_s` (10^9 multiply-accumulates) are computed from
-    the median latency. `of_compute` and `of_bandwidth` are shares of this machine's peaks in OpenVINO, or None for a
-    precision without a measured peak. `memory_mb` is the growth of the process's memory, or of the GPU memory in use,
-    when the engine is opened and runs the largest timed batch.
+    the median latency. `of_compute` and `of_bandwidth` are shares of this machine's peaks in OpenVINO, or None on a
+    GPU and for a precision without a measured peak. `memory_mb` is the growth of the process's memory, or of the GPU
+    memory in use, when the engine is opened and runs the largest timed batch.
     """
 
     tag: str

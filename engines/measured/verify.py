@@ -50,15 +50,15 @@ def logit_error(logits: NDArray[np.float32], expected: NDArray[np.float32]) -> f
 
 
 def compare(logits: NDArray[np.float32], expected: NDArray[np.float32], targets: NDArray[np.int64] | None) -> Fidelity:
-    """Compare logits (N, classes) with torch's, and with the true classes `targets` (N,), or None if unknown."""
-    classes, torch_classes = logits.argmax(1), expected.argmax(1)
+    """Compare logits (N, classes) with expected ones, and with the true classes `targets` (N,), or None if unknown."""
+    classes, expected_classes = logits.argmax(1), expected.argmax(1)
     largest = np.argsort(-logits, axis=1)[:, :5]
     labelled = targets is not None
     return Fidelity(
         images=len(logits),
         top1=float((classes == targets).mean()) if labelled else None,
         top5=float((largest == np.asarray(targets)[:, None]).any(1).mean()) if labelled else None,
-        torch_top1=float((torch_classes == targets).mean()) if labelled else None,
-        agreement=float((classes == torch_classes).mean()),
+        torch_top1=float((expected_classes == targets).mean()) if labelled else None,
+        agreement=float((classes == expected_classes).mean()),
         logit_error=logit_error(logits, expected),
     )

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 class EngineError(Exception):
-    """Raised when an engine cannot be opened or run on this machine; the message says what to do about it."""
+    """Raised when an engine cannot be opened on this machine; the message says what to do about it."""
 
 
 class Engine(Protocol):
@@ -24,7 +24,10 @@ class Engine(Protocol):
         """Precision of the arithmetic, such as "fp32"."""
 
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return logits, (N, classes), for pixels, (N, height, width, channels)."""
+        """Return logits, (N, classes), for pixels, (N, height, width, channels).
+
+        Raises RuntimeError if the inference fails.
+        """
 
 
 MAX_BATCH = 32  # images; default size of the largest batch an engine runs

@@ -17,7 +17,7 @@ def processor() -> str:
 
 @cache
 def accelerator() -> str | None:
-    """Return the name of the first NVIDIA GPU, or None if none exists or CUDA_VISIBLE_DEVICES hides all."""
+    """Return the name of the machine's first NVIDIA GPU, or None if it has none or CUDA_VISIBLE_DEVICES hides all."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}:
         return None
     names = (field(path, "Model") for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")))

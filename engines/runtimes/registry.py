@@ -27,7 +27,7 @@ logger = logging.getLogger("bentoml.convserve")
 class RuntimeInfo(NamedTuple):
     """Row of RUNTIMES: facts about a runtime that are known without its library."""
 
-    module: str  # in engines.runtimes; importing the module imports the library
+    module: str  # in engines.runtimes; importing the module imports the library (TensorRT's is imported by the engine)
     library: str  # Python package whose version decides how an engine computes
     on_gpu: bool
     precisions: tuple[str, ...]
@@ -81,11 +81,14 @@ def preferred(precision: str) -> Measured:
 
 
 def check(runtime: Runtime) -> None:
-    """Raise EngineError, naming the missing part, unless a GPU runtime can run on this machine."""
+    """Raise EngineError, naming the missing part, if a GPU runtime cannot run on this machine.
+
+    CPU runtimes are not checked.
+    """
     match runtime:
         case "tensorrt" | "tensorrt_rtx":
             library.check(runtime)
-        case "torch":
+        case "torch" | "torch_compile":
             if not find_spec("torch"):
                 raise EngineError("torch is not installed here: pip install '.[training]'")
             if not gpu_of(runtime):
@@ -130,7 +133,7 @@ def graph_of(model: PublishedModel, precision: str) -> Path:
 
 
 def make_engine(model: PublishedModel, spec: EngineSpec, max_batch: int = MAX_BATCH) -> Engine:
-    """Create an engine without running it. The runtime's library is imported only here."""
+    """Create an engine without running it. The runtime's library is imported by this call, not before."""
     runtime, precision, streams, threads = spec
     match runtime:
         case "openvino":

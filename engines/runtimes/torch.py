@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from engines.published.manifest import WEIGHTS
 from engines.published.store import PublishedModel
 from engines.runtimes.engine import EngineError
+from engines.runtimes.machine import accelerator
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -110,9 +111,16 @@ class RecordedModule:
 
 
 def open_torch(model: PublishedModel, precision: str, *, compiled: bool = False) -> TorchEngine:
-    """Open a published model's checkpoint. Raises EngineError if the manifest lacks the normalisation of pixels."""
+    """Open a published model's checkpoint.
+
+    Raises EngineError if the manifest lacks the normalisation of pixels, or if torch cannot use the machine's GPU.
+    """
     from models.zoo import ZOO
 
+    if accelerator() and DEVICE == "cpu":  # records would name the GPU
+        raise EngineError(
+            "this torch has no CUDA, or the driver is too old for it; with CUDA_VISIBLE_DEVICES= torch runs on the CPU"
+        )
     manifest = model.manifest
     normalisation: dict[str, Any] | None = manifest.provenance.get("input")
     if normalisation is None:

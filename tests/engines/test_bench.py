@@ -11,16 +11,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from engines.__main__ import main
 from engines.measured import peak, records
 from engines.measured.bench import bench
+from engines.measured.commands import verify_models
 from engines.measured.peak import Peak, bytes_moved
 from engines.measured.records import Speed
 from engines.published import store
 from engines.published.store import PublishedModel
 from engines.runtimes.engine import EngineError
+from engines.runtimes.onnxruntime import ONNXRuntimeEngine
 from engines.runtimes.registry import EngineSpec, Measured
 from tests.conftest import Run
 
@@ -120,6 +124,29 @@ def test_rows_are_printed_even_if_their_record_cannot_be_written(
     assert re.fullmatch(r"error: .*No space left on device.*", str(status))
     assert "openvino" in printed
     assert not form or [row["batch"] for row in json.loads(printed)] == [2, 2]
+
+
+def test_without_a_published_model_the_error_says_how_to_publish(run: Run, tmp_path: Path) -> None:
+    refused = run("engines", "verify", check=False, BENTOML_HOME=str(tmp_path))
+    assert refused.returncode == 1
+    assert refused.stderr == "error: no model is published: python -m training publish CHECKPOINT\n"
+
+
+def test_an_engine_that_fails_in_a_batch_stops_no_other(
+    lenet5: PublishedModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    infer = ONNXRuntimeEngine.infer
+
+    def one_by_one(engine: ONNXRuntimeEngine, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if len(pixels) > 1:
+            raise RuntimeError("out of memory")
+        return infer(engine, pixels)
+
+    monkeypatch.setattr(ONNXRuntimeEngine, "infer", one_by_one)
+    assert verify_models([lenet5], ["onnxruntime", "openvino"], "fp32", []) == 0
+    failed, faithful = capsys.readouterr().out.splitlines()
+    assert failed.endswith("cannot run: out of memory")
+    assert faithful.endswith("faithful")
 
 
 def test_the_error_names_a_model_that_is_not_published(run: Run, lenet5: PublishedModel) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from models.__main__ import main
+from models.tables import rounded
 from models.zoo import ZOO
 from tests.models.test_counts import COUNTS
 from tests.serving import ROOT
@@ -105,6 +106,14 @@ def test_options_that_do_not_fit_together_are_errors(
     with pytest.raises(SystemExit):
         main(arguments)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(60_000, "60.0 K"), (999_499, "999 K"), (999_700, "1.00 M"), (999_600_000, "1.00 G"), (4_089_184_256, "4.09 G")],
+)
+def test_counts_are_rounded_to_three_digits_of_the_largest_unit(count: int, text: str) -> None:
+    assert rounded(count) == text
 
 
 def test_the_error_of_an_unknown_name_suggests_similar_names(capsys: pytest.CaptureFixture[str]) -> None:
