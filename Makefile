@@ -7,15 +7,13 @@ comma := ,
 .PHONY: serve test test-all test-gpu check report bento architectures clean
 
 serve: $(VENV)/training.installed images/mnist5k ## install, train and publish lenet5 if none is, and serve on port $BENTOML_PORT
+	@$(BIN)/python -m service.address
 	@if ! $(BIN)/python -m engines list | grep -q '^lenet5:mnist5k-'; then \
 		echo "No lenet5 is published yet: training it on 4,000 real digits, in about half a minute." && \
 		$(BIN)/python -m training lenet5 --data mnist5k --resume && \
 		$(BIN)/python -m training publish checkpoints/lenet5-mnist5k; \
 	fi
-	@$(BIN)/python -c 'import bentoml; bentoml.SyncHTTPClient("http://localhost:$(BENTOML_PORT)", server_ready_timeout=60)' \
-		&& printf '\nReady. In another terminal:\n\n%s\n\n' \
-		"curl --data-binary @docs/digit.png 'http://localhost:$(BENTOML_PORT)/classify?model=lenet5&top_k=3'" &
-	@exec $(BIN)/bentoml serve
+	@$(BIN)/python -m service.address --ready & exec $(BIN)/bentoml serve
 
 report: $(VENV)/training.installed images/mnist5k ## accuracy against compute, measured, of MODELS and a server that runs
 	$(BIN)/python -m loadtest sweep --host http://localhost:$(BENTOML_PORT) --models $(MODELS)

@@ -10,21 +10,18 @@ from types import FrameType
 
 import bentoml
 from bentoml import get_current_service  # `bentoml.get_current_service` would be looked up on each call
-from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
 from service import framework_patches
+from service.address import default_host
 from service.application import create_application
 from service.context import make_context
-from service.settings import Settings
+from service.settings import check_runtime, read_settings, unknown
 
 logger = logging.getLogger("bentoml.convserve")
 
-try:
-    SETTINGS = Settings()
-except ValidationError as error:
-    wrong = [f"CONVSERVE_{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors()]
-    raise SystemExit(f"error: {'; '.join(wrong)}") from error
+SETTINGS = read_settings()
+check_runtime(SETTINGS)
 
 
 async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
@@ -37,6 +34,7 @@ framework_patches.leave_out_timeouts()
 if not SETTINGS.tracing:
     framework_patches.leave_out_tracing()
 framework_patches.use_http_protocol("service.http_limits:BoundedProtocol")
+framework_patches.check_address()
 
 
 # There is one worker, since the scheduler owns the device. BentoML's metrics, which label by raw path, and BentoML's
@@ -44,6 +42,7 @@ framework_patches.use_http_protocol("service.http_limits:BoundedProtocol")
 @bentoml.service(
     name="convserve",
     workers=1,
+    http={"host": default_host()},  # BENTOML_HOST and --host override the default
     traffic={"timeout": SETTINGS.timeout_s + 5},
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
@@ -63,6 +62,11 @@ class ConvServe:
         """Begin to load models. Until they are loaded the process is alive but not ready."""
         if not self.catalog.models:
             logger.warning("no model is published: run `make serve`, or `python -m training publish`")
+        for name in unknown():
+            logger.warning("%s is not a setting, and is ignored", name)
+        for name, tag in SETTINGS.pins.items():
+            if tag not in self.catalog.models:
+                logger.warning("CONVSERVE_PINS: %s is %s, which is not published", name, tag)
         self._tasks.add(asyncio.create_task(self._load()))
         self._leave_on(signal.SIGTERM)
 

@@ -6,21 +6,26 @@ not, the server ends at its start with one line, instead of serving without the 
 
 from __future__ import annotations
 
+import logging
 import warnings
 from importlib import import_module
 from importlib.metadata import version
+from operator import attrgetter
 from typing import Any
 
+from bentoml.exceptions import BentoMLException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service import address
+
+logger = logging.getLogger("bentoml.convserve")
 BENTOML_PATHS = {"/livez", "/readyz", "/healthz", "/schema.json"}
-MAX_PNG_TEXT_BYTES = 4 * 1024 * 1024
 
 
 def private(library: str, seen_in: str, module: str, attribute: str) -> Any:
     """Return a private attribute of a library. Raises SystemExit with one line if the attribute is gone."""
     try:
-        return getattr(import_module(module), attribute)
+        return attrgetter(attribute)(import_module(module))
     except (ImportError, AttributeError) as error:
         raise SystemExit(
             f"error: {library} {version(library)} has no {module}.{attribute}, which convserve changes;"
@@ -87,7 +92,8 @@ def check_http_protocol() -> None:
     private("uvicorn", "0.54.0", module, "STATUS_LINE")
     connection = private("uvicorn", "0.54.0", module, "HttpToolsProtocol")
     for name in (
-        "data_received",
+        "_unset_keepalive_if_required",
+        "_should_upgrade",
         "on_message_begin",
         "on_url",
         "on_header",
@@ -100,6 +106,25 @@ def check_http_protocol() -> None:
             raise SystemExit(f"error: uvicorn {version('uvicorn')} has no HttpToolsProtocol.{name}; 0.54.0 has it")
 
 
+def check_address() -> None:
+    """Let `bentoml serve` end with one line if it cannot listen, and say so if it listens on all interfaces.
+
+    Circus, of the package kantoku, would end with a traceback, and BentoML's log would say localhost.
+    """
+    base = private("kantoku", "0.18.3", "circus.sockets", "CircusSocket")
+    listen = private("kantoku", "0.18.3", "circus.sockets", "CircusSocket.bind_and_listen")
+
+    def bind_and_listen(socket: Any) -> None:
+        """Bind the server's socket. Raises BentoMLException, which the command prints as one line."""
+        if not socket.is_unix and (problem := address.problem_of(socket.host, socket.port)):
+            raise BentoMLException(problem)
+        listen(socket)
+        if not socket.is_unix and socket.host in address.ALL:
+            logger.info("port %d is open on all network interfaces, not only on localhost", socket.port)
+
+    base.bind_and_listen = bind_and_listen
+
+
 def keep_metrics_in_memory() -> None:
     """Keep Prometheus' values in memory instead of BentoML's files. An update takes a third of the time.
 
@@ -109,13 +134,12 @@ def keep_metrics_in_memory() -> None:
     replace("prometheus_client", "0.26.0", "prometheus_client.values", "ValueClass", in_memory)
 
 
-def bound_pillow() -> None:
-    """Bound the text that Pillow unpacks from a PNG, and silence its warnings: `images` decides on such pictures.
+def silence_pillow() -> None:
+    """Silence Pillow's warnings: `images` decides on such pictures.
 
     The filter is set once for the process, since warnings.catch_warnings is not safe in threads.
     """
     warnings.filterwarnings("ignore", module="PIL")
-    replace("pillow", "13.0.0", "PIL.PngImagePlugin", "MAX_TEXT_MEMORY", MAX_PNG_TEXT_BYTES)
 
 
 def tracer_provider() -> Any:

@@ -11,14 +11,14 @@ import yaml
 
 from service.catalog import Catalog
 from service.errors import Problem
-from service.settings import Settings
+from service.settings import read_settings
 
 ROOT = Path(__file__).parents[1]
 
 
 def pack(names: list[str]) -> str:
     """Build the Bento and return its tag. Raises Problem if a name has no published model."""
-    catalog = Catalog(Settings())
+    catalog = Catalog(read_settings())
     tags = [catalog.find(name).manifest.tag for name in names] or list(catalog.models)
     # Full tags, since BentoML takes a name without version as its own "latest", and a missing tag fails the build.
     content = yaml.safe_load((ROOT / "bentofile.yaml").read_text()) | {"models": tags}

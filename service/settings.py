@@ -2,48 +2,139 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+import os
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from importlib.util import find_spec
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from engines.runtimes.registry import Runtime
+from engines.runtimes import registry
+from engines.runtimes.engine import EngineError
+from engines.runtimes.registry import RUNTIMES, Runtime
+from service.architectures import read_cards
 from service.cost import batch_sizes
 
 EMBEDDED_DATASET = "mnist5k"  # training has a recipe of this data set for every architecture
+PREFIX = "CONVSERVE_"
+DAY_S = 86_400.0  # longest time that a setting may name
+TAG = re.compile(r"(?P<architecture>[a-z0-9_]+):(?P<dataset>[a-z0-9_]+)-[0-9a-f]{8}")
+# Kubernetes and Docker set such variables for a service or a container that is called convserve.
+FROM_OUTSIDE = re.compile(r"SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP)\w*)?|NAME|ENV_\w+")
 
 
-Secret = Annotated[SecretStr, Field(min_length=1)]
+def listed(value: Any) -> Any:
+    """Return the items of a JSON list, or of a text with commas between the items."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith(("[", "{", '"')):
+        items = from_json(value)
+        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+            raise ValueError('the form is a,b or ["a", "b"]')
+        return items
+    items = [item.strip() for item in value.split(",") if item.strip()]
+    if not items:
+        raise ValueError("the value is empty; unset the variable, or write a,b")
+    return items
+
+
+def paired(value: Any) -> Any:
+    """Return the members of a JSON object, or of a text of `name=value` pairs with commas between the pairs."""
+    if not isinstance(value, str):
+        return value
+    form = 'the form is lenet5=lenet5:mnist5k-5c93254d,… or {"lenet5": "lenet5:mnist5k-5c93254d"}'
+    if value.lstrip().startswith("{"):
+        pairs = from_json(value)
+        if not all(isinstance(tag, str) for tag in pairs.values()):
+            raise ValueError(form)
+        return pairs
+    items = [item.partition("=") for item in value.split(",") if item.strip()]
+    if not items or not all(equals for _, equals, _ in items):
+        raise ValueError(form)
+    return {name.strip(): tag.strip() for name, _, tag in items}
+
+
+def from_json(value: str) -> Any:
+    """Parse JSON. Raises ValueError without a part of the value, which may be secret."""
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} at character {error.pos + 1}") from None
+
+
+def sendable(secret: SecretStr) -> SecretStr:
+    """Return a secret without surrounding spaces. Raises ValueError if no HTTP header can hold the secret."""
+    text = secret.get_secret_value().strip()
+    if not text:
+        raise ValueError("a key or token is empty")
+    if not (text.isascii() and text.isprintable()):
+        raise ValueError("a key or token has characters other than printable ASCII, which no HTTP header can hold")
+    return SecretStr(text)
+
+
+def of_its_architecture(pins: dict[str, str]) -> dict[str, str]:
+    """Return `pins` if each name has the tag of an architecture, and data set, of that name; else raise ValueError."""
+    architectures = read_cards() if pins else {}
+    for name, tag in pins.items():
+        architecture, at, dataset = name.partition("@")
+        if architecture not in architectures:
+            near = get_close_matches(architecture, architectures, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"there is no architecture {architecture!r}{hint}")
+        match = TAG.fullmatch(tag)
+        if not match or match["architecture"] != architecture or (at and match["dataset"] != dataset):
+            form = f"{architecture}:{dataset or 'DATASET'}-XXXXXXXX"
+            raise ValueError(f"{tag!r} is no tag of {name}; the form is {name}={form}")
+    return pins
+
+
+Secret = Annotated[SecretStr, AfterValidator(sendable)]
+Seconds = Annotated[float, Field(gt=0, le=DAY_S)]
 
 
 class Settings(BaseSettings):
-    """Settings of the server; each field is read from CONVSERVE_<NAME IN CAPITALS>.
+    """Settings of the server; each field is read from CONVSERVE_<NAME IN CAPITALS>."""
 
-    `pins` is JSON, such as {"lenet5": "lenet5:mnist5k-5c93254d"}.
-    """
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, hide_input_in_errors=True)
 
-    model_config = SettingsConfigDict(env_prefix="CONVSERVE_", frozen=True)
-
-    runtime: Runtime | Literal["auto"] = "auto"
-    precision: str = "auto"
+    runtime: Literal[Runtime, "auto"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
     load: Literal["start", "first_use"] = "start"
-    memory_mb: Annotated[float, Field(gt=0)] | None = None
-    scan_s: Annotated[float, Field(gt=0)] = 10.0
-    dataset: str = EMBEDDED_DATASET
-    pins: dict[str, str] = {}
-    max_batch: Annotated[int, Field(ge=1)] = 32
+    memory_mb: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    scan_s: Seconds = 10.0
+    dataset: Annotated[str, Field(pattern="^[a-z0-9_]+$")] = EMBEDDED_DATASET
+    pins: Annotated[dict[str, str], NoDecode, BeforeValidator(paired), AfterValidator(of_its_architecture)] = {}
+    max_batch: Annotated[int, Field(ge=1, le=4096)] = 32
     max_waiting: Annotated[int, Field(ge=1)] = 256
     max_body_bytes: Annotated[int, Field(ge=1)] = 10 * 1024 * 1024
     max_bodies_bytes: Annotated[int, Field(ge=1)] = 256 * 1024 * 1024
     max_pixels: Annotated[int, Field(ge=1)] = 50_000_000
     scaled_jpeg: bool = False
-    decoders: Annotated[int, Field(ge=1)] = 2
-    timeout_s: Annotated[float, Field(gt=0)] = 10.0
-    drain_s: Annotated[float, Field(ge=0)] = 1.0
+    decoders: Annotated[int, Field(ge=1, le=1024)] = 2
+    timeout_s: Seconds = 10.0
+    drain_s: Annotated[float, Field(ge=0, le=DAY_S)] = 1.0
     access_log: bool = True
     tracing: bool = False
-    api_keys: frozenset[Secret] = frozenset()
+    api_keys: Annotated[frozenset[Secret], NoDecode, BeforeValidator(listed)] = frozenset()
     admin_token: Secret | None = None
+    metrics_public: bool = False
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        """Raise ValueError if two settings exclude each other."""
+        # The null runtime computes nothing, in any precision.
+        if self.precision != "auto" and self.runtime != "auto" and self.runtime != "null":  # noqa: PLR1714 (for mypy)
+            precisions = RUNTIMES[self.runtime].precisions
+            if self.precision not in precisions:
+                raise ValueError(f"CONVSERVE_PRECISION: {self.runtime} has {', '.join(precisions)}")
+        if self.max_bodies_bytes < self.max_body_bytes:
+            one = f"CONVSERVE_MAX_BODY_BYTES ({self.max_body_bytes:,})"
+            raise ValueError(f"CONVSERVE_MAX_BODIES_BYTES: less than one body, {one}")
+        return self
 
     @property
     def warm_batches(self) -> list[int]:
@@ -54,3 +145,51 @@ class Settings(BaseSettings):
         if self.load == "first_use":
             return [1]
         return batch_sizes(self.max_batch)
+
+
+def read_settings() -> Settings:
+    """Read the settings from the environment. Raises SystemExit with a line for each variable that is wrong."""
+    lines = [line for name in unknown() if (line := misspelt(name))]
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        lines += [line_of(item) for item in error.errors(include_input=False, include_context=False)]
+    if lines:
+        raise SystemExit("\n".join(f"error: {line}" for line in lines))
+    return settings
+
+
+def line_of(item: Any) -> str:
+    """Return an error of pydantic's as a line that names the variable, without its value."""
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{PREFIX}{str(item['loc'][0]).upper()}: {message}" if item["loc"] else message
+
+
+def unknown() -> Iterator[str]:
+    """Yield the environment's variables that look like settings, and are none."""
+    known = {f"{PREFIX}{field}".upper() for field in Settings.model_fields}
+    for name in sorted(os.environ):
+        own = name.upper().startswith(PREFIX) and not FROM_OUTSIDE.fullmatch(name[len(PREFIX) :])
+        if own and name.upper() not in known:
+            yield name
+
+
+def misspelt(name: str) -> str | None:
+    """Return an error if an unknown variable has nearly the name of a setting that is not set, else None."""
+    near = get_close_matches(name.upper(), [f"{PREFIX}{field}".upper() for field in Settings.model_fields], 1, 0.85)
+    if not near or near[0] in os.environ:
+        return None
+    return f"{name}: there is no such setting; did you mean {near[0]}?"
+
+
+def check_runtime(settings: Settings) -> None:
+    """Raise SystemExit with one line if the runtime that is named cannot run on this machine."""
+    if settings.runtime == "auto":
+        return
+    try:
+        if not find_spec(RUNTIMES[settings.runtime].library):
+            raise EngineError(f"{settings.runtime} is not installed here")
+        if settings.runtime in {"tensorrt", "tensorrt_rtx"}:
+            registry.check(settings.runtime)
+    except EngineError as error:
+        raise SystemExit(f"error: CONVSERVE_RUNTIME: {error}") from None

@@ -14,8 +14,8 @@ from service import framework_patches
     [
         ("bentoml", "bentoml._internal.server.http.traffic", "TimeoutMiddleware", "leave_out_timeouts"),
         ("uvicorn", "uvicorn.protocols.http.httptools_impl", "STATUS_LINE", "check_http_protocol"),
+        ("kantoku", "circus.sockets", "CircusSocket", "check_address"),
         ("prometheus_client", "prometheus_client.values", "ValueClass", "keep_metrics_in_memory"),
-        ("pillow", "PIL.PngImagePlugin", "MAX_TEXT_MEMORY", "bound_pillow"),
     ],
 )
 def test_a_part_that_is_gone_ends_the_server_with_one_line(
