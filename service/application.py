@@ -5,31 +5,61 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends, Response
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import errors
-from service.context import ServerContext, Shared, let_in, problems, refuse
+from service.context import ServerContext, Shared, known_parameters, needs_key, problems, refuse
 from service.fast_path import FastPath
 from service.request_log import RequestLog
 from service.routes import classify, models
 
 DESCRIPTION = "Every CNN architecture of a lecture, LeNet-5 to SENet-154: predictions, costs and measured speed."
 
-router = APIRouter()
+router, pages = APIRouter(), APIRouter()
 
 
 def create_application(server: ServerContext) -> ASGIApp:
     """Return the ASGI application of `server`. Its documentation pages need no network and no API key."""
     api = FastAPIOffline(title="convserve", description=DESCRIPTION, redoc_url=None)
     api.state.server = server
-    keys = [Depends(let_in)] if server.settings.api_keys else []
-    for routes in (classify.router, models.router, router):
-        api.include_router(routes, dependencies=keys)
+    known = Depends(known_parameters)
+    keys = [Depends(needs_key)] if server.settings.api_keys else []
+    api.include_router(pages, dependencies=keys)
+    for routes in (classify.router, models.router):
+        api.include_router(routes, dependencies=[*keys, known], responses=problems(422))
+    if server.settings.metrics_public:
+        keys = []
+    api.include_router(router, dependencies=[*keys, known], responses=problems(422))
     errors.install(api, refuse)
-    return RequestLog(FastPath(api), server.metrics, server.settings.access_log)
+    return RequestLog(HeadAsGet(FastPath(api)), server.metrics, server.settings.access_log)
 
 
-@router.get("/", include_in_schema=False)
+class HeadAsGet:
+    """ASGI middleware that answers HEAD on every path that answers GET, with the same headers and no body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, HEAD as GET."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        scope.setdefault("state", {})
+        inner = {**scope, "method": "GET"}
+
+        async def without_body(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        try:
+            await self._app(inner, receive, without_body)
+        finally:
+            scope["route"] = inner.get("route")
+
+
+@pages.get("/", include_in_schema=False)
 async def index() -> RedirectResponse:
     """Redirect a browser from the root to the documentation."""
     return RedirectResponse("/docs")

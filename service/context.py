@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from secrets import compare_digest
 from typing import Annotated
 
 from fastapi import Depends, Request, Response
-from fastapi.security import APIKeyHeader
+from fastapi.security import APIKeyHeader, HTTPBearer
 from opentelemetry.trace import Tracer
 from pydantic import SecretStr
 
@@ -20,6 +22,8 @@ from service.images import Decoders
 from service.metrics import Metrics
 from service.scheduler import Scheduler
 from service.settings import Settings
+
+MAX_NAME = 100  # characters of an unknown parameter's name in an error
 
 
 @dataclass(frozen=True)
@@ -68,13 +72,46 @@ def same(value: str, secret: SecretStr) -> bool:
     return compare_digest(value.encode(), secret.get_secret_value().encode())
 
 
-async def let_in(
-    server: Shared, key: Annotated[str | None, Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]
-) -> None:
-    """Raise Problem 401 unless the request has one of the configured API keys."""
+def let_in(server: ServerContext, request: Request) -> None:
+    """Raise Problem 401 unless the request has a configured API key, or the administrator's token.
+
+    Either may stand in the header X-API-Key or be a bearer token.
+    """
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    presented = [request.headers.get("X-API-Key", ""), token.strip() if scheme.lower() == "bearer" else ""]
+    known = [*server.settings.api_keys, *filter(None, [server.settings.admin_token])]
     # Every key is compared, each in constant time, so that timing does not reveal which key was close.
-    if not sum(same(key or "", known) for known in server.settings.api_keys):
-        raise Problem(401, "unauthorized", "an API key is needed, as the header X-API-Key")
+    if not sum(same(value, secret) for value in presented for secret in known):
+        detail = "an API key is needed, as the header X-API-Key or as a bearer token"
+        raise Problem(401, "unauthorized", detail, headers={"WWW-Authenticate": "Bearer"})
+
+
+KEYS = (APIKeyHeader(name="X-API-Key", auto_error=False), HTTPBearer(auto_error=False))
+
+
+async def needs_key(
+    server: Shared, request: Request, _: Annotated[object, Depends(KEYS[0])], __: Annotated[object, Depends(KEYS[1])]
+) -> None:
+    """Raise Problem 401 as `let_in` does; as a dependency of a route, show both ways to send a key in OpenAPI."""
+    let_in(server, request)
+
+
+def check_parameters(given: Iterable[str], known: Sequence[str]) -> None:
+    """Raise Problem 422 `invalid_parameter` with a similar name if a query parameter is not `known`."""
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name.lower(), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}" if known else ""
+            detail = "; ".join(filter(None, [f"{name[:MAX_NAME]}: there is no such parameter", hint]))
+            raise Problem(422, "invalid_parameter", detail, near=near)
+
+
+async def known_parameters(request: Request) -> None:
+    """Raise Problem 422 if the request has a query parameter that OpenAPI does not list for the route."""
+    if request.query_params:
+        operation = request.app.openapi()["paths"][request.scope["route"].path][request.method.lower()]
+        known = [item["name"] for item in operation.get("parameters", []) if item["in"] == "query"]
+        check_parameters(request.query_params, known)
 
 
 async def refuse(request: Request, error: Exception) -> Response:

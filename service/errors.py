@@ -91,4 +91,6 @@ def of_http(error: HTTPException) -> Problem:
     """Convert an error of Starlette's, such as 404 or 405, into a problem."""
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     headers = dict(error.headers) if error.headers else None
+    if headers and headers.get("Allow") == "GET":
+        headers["Allow"] = "GET, HEAD"
     return Problem(error.status_code, code, str(error.detail), headers=headers)

@@ -11,11 +11,12 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
-from service.context import ServerContext, let_in, refuse
+from service.context import ServerContext, check_parameters, let_in, refuse
 from service.routes.classify import ClassifyQuery, classify, router
 
 PATH = "/classify"
 ROUTE = next(route for route in router.routes if getattr(route, "path", "") == PATH)
+PARAMETERS = tuple(ClassifyQuery.model_fields)
 logger = logging.getLogger("bentoml.convserve")
 
 
@@ -46,13 +47,18 @@ class FastPath:
 
     async def _answer(self, request: Request) -> Response:
         if self._server.settings.api_keys:
-            await let_in(self._server, request.headers.get("X-API-Key"))
+            let_in(self._server, request)
         return await classify(request, self._server, parse(request.scope["query_string"]))
 
 
 def parse(query: bytes) -> ClassifyQuery:
-    """Parse a query string; the last of a repeated parameter counts. Raises RequestValidationError as FastAPI does."""
+    """Parse a query string; the last of a repeated parameter counts.
+
+    Raises Problem 422 for an unknown parameter, RequestValidationError for a wrong value, as the route in FastAPI does.
+    """
+    values = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
+    check_parameters(values, PARAMETERS)
     try:
-        return ClassifyQuery.model_validate(dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)))
+        return ClassifyQuery.model_validate(values)
     except ValidationError as error:
         raise RequestValidationError([item | {"loc": ("query", *item["loc"])} for item in error.errors()]) from error

@@ -138,7 +138,7 @@ class Scheduler:
         expected = decoder_wait_s + self.expected_answer_s(queue)
         if expected > left:
             queue.cost.forget(self.clock())
-            reason = f"an answer would take {1000 * expected:.0f} ms, of which {1000 * left:.0f} ms are left"
+            reason = f"an answer would take {1000 * expected:.0f} ms, of which {1000 * max(0.0, left):.0f} ms are left"
             raise Overloaded(reason, queue.depth, expected - left)
         if queue.depth >= self._max_waiting:
             raise Overloaded(

@@ -1,4 +1,4 @@
-"""Tests of the routes with slow, full and failing engines; of `auto`, comparisons, API keys and logs."""
+"""Tests of the routes with slow, full and failing engines; of `auto` and logs."""
 
 from __future__ import annotations
 
@@ -6,105 +6,32 @@ import asyncio
 import errno
 import io
 import json
-import shutil
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-from bentoml._internal.configuration.containers import BentoMLContainer
-from bentoml._internal.models import ModelStore
-from numpy.typing import NDArray
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from pydantic import ValidationError
 
 from engines.published import manifest, store
 from engines.published.store import PublishedModel
 from service.application import create_application
 from service.context import ServerContext, make_context
-from service.cost import BatchCost
-from service.loading import Slot
-from service.scheduler import EngineQueue
 from service.settings import Settings
+from tests.service.stubs import StubEngine, client_of, put
 from tests.serving import ROOT
 
 pytestmark = pytest.mark.anyio
 DIGIT = (ROOT / "docs" / "digit.png").read_bytes()
 
 
-class StubEngine:
-    """Engine that always answers the class `answers`, or raises `error`."""
-
-    runtime = "stub"
-    precision = "fp32"
-
-    def __init__(self, answers: int = 0, error: Exception | None = None) -> None:
-        self._answers, self._error = answers, error
-
-    def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        if self._error:
-            raise self._error
-        logits = np.zeros((len(pixels), 10), np.float32)
-        logits[:, self._answers] = 1
-        return logits
-
-
-def put(server: ServerContext, tag: str, engine: StubEngine, seconds: float = 0.001) -> EngineQueue:
-    """Serve a model with the given engine and predicted duration."""
-    queue = EngineQueue(engine, BatchCost({1: seconds}, 32))
-    server.catalog.models[tag].slots[None] = Slot(status="ready", queue=queue)
-    return queue
-
-
-@asynccontextmanager
-async def client_of(server: ServerContext) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_application(server), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        yield client
-
-
 @pytest.fixture
-def three(lenet5: PublishedModel, tmp_path: Path) -> Iterator[list[str]]:
-    """Publish three models of one data set, newer ones more accurate, and one of another; return their tags."""
-    tags = []
-    rows = [("a", "mnist5k", 0.8), ("b", "mnist5k", 0.9), ("c", "mnist5k", 0.95), ("d", "kuzushiji", 0.99)]
-    for number, (digest, dataset, top1) in enumerate(rows):
-        original = lenet5.manifest
-        files = original.files | {
-            manifest.WEIGHTS: original.files[manifest.WEIGHTS].model_copy(update={"sha256": digest * 64})
-        }
-        accuracy = {"fp32": manifest.Accuracy(top1=top1, images=1000)}
-        changed = original.model_copy(
-            update={
-                "files": files,
-                "dataset": dataset,
-                "accuracy": accuracy,
-                "created": original.created.replace(year=2030 + number),
-            }
-        )
-        folder = tmp_path / "lenet5" / f"{dataset}-{digest * 8}"
-        shutil.copytree(lenet5.folder, folder)
-        (folder / manifest.FILE).write_text(changed.model_dump_json())
-        tags.append(changed.tag)
-    BentoMLContainer.model_store.set(ModelStore(tmp_path))
-    yield tags
-    BentoMLContainer.model_store.reset()
-
-
-@pytest.fixture
-def server(three: list[str]) -> ServerContext:
-    """Return a server whose three models answer 0, 1 and 1, in 1, 10 and 100 predicted ms; the fourth answers 2."""
-    server = make_context(Settings())
-    for tag, answer, seconds in zip(three, (0, 1, 1, 2), (0.001, 0.01, 0.1, 0.1), strict=True):
-        put(server, tag, StubEngine(answer), seconds)
-    return server
+def server(stub_server: ServerContext) -> ServerContext:
+    return stub_server
 
 
 async def test_an_engine_that_fails_is_a_problem_and_counted(server: ServerContext, three: list[str]) -> None:
@@ -187,43 +114,14 @@ async def test_the_front_has_what_nothing_beats(server: ServerContext, three: li
         assert (await client.get("/pareto?dataset=nosuch")).json()["models"] == []
 
 
-async def test_compare_decodes_once_and_one_that_fails_fails_alone(server: ServerContext, three: list[str]) -> None:
-    put(server, three[1], StubEngine(error=RuntimeError("device lost")))
-    async with client_of(server) as client:
-        compared = (await client.post("/compare", params={"models": ",".join(three[:3])}, content=DIGIT)).json()
-        assert not compared["agree"]
-        rows = {row["model"]: row for row in compared["models"]}
-        labels = {tag: row["answer"]["predictions"][0]["label"] for tag, row in rows.items() if "answer" in row}
-        assert labels == {three[0]: "0", three[2]: "1"}
-        assert rows[three[1]]["problem"]["code"] == "internal_error"
-        assert 'outcome="internal_error"} 1.0' in (await client.get("/metrics")).text
-        server.catalog.models[three[1]].slots[None] = Slot()  # its files are not the published ones
-        unloadable = (await client.post("/compare", params={"models": ",".join(three[:2])}, content=DIGIT)).json()
-        assert [row.get("problem", {}).get("code") for row in unloadable["models"]] == [None, "not_loadable"]
-        assert (rows[three[2]]["top1"], rows[three[2]]["macs"]) == (0.95, 325_680)
-        put(server, three[1], StubEngine(1))
-        both = (await client.post("/compare", params={"models": ",".join(three[1:3])}, content=DIGIT)).json()
-        assert both["agree"]
-        names = ",".join(f"m{number}" for number in range(300))
-        assert (await client.post("/compare", params={"models": names}, content=DIGIT)).status_code == 422
-        assert (await client.post("/compare", params={"models": "nosuch"}, content=DIGIT)).status_code == 404
-        assert (await client.post("/compare", params={"models": "lenet5"}, content=b"no")).status_code == 415
-
-
-async def test_compare_of_models_that_cannot_be_loaded_reports_each(lenet5: PublishedModel, three: list[str]) -> None:
-    server = make_context(Settings(scaled_jpeg=True))
-    for tag in three[:2]:
-        server.catalog.models[tag].slots[None] = Slot()  # its files are not the published ones
-    async with client_of(server) as client:
-        answer = await client.post("/compare", params={"models": ",".join(three[:2])}, content=DIGIT)
-    assert [row["problem"]["code"] for row in answer.json()["models"]] == ["not_loadable"] * 2
-
-
 @pytest.mark.parametrize(
     ("key", "query"),
     [
         (None, "model=TAG"),
-        (None, "model=TAG&top_k=3&top_k=2&unheard_of=1"),
+        (None, "model=TAG&top_k=3&top_k=2"),
+        (None, "model=TAG&topk=1"),
+        (None, "unheard_of=1&top_k=0"),
+        (None, "model=TAG&=1&"),
         (None, "model=%54AG&top_k=%31"),
         (None, "model=auto&min_accuracy=0.9&max_latency_ms=50"),
         (None, "model=lenet%FF"),
@@ -238,6 +136,7 @@ async def test_compare_of_models_that_cannot_be_loaded_reports_each(lenet5: Publ
         ("one", "model=TAG"),
         ("three", "model=TAG"),
         ("three", "top_k=0"),
+        ("three", "topk=0"),
     ],
 )
 async def test_the_short_way_answers_as_fastapi_would(
@@ -257,28 +156,6 @@ async def test_the_short_way_answers_as_fastapi_would(
             kind = response.headers["content-type"]
             answers.append((response.status_code, kind, response.headers.keys(), fields))
     assert answers[0] == answers[1]
-
-
-async def test_keys_and_the_admins_token(three: list[str]) -> None:
-    settings = Settings.model_validate({"api_keys": ["one", "two"], "admin_token": "root"})
-    server = make_context(settings)
-    put(server, three[2], StubEngine())
-    async with client_of(server) as client:
-        for headers in ({}, {"X-API-Key": "three"}):
-            response = await client.post("/classify?model=lenet5", content=DIGIT, headers=headers)
-            assert (response.status_code, response.json()["code"]) == (401, "unauthorized")
-        assert (await client.get("/docs")).status_code == 200
-        client.headers["X-API-Key"] = "two"
-        assert (await client.post("/classify?model=lenet5", content=DIGIT)).status_code == 200
-        assert (await client.post("/models/lenet5/unload")).status_code == 401
-        assert (await client.post("/models/lenet5/unload", headers={"Authorization": "Bearer x"})).status_code == 401
-        client.headers["Authorization"] = "Bearer root"
-        assert (await client.post("/models/lenet5/unload")).json()["status"] == "published"
-    with pytest.raises(ValidationError):
-        Settings.model_validate({"api_keys": [""]})
-    async with client_of(make_context(Settings())) as client:
-        response = await client.post("/models/lenet5/load", headers={"Authorization": "Bearer "})
-        assert (response.status_code, response.json()["code"]) == (403, "admin_off")
 
 
 async def test_requests_have_ids_and_routes_are_counted_as_templates(server: ServerContext) -> None:
