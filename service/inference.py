@@ -17,7 +17,7 @@ from service.context import ServerContext
 from service.errors import Problem
 from service.loading import ServedModel
 from service.request_log import trace
-from service.scheduler import EngineQueue, Pixels, QueuePlace
+from service.scheduler import EngineQueue, Overloaded, Pixels, QueuePlace
 
 PATIENCE_S = 0.05  # seconds before the server checks that a client is still connected
 
@@ -39,44 +39,76 @@ async def answers(
 ) -> list[schema.Classification | Exception]:
     """Read and decode the request's image, and return each model's answer or its error.
 
-    Raises Problem 422 if one of the models could not meet the deadline even on an idle server, and Overloaded if one
-    cannot meet it at the current load. Both are checked before the body is read; the load again before decoding.
+    An error is Problem 422 if the model could not meet the deadline even on an idle server, and Overloaded if it cannot
+    meet the deadline at the current load. Both are checked before the body is read; the load again before decoding.
+    If every model has an error, the image is not read, or not decoded.
     """
     deadline = until.when()
     assert deadline is not None
-    left = deadline - server.scheduler.clock()
-    for model, queue in requested:
-        if queue.cost.uncorrected_s > left:
-            needed = f"needs {1000 * queue.cost.uncorrected_s:.1f} ms for an image"
-            reason = f"{needed}; {1000 * max(0.0, left):.1f} ms are left"
-            raise Problem(422, "impossible_deadline", f"{model.manifest.tag} {reason}")
-        server.scheduler.check(queue, deadline, server.decoders.wait_s())
+    errors = [refusal(server, model, queue, deadline) for model, queue in requested]
+    if all(errors):
+        return list(filter(None, errors))
     with server.bodies.hold() as body, ExitStack() as places:
         image = await body.read(request)
         wait_s = server.decoders.wait_s()
-        admitted = (server.scheduler.admit(queue, deadline, wait_s) for _, queue in requested)
-        held = [(model, places.enter_context(place)) for (model, _), place in zip(requested, admitted, strict=True)]
+        held = []
+        for number, (model, queue) in enumerate(requested):
+            if not errors[number]:
+                try:
+                    place = server.scheduler.admit(queue, deadline, wait_s)
+                except Overloaded as error:
+                    errors[number] = error
+                else:
+                    held.append((model, places.enter_context(place)))
+        if not held:
+            return list(filter(None, errors))
         content_type = request.headers.get("content-type", "")
         with while_connected(request, until):
-            return await infer_all(server, held, image, content_type, top_k)
+            answered = iter(await infer_all(server, held, image, content_type, top_k, until))
+    return [error or next(answered) for error in errors]
+
+
+def refusal(server: ServerContext, model: ServedModel, queue: EngineQueue, deadline: float) -> Exception | None:
+    """Return the error of a model that cannot answer by the deadline, else None."""
+    left = deadline - server.scheduler.clock()
+    if queue.cost.uncorrected_s > left:
+        needed = f"needs {1000 * queue.cost.uncorrected_s:.1f} ms for an image"
+        reason = f"{needed}; {1000 * max(0.0, left):.1f} ms are left"
+        return Problem(422, "impossible_deadline", f"{model.manifest.tag} {reason}")
+    try:
+        server.scheduler.check(queue, deadline, server.decoders.wait_s())
+    except Overloaded as error:
+        return error
+    return None
 
 
 async def infer_all(
-    server: ServerContext, held: list[tuple[ServedModel, QueuePlace]], body: bytes, content_type: str, top_k: int
+    server: ServerContext,
+    held: list[tuple[ServedModel, QueuePlace]],
+    body: bytes,
+    content_type: str,
+    top_k: int,
+    until: asyncio.Timeout,
 ) -> list[schema.Classification | Exception]:
-    """Decode the image once and run all models on it; return each model's answer or its error."""
+    """Decode the image once and run all models on it; return each model's answer or its error.
+
+    Of several models, one that misses the deadline has TimeoutError, and the answers of the others are returned.
+    """
     preprocesses = [model.manifest.preprocess for model, _ in held]
-    scaled = (
-        server.settings.scaled_jpeg
-        and bool(held)
-        and all(model.supports_scaled_jpeg(place.queue.engine) for model, place in held)
+    scaled = server.settings.scaled_jpeg and all(
+        model.supports_scaled_jpeg(place.queue.engine) for model, place in held
     )
     alone = server.bodies.count == 1
     pixels, decode_ms = await server.decoders(body, content_type, preprocesses, scaled=scaled, alone=alone)
+    limit = None
+    if len(held) > 1 and not until.expired():
+        limit = until.when()
+        until.reschedule(None)  # each model has the deadline for itself
 
     async def one(model: ServedModel, place: QueuePlace, own: Pixels) -> schema.Classification | Exception:
         try:
-            return await infer(server, model, place, own, decode_ms, top_k)
+            async with asyncio.timeout_at(limit):
+                return await infer(server, model, place, own, decode_ms, top_k)
         except Exception as error:
             return error
 

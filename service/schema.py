@@ -89,11 +89,14 @@ class ProblemDetails(BaseModel):
 
 
 class Compared(BaseModel):
-    """Answer of one model to the image, or its `problem`, with held-out top-1 accuracy, MACs and parameters."""
+    """Answer of one model to the image, or its `problem`, with held-out top-1 accuracy, MACs and parameters.
+
+    `model` is the full tag, or the requested name if no published model has that name; then there are no costs.
+    """
 
     model: str
-    macs: int
-    params: int
+    macs: int | None = None
+    params: int | None = None
     top1: float | None = None
     answer: Classification | None = None
     problem: ProblemDetails | None = None

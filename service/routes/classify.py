@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import ExitStack
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Literal
 
@@ -17,10 +18,12 @@ from service.errors import Problem, as_problem
 from service.images import FORMATS
 from service.inference import answers, deadline_of
 from service.loading import ServedModel
+from service.scheduler import EngineQueue
 from service.select_model import AUTO, accuracy_of, choose_model
 
 MAX_TOP_K = 1000
 MAX_COMPARED = 16
+LOADING_SHARE = 0.75  # part of a comparison's time that may pass until its models are loaded
 logger = logging.getLogger("bentoml.convserve")
 
 IMAGE_BODY = {
@@ -113,47 +116,99 @@ async def compare(
 ) -> schema.Comparison:
     """Classify one image, decoded once, by several models, and return each model's answer and cost.
 
-    If a model cannot be loaded, or fails in inference, its row holds a `problem` and the other models still answer.
-    Every other error fails the whole request: an unknown name (404), a name without published weights (409), an image
-    that cannot be decoded, or a deadline that one of the models is not expected to meet (422, 503).
+    If a model is unknown or not published, cannot be loaded, fails, or cannot meet the deadline, its row holds a
+    `problem` and the other models still answer. If no model answers, the request fails with the problem of the highest
+    status, whose member `models` holds the rows. A bad image or parameter fails the whole request too.
     """
     names = list(dict.fromkeys(models.split(",")))
     if len(names) > MAX_COMPARED:
         raise Problem(422, "invalid_parameter", f"models: {len(names)} are too many; at most {MAX_COMPARED}")
+    if "" in names:
+        raise Problem(422, "invalid_parameter", "models: a name is empty; the form is lenet5,resnet18")
     async with asyncio.timeout_at(deadline_of(server, deadline_ms)) as until:
-        selected = list({model.manifest.tag: model for model in map(server.catalog.find, names)}.values())
-        rows = [compared(model) for model in selected]
-        loaded = []
+        rows = rows_of(server, names)
         with ExitStack() as held:
-            for model, row in zip(selected, rows, strict=True):
+            loaded = await load_all(server, rows, held, until)
+            results = await answers(server, request, [(model, queue) for _, model, queue in loaded], top_k, until)
+    for (row, model, _), result in zip(loaded, results, strict=True):
+        if isinstance(result, Exception):
+            row.fail(result)
+        else:
+            accuracy = accuracy_of(model, result.precision)
+            row.shown.answer, row.shown.top1 = result, accuracy.top1 if accuracy else None
+    return comparison(server, rows)
+
+
+@dataclass(eq=False)
+class ComparedModel:
+    """Model of a comparison, None if no published model has the name, with the row to show and its error."""
+
+    model: ServedModel | None
+    shown: schema.Compared
+    problem: Problem | None = None
+
+    def fail(self, error: Exception) -> None:
+        """Put an error into the row, and into the log if the error is an internal one."""
+        self.problem = as_problem(error)
+        self.shown.problem = self.problem.details()
+        if self.problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            logger.error("%s: %s", self.shown.model, error, exc_info=error)
+
+
+def rows_of(server: ServerContext, names: list[str]) -> list[ComparedModel]:
+    """Return a row for each model that `names` name, and a failed row for each name without one."""
+    rows: dict[str, ComparedModel] = {}
+    for name in names:
+        try:
+            model = server.catalog.find(name)
+        except Problem as problem:
+            row = rows[name] = ComparedModel(None, schema.Compared(model=name))
+            row.fail(problem)
+        else:
+            tag, cost = model.manifest.tag, model.manifest.complexity
+            rows[tag] = ComparedModel(model, schema.Compared(model=tag, macs=cost.macs, params=cost.params))
+    return list(rows.values())
+
+
+async def load_all(
+    server: ServerContext, rows: list[ComparedModel], held: ExitStack, until: asyncio.Timeout
+) -> list[tuple[ComparedModel, ServedModel, EngineQueue]]:
+    """Load the models of the rows, keep the engines in use until `held` closes, and return those that are loaded.
+
+    The other rows fail. Loading may take a part of the time only, so that the models that are loaded can answer; models
+    that are loaded already come first.
+    """
+    now, deadline = server.scheduler.clock(), until.when()
+    assert deadline is not None
+    wanted = [(row, row.model) for row in rows if row.model]
+    wanted.sort(key=lambda item: item[1].chosen.queue is None)
+    loaded = []
+    try:
+        async with asyncio.timeout_at(now + LOADING_SHARE * (deadline - now)):
+            for row, model in wanted:
                 try:
                     queue = await server.catalog.loader.queue(model)
                 except Problem as problem:
-                    failed(server, row, problem)
+                    row.fail(problem)
                 else:
-                    loaded.append((model, held.enter_context(queue.in_use())))
-            results = await answers(server, request, loaded, top_k, until)
-    loaded_rows = (row for row in rows if not row.problem)
-    for row, (model, _), answer in zip(loaded_rows, loaded, results, strict=True):
-        if isinstance(answer, Exception):
-            failed(server, row, answer)
-        else:
-            accuracy = accuracy_of(model, answer.precision)
-            row.answer, row.top1 = answer, accuracy.top1 if accuracy else None
-    labels = {row.answer.predictions[0].label for row in rows if row.answer}
-    return schema.Comparison(agree=len(labels) == 1, models=rows)
+                    loaded.append((row, model, held.enter_context(queue.in_use())))
+    except TimeoutError:
+        ready = [row for row, _, _ in loaded]
+        for row, _ in wanted:
+            if not (row.problem or row in ready):
+                row.fail(Problem(504, "timeout", f"{row.shown.model} is still being loaded"))
+    return loaded
 
 
-def compared(model: ServedModel) -> schema.Compared:
-    """Return a model's row of a comparison, still without an answer."""
-    manifest = model.manifest
-    return schema.Compared(model=manifest.tag, macs=manifest.complexity.macs, params=manifest.complexity.params)
-
-
-def failed(server: ServerContext, row: schema.Compared, error: Exception) -> None:
-    """Put a model's error into its row and count the error; log it if it is an internal error."""
-    problem = as_problem(error)
-    row.problem = problem.details()
-    server.metrics.failed(row.model, problem.code)
-    if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
-        logger.error("%s: %s", row.model, error, exc_info=error)
+def comparison(server: ServerContext, rows: list[ComparedModel]) -> schema.Comparison:
+    """Return the rows as an answer, and count those that failed. Raises Problem if all failed."""
+    problems = [row.problem for row in rows if row.problem]
+    if len(problems) == len(rows):
+        worst = max(problems, key=lambda problem: problem.status)
+        shown = [row.shown.model_dump(exclude_none=True) for row in rows]
+        raise Problem(worst.status, worst.code, worst.detail, headers=worst.headers, **worst.more | {"models": shown})
+    for row in rows:
+        if row.problem:
+            server.metrics.failed(row.shown.model if row.model else "", row.problem.code)
+    labels = {row.shown.answer.predictions[0].label for row in rows if row.shown.answer}
+    return schema.Comparison(agree=len(labels) == 1, models=[row.shown for row in rows])
