@@ -62,13 +62,20 @@ class ConvServe:
         """Begin to load models. Until they are loaded the process is alive but not ready."""
         if not self.catalog.models:
             logger.warning("no model is published: run `make serve`, or `python -m training publish`")
+        self._warn()
+        self._tasks.add(asyncio.create_task(self._load()))
+        self._leave_on(signal.SIGTERM)
+
+    def _warn(self) -> None:
+        """Log a warning for each setting that may be a mistake."""
         for name in unknown():
             logger.warning("%s is not a setting, and is ignored", name)
         for name, tag in SETTINGS.pins.items():
             if tag not in self.catalog.models:
                 logger.warning("CONVSERVE_PINS: %s is %s, which is not published", name, tag)
-        self._tasks.add(asyncio.create_task(self._load()))
-        self._leave_on(signal.SIGTERM)
+        datasets = {model.manifest.dataset for model in self.catalog.models.values()}
+        if "dataset" in SETTINGS.model_fields_set and SETTINGS.dataset not in datasets:
+            logger.warning("CONVSERVE_DATASET: no published model is of %s", SETTINGS.dataset)
 
     async def _load(self) -> None:
         try:

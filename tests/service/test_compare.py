@@ -10,8 +10,10 @@ import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from starlette.types import Message
 
 from engines.published.store import PublishedModel
+from service.application import create_application
 from service.context import ServerContext, make_context
 from service.loading import Slot
 from service.scheduler import EngineQueue
@@ -132,6 +134,26 @@ async def test_a_model_that_misses_the_deadline_fails_alone(stub_server: ServerC
     async with client_of(stub_server) as client:
         answer = await compare(client, three[0], three[1], deadline_ms=500)
         assert (answer.status_code, codes(answer)) == (200, ["0", "timeout"])
+
+
+async def test_a_client_that_goes_away_ends_the_comparison(stub_server: ServerContext, three: list[str]) -> None:
+    for tag in three[:2]:
+        put(stub_server, tag, SlowEngine(1), 0.001)
+    sent: list[Message] = []
+    messages: list[Message] = [{"type": "http.request", "body": DIGIT}, {"type": "http.disconnect"}]
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/compare", "headers": [], "http_version": "1.1"}
+    query = f"models={three[0]},{three[1]}".encode()
+    started = time.monotonic()
+    await create_application(stub_server)(scope | {"query_string": query}, receive, send)
+    assert time.monotonic() - started < 0.9
+    assert b'"code":"disconnected"' in sent[1]["body"]
 
 
 async def test_a_model_that_is_still_being_loaded_does_not_keep_the_others(
