@@ -6,42 +6,77 @@ import asyncio
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import Event
 from time import perf_counter
 
-from PIL import Image, ImageOps
+from PIL import Image
 from PIL.ImageFile import ImageFile
 
+from engines.published.essentials import Essentials, essentials
+from engines.published.picture import open_picture, upright
 from engines.published.preprocess import Preprocess, draft
 from service.body import image_of
 from service.errors import Problem
-from service.framework_patches import bound_pillow
+from service.framework_patches import silence_pillow
 from service.scheduler import Pixels
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 SIGNATURES = (b"BM", b"GIF8", b"\xff\xd8\xff", b"\x89PNG")
 SMALL = 8192, 64 * 64  # bytes and pixels; such an image decodes in a fraction of a millisecond
 MEDIUM = 128 * 1024, 640 * 480  # bytes and pixels; such an image decodes in some milliseconds
-MAX_SCANS = 200  # in a progressive JPEG; cameras and editors write ten, and each costs a pass over all pixels
+MAX_SCANS = 200  # in a JPEG; cameras and editors write ten, and each costs a pass over all pixels
+MAX_SCANNED = 1_000_000_000  # pixels times scans in a JPEG: twenty scans of 50 megapixels
+ARITHMETIC = 20  # Huffman-coded scans that cost as much as an arithmetic-coded one
 LEARNING = 0.1  # share by which one image moves the mean
 
-bound_pillow()
+silence_pillow()
 
 
-def opened(body: bytes, max_pixels: int) -> ImageFile:
+class Source(io.BytesIO):
+    """Bytes of an image; reading raises RequestOver once the request is over.
+
+    Pillow reads JPEG, PNG, GIF and BMP by blocks of 64 kB, so that their decoding ends within a block.
+    """
+
+    def __init__(self, body: bytes, over: Event) -> None:
+        super().__init__(body)
+        self._over = over
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return the next bytes. Raises RequestOver if nobody waits for them."""
+        check_wanted(self._over)
+        return super().read(size)
+
+
+class RequestOver(Exception):
+    """Raised in a decoder's thread to end its work: the request was answered, or its client has disconnected."""
+
+
+def check_wanted(over: Event) -> None:
+    """Raise RequestOver if the request is over."""
+    if over.is_set():
+        raise RequestOver
+
+
+def opened(body: bytes, max_pixels: int, over: Event | None = None) -> ImageFile:
     """Return a picture after reading only its header. The content decides the format, not a file name or media type.
 
-    Raises Problem 400 if the body is empty or broken, 413 for too many pixels, 415 for an unsupported format.
+    Reading and decoding the picture raises RequestOver once `over` is set. Raises Problem 400 if the body is empty or
+    broken, 413 for too many pixels, 415 for an unsupported format.
     """
     if not body:
         raise Problem(400, "empty_image", "the body is empty; send the bytes of an image")
     if not body.startswith(SIGNATURES) and not (body[:4] == b"RIFF" and body[8:12] == b"WEBP"):
         raise Problem(415, "unsupported_format", f"not an image in a supported format: {', '.join(FORMATS)}")
+    source = partial(Source, over=over) if over else io.BytesIO
     try:
-        picture = Image.open(io.BytesIO(body), formats=FORMATS)
+        parts = essentials(body)
+        picture = open_picture(parts, FORMATS, source)
         if picture.width * picture.height <= max_pixels:
-            check_cost(picture, body)
+            check_cost(picture, parts)
             return picture
-    except Problem:
+    except (Problem, RequestOver):
         raise
     except Image.DecompressionBombError:
         pass
@@ -50,25 +85,40 @@ def opened(body: bytes, max_pixels: int) -> ImageFile:
     raise Problem(413, "too_many_pixels", f"the image has more than {max_pixels:,} pixels")
 
 
-def check_cost(picture: ImageFile, body: bytes) -> None:
-    """Raise Problem 400 or 415 if decoding would take far longer than the picture's size suggests."""
-    if picture.format == "JPEG" and body.count(b"\xff\xda") > MAX_SCANS:
-        raise Problem(400, "broken_image", f"the image cannot be decoded: it has more than {MAX_SCANS} scans")
+def check_cost(picture: ImageFile, parts: Essentials) -> None:
+    """Raise Problem 400 or 415 if decoding would take far longer than the picture's size suggests.
+
+    A scan takes up to 0.4 ms per megapixel, one of arithmetic coding 3.4 ms and more, on a core of 2026.
+    """
+    # A JPEG is decoded in blocks of up to 32 pixels each way, which count where the picture is thin.
+    scanned = parts.scans * (ARITHMETIC if parts.arithmetic else 1) * (picture.width + 31) * (picture.height + 31)
+    if parts.scans > MAX_SCANS or scanned > MAX_SCANNED:
+        detail = f"the image cannot be decoded: its {parts.scans} scans are too many for its size"
+        raise Problem(400, "broken_image", detail)
     if any(tile.codec_name == "bmp_rle" for tile in picture.tile):  # Pillow decodes RLE in Python, slowly
         raise Problem(415, "unsupported_format", "a BMP must not be compressed")
 
 
-def decode(picture: ImageFile, preprocesses: Sequence[Preprocess], *, scaled: bool) -> list[Pixels]:
+def decode(
+    picture: ImageFile, preprocesses: Sequence[Preprocess], *, scaled: bool, over: Event | None = None
+) -> list[Pixels]:
     """Decode a picture upright, a GIF's first frame, and return the input pixels for each of `preprocesses`.
 
-    `scaled` decodes a JPEG at a reduced size. Raises Problem 400 if the picture is broken.
+    `scaled` decodes a JPEG at a reduced size. Raises Problem 400 if the picture is broken, RequestOver once `over` is
+    set: between two blocks of the file, and between two of `preprocesses`.
     """
     try:
         if scaled:
             draft(picture, preprocesses)
-        picture.load()
-        ImageOps.exif_transpose(picture, in_place=True)  # otherwise Pillow copies even a picture that needs no turn
-        return [preprocess(picture) for preprocess in preprocesses]
+        turned = upright(picture)
+        pixels = []
+        for preprocess in preprocesses:
+            if over:
+                check_wanted(over)
+            pixels.append(preprocess(turned))
+        return pixels
+    except RequestOver:
+        raise
     except Exception as error:  # Pillow raises nearly anything on bytes made to break it
         raise broken(error) from error
 
@@ -85,12 +135,12 @@ class Decoders:
         self._threads = threads
         self._max_pixels = max_pixels
         self._pool = ThreadPoolExecutor(threads, "decode")
-        self._under_way = 0
+        self.under_way = 0  # images that a thread decodes, or that wait for one
         self.mean_s = 0.0  # moving average over images decoded in a thread
 
     def wait_s(self) -> float:
         """Return the expected seconds until a thread is free, from the mean decoding time."""
-        return self.mean_s * self._under_way / self._threads
+        return self.mean_s * self.under_way / self._threads
 
     def forget(self) -> None:
         """Reduce the mean decoding time by a tenth.
@@ -114,20 +164,25 @@ class Decoders:
             if picture.width * picture.height <= most_pixels:
                 return decode(picture, preprocesses, scaled=scaled), (perf_counter() - started) * 1000
         loop = asyncio.get_running_loop()
-        job = self._pool.submit(self._decode, body, content_type, preprocesses, scaled)
-        self._under_way += 1
-        # A cancelled request does not stop its thread, so the job itself reports its end.
+        over = Event()
+        job = self._pool.submit(self._decode, body, content_type, preprocesses, scaled, over)
+        self.under_way += 1
+        # A cancelled request stops its thread only at the next block, so the job itself reports its end.
         job.add_done_callback(lambda _: loop.call_soon_threadsafe(self._ended))
-        pixels, seconds = await asyncio.wrap_future(job)
+        try:
+            pixels, seconds = await asyncio.wrap_future(job)
+        finally:
+            over.set()
         self.mean_s += LEARNING * (seconds - self.mean_s)
         return pixels, (perf_counter() - started) * 1000
 
     def _ended(self) -> None:
-        self._under_way -= 1
+        self.under_way -= 1
 
     def _decode(
-        self, body: bytes, content_type: str, preprocesses: Sequence[Preprocess], scaled: bool
+        self, body: bytes, content_type: str, preprocesses: Sequence[Preprocess], scaled: bool, over: Event
     ) -> tuple[list[Pixels], float]:
         started = perf_counter()
-        pixels = decode(opened(image_of(body, content_type), self._max_pixels), preprocesses, scaled=scaled)
+        picture = opened(image_of(body, content_type), self._max_pixels, over)
+        pixels = decode(picture, preprocesses, scaled=scaled, over=over)
         return pixels, perf_counter() - started

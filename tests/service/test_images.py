@@ -113,6 +113,12 @@ def png(*chunks: tuple[bytes, bytes]) -> bytes:
     return body
 
 
+def test_a_16_bit_png_with_transparency_is_not_opaque() -> None:
+    picture = Image.fromarray(np.full((20, 20), 40_000, np.uint16))
+    assert (to_pixels(encoded(picture, "PNG", transparency=40_000), SMALL, LIMIT) == 0).all()
+    assert (to_pixels(encoded(picture, "PNG"), SMALL, LIMIT) == 156).all()
+
+
 def chunks_of(body: bytes) -> list[tuple[bytes, bytes]]:
     chunks, at = [], 8
     while at < len(body):
