@@ -14,6 +14,7 @@ import requests
 if TYPE_CHECKING:
     from locust.contrib.fasthttp import FastResponse
 
+PASSED_OVER = {"__MACOSX", "@eaDir", "$RECYCLE.BIN"}
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
 
 
@@ -59,11 +60,22 @@ def read_weights(text: str) -> dict[str, float]:
 
 def read_images(folder: Path) -> list[LabelledImage]:
     """Return the images of FOLDER/LABEL/, shuffled by a fixed seed. Raises ScenarioError if there are none."""
-    paths = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in SUFFIXES and is_meant(path, folder))
     if not paths:
         raise ScenarioError(f"no images in {folder}/<label>/; `python -m training images mnist5k` writes some")
     random.Random(0).shuffle(paths)  # noqa: S311 (no secret)
-    return [LabelledImage(path.read_bytes(), path.parent.name) for path in paths]
+    return [LabelledImage(path.read_bytes(), legible(path.parent.name)) for path in paths]
+
+
+def is_meant(path: Path, folder: Path) -> bool:
+    """Report whether a path below `folder` is a file, and neither hidden nor what macOS, Synology or Windows add."""
+    parts = path.relative_to(folder).parts
+    return path.is_file() and not any(part.startswith(".") or part in PASSED_OVER for part in parts)
+
+
+def legible(name: str) -> str:
+    r"""Return a file's name with each byte that is not UTF-8 as `\xfc`, as training names its labels."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def path_of(model: str, precision: str | None = None) -> str:

@@ -37,7 +37,12 @@ def input_of(card: Architecture, recipe: Recipe, data: DataSet) -> Input:
     else:
         resize, crop, pad = edge, edge, 0
     preprocess = Preprocess(
-        mode="L" if channels == 1 else "RGB", resize_edge=resize, crop=crop, pad=pad, fill=data.fill
+        mode="L" if channels == 1 else "RGB",
+        resize_edge=resize,
+        crop=crop,
+        pad=pad,
+        fill=data.fill,
+        light_on_dark=data.light_on_dark,
     )
     mean, std = (by_channel(values, channels) for values in (recipe.mean or data.mean, recipe.std or data.std))
     return Input(preprocess=preprocess, mean=mean, std=std)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loadtest.traffic import LabelledImage, ScenarioError
+from loadtest.traffic import LabelledImage, ScenarioError, is_meant, legible
 
 NAMES = (  # photos that scikit-image contains, without a download
     "astronaut",
@@ -31,7 +31,8 @@ def find_photos(folder: Path) -> list[Path]:
     """
     if folder == FOLDER and not folder.exists():
         write_photos(folder)
-    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in {".jpg", ".jpeg"})
+    jpegs = (path for path in folder.glob("*") if path.suffix.lower() in {".jpg", ".jpeg"})
+    paths = sorted(path for path in jpegs if is_meant(path, folder))
     if not paths:
         raise ScenarioError(f"no .jpg in {folder}")
     return paths
@@ -52,7 +53,7 @@ def write_photos(folder: Path) -> None:
 def form(path: Path, label: str) -> LabelledImage:
     """Return a multipart form with the photo as its part `image`."""
     head = (
-        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="{path.name}"\r\n'
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="{legible(path.name)}"\r\n'
         "Content-Type: image/jpeg\r\n\r\n"
     )
     return LabelledImage(head.encode() + path.read_bytes() + f"\r\n--{BOUNDARY}--\r\n".encode(), label)

@@ -14,6 +14,7 @@ from training.errors import DataError
 
 __all__ = ["Arrays", "DataSet", "Files", "Images", "download", "load", "sample_pixels", "write_images"]
 
+PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA"}
 NAMES = ("mnist5k", "imagenet", "folder", *IN_MEMORY)
 
 
@@ -53,5 +54,7 @@ def write_images(data: DataSet, out: Path) -> None:
         path = temporary / data.labels[target].replace("/", "-") / f"{number:05}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         picture = data.held_out.pictures[number]
-        (picture.convert("RGB") if picture.mode == "CMYK" else picture).save(path)
+        if picture.mode not in PNG_MODES and not picture.mode.startswith("I;16"):
+            picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+        picture.save(path)
     temporary.rename(out)

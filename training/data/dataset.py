@@ -14,7 +14,8 @@ class DataSet:
 
     `spec` is the argument of `load`; `split` describes how the held-out images were chosen. `edge` is the edge of every
     picture in pixels, or None where sizes differ. `mean` and `std` (0 to 1), one value per channel, describe the
-    training pictures (for mnist5k all of MNIST's). `fill` (0 to 255) is the grey level of padding.
+    training pictures (for mnist5k all of MNIST's). `fill` (0 to 255) is the grey level of padding. `light_on_dark`
+    states that every picture has light strokes on a dark ground, up to its border.
     """
 
     name: str
@@ -25,6 +26,7 @@ class DataSet:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fill: int
+    light_on_dark: bool = False
     train: Images
     held_out: Images
 

@@ -5,50 +5,62 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from engines.published.picture import read_picture
 from engines.published.preprocess import Preprocess
 from training.data.dataset import DataSet
-from training.data.images import Images, Sample, from_files
+from training.data.images import Images, Sample, from_files, legible
 from training.errors import DataError
 
-HELD_OUT = ("val", "valid", "validation", "test", "held_out")
+TRAIN = ("train", "training")
+HELD_OUT = ("val", "valid", "validation", "test", "testing", "held_out")
+PASSED_OVER = {"__MACOSX", "@eaDir", "$RECYCLE.BIN"}  # folders that macOS, Synology's and Windows add; hidden ones too
+CLASSES_SEARCHED = 200  # folders in which classes are looked for, to name the right one
+FLAT = 0.01  # standard deviation, 0 to 1, of pixels that are nearly alike: two or three of 255 steps
 
 
 def folder(root: Path, reserved: Collection[str]) -> DataSet:
-    """Load a folder per class, or a folder `train` beside one of val, valid, validation, test, held_out with such.
+    """Load a folder per class, or a folder of TRAIN beside one of HELD_OUT with such, in small or capital letters.
 
     Without that pair, about a tenth of each class, at least one picture, is held out by a hash of each picture's name:
     adding or removing a picture moves no other. Pictures that cannot be decoded are listed on stderr and left out.
-    Raises DataError for an empty class, for a class in one half only, and for a folder named as a data set in
-    `reserved`.
+    Raises DataError for fewer than two classes, an empty class, a class in one half only, and for a folder named as a
+    data set in `reserved`.
     """
     if not root.is_dir():
-        raise DataError(f"there is no folder {root}")
+        raise DataError(f"there is no folder {legible(root)}")
+    if legible(root) != str(root):  # the checkpoint must name the folder, in JSON
+        raise DataError(f"{legible(root)}: the folder's path is not UTF-8; rename it")
     name = re.sub("[^a-z0-9]+", "_", root.resolve().name.lower()).strip("_")[:40]
     if not name or name in reserved:
         raise DataError(f"{root}: the folder's name becomes the data set's; rename it to letters that no data set has")
-    halves = [root / name for name in HELD_OUT if (root / name).is_dir()]
-    if (root / "train").is_dir() and halves:
-        split = f"folders train and {halves[0].name}"
-        labels, train = decodable(root / "train")
-        held_out_labels, held_out = decodable(halves[0])
+    train_half, held_out_half = (half(root, names) for names in (TRAIN, HELD_OUT))
+    if train_half and held_out_half:
+        split = f"folders {train_half.name} and {held_out_half.name}"
+        labels, train = decodable(train_half)
+        held_out_labels, held_out = decodable(held_out_half)
         if labels != held_out_labels:
             different = ", ".join(sorted({*labels} ^ {*held_out_labels}))
-            raise DataError(f"{root}: {different} in one of train, {halves[0].name} only")
-    elif (root / "train").is_dir():
-        raise DataError(f"{root} has a folder train, and none of {', '.join(HELD_OUT)}")
+            raise DataError(f"{root}: {different} in one of {train_half.name}, {held_out_half.name} only")
+    elif train_half:
+        missing = f"{root} has a folder {train_half.name}, and none of {', '.join(HELD_OUT)}"
+        raise DataError(f"{missing}{elsewhere(root)}")
     else:
         labels, samples = decodable(root)
         held_out, train = split_by_name(root, labels, samples)
-        names = "".join(str(Path(path).relative_to(root)) for path, _ in held_out)
-        split = f"about a tenth of each class held out, by name: {hashlib.sha256(names.encode()).hexdigest()[:8]}"
+        names = b"".join(relative(root, path) for path, _ in held_out)
+        split = f"about a tenth of each class held out, by name: {hashlib.sha256(names).hexdigest()[:8]}"
     mean, std = statistics(from_files(train))
+    if max(std) < FLAT:
+        print(
+            f"warning: {root}: the pixels of all pictures are nearly the same, {mean}: is that right?", file=sys.stderr
+        )
     return DataSet(
         name=name,
         spec=f"folder:{root}",
@@ -63,6 +75,17 @@ def folder(root: Path, reserved: Collection[str]) -> DataSet:
     )
 
 
+def half(root: Path, names: Collection[str]) -> Path | None:
+    """Return the folder in `root` with the first of `names` that one has, in small or capital letters, or None."""
+    found = {path.name.lower(): path for path in subfolders(root)}
+    return next((found[name] for name in names if name in found), None)
+
+
+def relative(root: Path, path: str) -> bytes:
+    """Return a path below `root` as the bytes of its name, as the file system has them."""
+    return str(Path(path).relative_to(root)).encode("utf-8", "surrogateescape")
+
+
 def split_by_name(root: Path, labels: tuple[str, ...], samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
     """Split samples into held-out and training ones by a hash of each name: a tenth, at least one of each class.
 
@@ -70,8 +93,7 @@ def split_by_name(root: Path, labels: tuple[str, ...], samples: list[Sample]) ->
     """
 
     def position(path: str) -> float:  # 0 to 1, uniform over names
-        name = str(Path(path).relative_to(root))
-        return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
+        return int.from_bytes(hashlib.sha256(relative(root, path)).digest()[:8]) / 2**64
 
     held_out: list[Sample] = []
     for target, label in enumerate(labels):
@@ -87,38 +109,63 @@ def split_by_name(root: Path, labels: tuple[str, ...], samples: list[Sample]) ->
 def decodable(root: Path) -> tuple[tuple[str, ...], list[Sample]]:
     """Return the class names and every picture that can be decoded; list the others on stderr.
 
-    Raises DataError if there is no class, or a class without such a picture.
+    Raises DataError if there are fewer than two classes, or a class without such a picture.
     """
-    from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
-
-    labels = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    samples = [
-        (str(path), target)
-        for target, label in enumerate(labels)
-        for path in sorted((root / label).rglob("*"))
-        if has_file_allowed_extension(path.name, IMG_EXTENSIONS) and path.is_file()
-    ]
+    classes = subfolders(root)
+    samples = [(str(path), target) for target, folder in enumerate(classes) for path in pictures(folder)]
+    labels = tuple(legible(folder.name) for folder in classes)
+    if len(classes) < 2:
+        found = f"one folder, {labels[0]}, with {len(samples)} pictures" if classes else "no folder"
+        raise DataError(f"{root} has no folder per class: there is {found}{elsewhere(root)}")
     with ThreadPoolExecutor() as pool:
         problems = list(pool.map(decoding_error, (path for path, _ in samples)))
     for (path, _), problem in zip(samples, problems, strict=True):
         if problem:
-            print(f"skipped {path}: {problem}", file=sys.stderr)
+            print(f"skipped {legible(path)}: {problem}", file=sys.stderr)
     good = [sample for sample, problem in zip(samples, problems, strict=True) if not problem]
-    empty = [label for target, label in enumerate(labels) if target not in {target for _, target in good}]
-    if empty or not labels:
-        raise DataError(f"{root}: no picture in {', '.join(empty)}" if labels else f"{root} has no folder per class")
-    return tuple(labels), good
+    having = {target for _, target in good}
+    if empty := [label for target, label in enumerate(labels) if target not in having]:
+        raise DataError(f"{root}: no picture in {', '.join(empty)}{elsewhere(root)}")
+    return labels, good
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Return the folders in a folder, by name, without hidden ones and those that systems add."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not passed_over(path.name))
+
+
+def passed_over(name: str) -> bool:
+    """Report whether a file or folder is hidden or one that systems add; macOS adds `._x.jpg` beside `x.jpg`."""
+    return name.startswith(".") or name in PASSED_OVER
+
+
+def pictures(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder whose names end as pictures', by name."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
+
+    for path in sorted(folder.rglob("*")):
+        wanted = not any(map(passed_over, path.relative_to(folder).parts))
+        if wanted and has_file_allowed_extension(path.name, IMG_EXTENSIONS) and path.is_file():
+            yield path
+
+
+def elsewhere(root: Path) -> str:
+    """Return a hint at the nearest folder below `root` that has a folder per class, or what the folders must be."""
+    waiting = subfolders(root)
+    for folder in islice(waiting, CLASSES_SEARCHED):  # the loop goes on with what it adds
+        inner = subfolders(folder)
+        if sum(any(pictures(path)) for path in inner) > 1:
+            return f"; {legible(folder)} has one per class: --data folder:{legible(folder)}"
+        waiting += inner
+    return "; put the pictures of each class, two classes at least, into a folder of its own"
 
 
 def decoding_error(path: str) -> str | None:
     """Return the reason why a picture cannot be decoded, or None if it can."""
     try:
-        with Image.open(path) as picture:
-            # Decoding a JPEG at an eighth of its size finds the same errors in less time.
-            picture.draft("RGB", (1, 1))
-            picture.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return str(error)
+        read_picture(Path(path), small=True)
+    except Exception as error:  # Pillow raises nearly anything on a broken file
+        return str(error) or type(error).__name__
     return None
 
 

@@ -9,11 +9,26 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
+from engines.published.picture import read_picture
 from engines.published.preprocess import Preprocess
+from training.errors import DataError
 
 Sample = tuple[str, int]  # path, class index
+
+
+class PictureError(DataError):
+    """Error of a picture that can no longer be read, in the middle of a training too: names the file."""
+
+    def __init__(self, message: str) -> None:
+        # A worker process of torch's passes an error on with its traceback before the message.
+        super().__init__(message.rstrip().rpartition(f"{type(self).__name__}: ")[2])
+
+
+def legible(name: object) -> str:
+    r"""Return a file's name or path with each byte that is not UTF-8 as `\xfc`, to be printed and stored."""
+    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True)
@@ -28,13 +43,15 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Files:
-    """Pictures on disk, decoded on access and rotated according to their EXIF orientation, as the server does."""
+    """Pictures on disk, decoded on access, upright, as the server decodes them. Raises PictureError."""
 
     paths: tuple[Path, ...]
 
     def __getitem__(self, index: int) -> Image.Image:
-        with Image.open(self.paths[index]) as picture:
-            return ImageOps.exif_transpose(picture)
+        try:
+            return read_picture(self.paths[index])
+        except Exception as error:  # Pillow raises nearly anything, and the file may be gone
+            raise PictureError(f"{legible(self.paths[index])}: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ def mnist5k() -> DataSet:
         mean=(0.1307,),  # of MNIST's 60,000 training images
         std=(0.3081,),
         fill=0,
+        light_on_dark=True,
         train=Images(pictures=Arrays(pictures[train]), targets=targets[train]),
         held_out=Images(pictures=Arrays(pictures[held_out]), targets=targets[held_out]),
     )

@@ -23,6 +23,7 @@ class InMemory:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fill: int
+    light_on_dark: bool = False  # not Fashion-MNIST, whose clothes reach the border
 
     @property
     def library(self) -> Callable[..., Any]:
@@ -44,6 +45,7 @@ class InMemory:
             mean=self.mean,
             std=self.std,
             fill=self.fill,
+            light_on_dark=self.light_on_dark,
             train=train[0],
             held_out=test[0],
         )
@@ -66,7 +68,7 @@ class InMemory:
 
 
 IN_MEMORY = {
-    "mnist": InMemory("MNIST", (0.1307,), (0.3081,), 0),
+    "mnist": InMemory("MNIST", (0.1307,), (0.3081,), 0, light_on_dark=True),
     "fashion_mnist": InMemory("FashionMNIST", (0.2860,), (0.3530,), 0),
     "cifar10": InMemory("CIFAR10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 120),
     "cifar100": InMemory("CIFAR100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), 124),
