@@ -10,6 +10,7 @@ from types import FrameType
 
 import bentoml
 from bentoml import get_current_service  # `bentoml.get_current_service` would be looked up on each call
+from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from service import framework_patches
@@ -60,7 +61,9 @@ class ConvServe:
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     async def start(self) -> None:
         """Begin to load models. Until they are loaded the process is alive but not ready."""
-        if not self.catalog.models:
+        if problem := self._nothing_readable():
+            logger.error(problem)
+        elif not self.catalog.models:
             logger.warning("no model is published: run `make serve`, or `python -m training publish`")
         self._warn()
         self._tasks.add(asyncio.create_task(self._load()))
@@ -101,6 +104,18 @@ class ConvServe:
 
         signal.signal(number, leave)
 
+    def _nothing_readable(self) -> str | None:
+        """Return an error if there are published models and the server cannot serve any of them."""
+        if self.catalog.models or not (unserved := self.catalog.unserved()):
+            return None
+        return f"no published model can be served: {'; '.join(unserved)}"
+
     async def __is_ready__(self) -> bool:
-        """Return True for /readyz once every load of the start has been tried, until the service is about to stop."""
-        return self._ready and not self._leaving
+        """Return True for /readyz once every load of the start has been tried, until the service is about to stop.
+
+        Raises HTTPException 503, which BentoML sends as text, with the reason while the service is not ready.
+        """
+        reason = "about to stop" if self._leaving else self._nothing_readable() if self._ready else "loading models"
+        if reason:
+            raise HTTPException(503, reason)
+        return True

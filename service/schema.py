@@ -135,9 +135,13 @@ class PublishedModelSummary(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSummary(Card, Totals):
-    """Card of an architecture, its cost at the paper's input, and its published models."""
+    """Card of an architecture, its cost at the paper's input, and its published models.
+
+    `unserved` has a line for each model in the store that the server cannot read.
+    """
 
     models: list[PublishedModelSummary]
+    unserved: list[str]
 
 
 class ModelComplexity(BaseModel):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
@@ -133,10 +135,25 @@ def version_of(library: str) -> str:
 def path_of(model: PublishedModel, runtime: Measured, precision: str) -> Path:
     """Return the path of an engine's record, which need not exist."""
     key = "\n".join(key_of(model, runtime, precision))
-    name = (
-        f"{model.manifest.tag.replace(':', '-')}-{runtime}-{precision}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    )
-    return store.root().parent / "convserve-records" / f"{name}.json"
+    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+    return folder() / f"{prefix_of(model)}{runtime}-{precision}-{digest}.json"
+
+
+def folder() -> Path:
+    """Return the folder of all records on this machine, which need not exist."""
+    return store.root().parent / "convserve-records"
+
+
+def prefix_of(model: PublishedModel) -> str:
+    """Return the beginning of the names of a model's records."""
+    return f"{model.manifest.tag.replace(':', '-')}-"
+
+
+def times() -> dict[str, int]:
+    """Return each record's file name and the time in ns of its last change; empty if the folder cannot be read."""
+    with suppress(OSError):
+        return {path.name: path.stat().st_ctime_ns for path in folder().glob("*.json")}
+    return {}
 
 
 def key_of(model: PublishedModel, runtime: Measured, precision: str) -> tuple[str, str, str, str, str]:
@@ -150,12 +167,21 @@ def find(model: PublishedModel, runtime: Measured, precision: str) -> EngineReco
     """Return an engine's record on this machine, or None without a valid record, the runtime, or the file."""
     try:
         return EngineRecord.model_validate_json(path_of(model, runtime, precision).read_bytes())
-    except (OSError, PackageNotFoundError, KeyError):
+    except (FileNotFoundError, PackageNotFoundError, KeyError):
+        return None
+    except OSError as error:
+        log_unreadable(folder() if not os.access(folder(), os.X_OK) else Path(error.filename), error.strerror)
         return None
     except ValidationError:
         tag = model.manifest.tag
         logger.warning("%s: the record of %s in %s is not readable by this version", tag, runtime, precision)
         return None
+
+
+@cache  # one line a path, although records are looked up often
+def log_unreadable(path: Path, reason: str | None) -> None:
+    """Log a warning that a record, or the folder of all records, cannot be read."""
+    logger.warning("%s cannot be read: %s", path, reason)
 
 
 def find_all(model: PublishedModel) -> tuple[EngineRecord, ...]:

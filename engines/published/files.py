@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -14,17 +16,21 @@ def write(path: Path, *parts: bytes | str) -> None:
     """Replace a file atomically: readers see the old contents or the new. Text is UTF-8; missing folders are created.
 
     The contents reach the disk (fsync) before the file is renamed to `path`, so a power cut leaves no truncated file.
+    A new file has the mode that the umask leaves, and a replaced one keeps its mode.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}.", delete=False) as file:
+    new = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    with new.open("xb") as file:
         try:
+            with suppress(OSError):  # there is no file yet, or the file system has no modes
+                os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
             for part in parts:
                 file.write(part.encode() if isinstance(part, str) else part)
             file.flush()
             os.fsync(file.fileno())
-            os.replace(file.name, path)
+            os.replace(new, path)
         except BaseException:
-            Path(file.name).unlink()
+            new.unlink()
             raise
 
 

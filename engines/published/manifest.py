@@ -86,12 +86,15 @@ class Manifest(Record):
         return tuple(precision for precision, graph in GRAPHS.items() if graph in self.files)
 
     def check_files(self, folder: Path) -> None:
-        """Raise ManifestError unless every file exists and has its published SHA-256."""
+        """Raise ManifestError unless every file can be read and has its published SHA-256."""
         for name, expected in self.files.items():
-            path = folder / name
-            if not path.is_file():
-                raise ManifestError(f"{self.tag}: {name} is missing; publish the model again")
-            if sha256(path) != expected.sha256:
+            try:
+                found = sha256(folder / name)
+            except FileNotFoundError:
+                raise ManifestError(f"{self.tag}: {name} is missing; publish the model again") from None
+            except OSError as error:
+                raise ManifestError(f"{self.tag}: {name} cannot be read: {error.strerror}") from error
+            if found != expected.sha256:
                 raise ManifestError(f"{self.tag}: {name} is not the file that was published; publish the model again")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import bentoml
 from bentoml._internal.configuration.containers import BentoMLContainer
@@ -28,6 +29,34 @@ class PublishedModel:
     manifest: Manifest
 
 
+class Unserved(NamedTuple):
+    """Model in the store that cannot be served, or a whole folder of models, with the reason.
+
+    `name` is the tag, or the architecture of a folder of models, or empty for the whole store.
+    """
+
+    path: Path
+    name: str
+    reason: str
+
+
+class Survey(NamedTuple):
+    """Manifests in the store with the time in ns of their last change, and what cannot be read.
+
+    A store whose survey is unchanged need not be read again: a change of contents or of rights changes the times.
+    """
+
+    manifests: dict[Path, int]
+    unreadable: tuple[Unserved, ...]
+
+
+class Contents(NamedTuple):
+    """Contents of the store: published models, sorted by tag, and what cannot be served."""
+
+    models: tuple[PublishedModel, ...]
+    unserved: tuple[Unserved, ...]
+
+
 def root() -> Path:
     """Return the folder of BentoML's model store, `$BENTOML_HOME/models`."""
     return Path(BentoMLContainer.model_store.get()._path)
@@ -39,30 +68,61 @@ def folder_of(tag: str) -> Path:
     return root() / name / version
 
 
-def manifests() -> dict[Path, int]:
-    """Return each manifest's path and modification time in ns.
+def survey() -> Survey:
+    """Look for manifests in the store. Models of other projects have none, and are passed over."""
+    manifests: dict[Path, int] = {}
+    unreadable: list[Unserved] = []
 
-    A store whose paths and times are unchanged need not be read again.
+    def folders(parent: Path) -> list[Path]:
+        try:
+            return sorted(path for path in parent.iterdir() if path.is_dir())
+        except FileNotFoundError:  # removed meanwhile
+            return []
+        except OSError as error:
+            unreadable.append(unserved(parent, error))
+            return []
+
+    for folder in (folder for name in folders(root()) for folder in folders(name)):
+        try:
+            manifests[folder / manifest.FILE] = (folder / manifest.FILE).stat().st_ctime_ns
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            unreadable.append(unserved(folder, error))
+    return Survey(manifests, tuple(unreadable))
+
+
+def unserved(path: Path, error: Exception) -> Unserved:
+    """Return the model or folder `path` as one that cannot be served because of an error."""
+    name = ":".join(path.relative_to(root()).parts)
+    if isinstance(error, PermissionError):
+        return Unserved(path, name, f"cannot be read: {error.strerror}; `chmod -R a+rX` lets every user read")
+    return Unserved(path, name, str(error).removeprefix(f"{path}: "))
+
+
+def contents(found: Survey) -> Contents:
+    """Read the manifests of a survey, and log a warning for each model that cannot be served.
+
+    bentoml.models.list() cannot be used, since it raises if a single model in the store is incomplete.
     """
-    return {path: path.stat().st_mtime_ns for path in root().glob(f"*/*/{manifest.FILE}")}
-
-
-def published() -> list[PublishedModel]:
-    """Return the published models with a valid manifest, sorted by tag.
-
-    Models of other projects, which have no manifest, are ignored; an invalid manifest is logged. bentoml.models.list()
-    cannot be used, since it raises if a single model in the store is incomplete.
-    """
-    models = []
-    for path in sorted(root().glob(f"*/*/{manifest.FILE}")):
+    models, not_served = [], list(found.unreadable)
+    for path in found.manifests:
         try:
             model_manifest = manifest.load(path.parent)
             if folder_of(model_manifest.tag) != path.parent:
                 raise ManifestError(f"{path.parent}: the manifest belongs to another model, {model_manifest.tag}")
             models.append(PublishedModel(path.parent, model_manifest))
         except ManifestError as error:
-            logger.warning("not served: %s", error)
-    return models
+            cause = error.__cause__
+            not_served.append(unserved(path.parent, cause if isinstance(cause, PermissionError) else error))
+    for model in not_served:
+        logger.warning("not served: %s: %s", model.path, model.reason)
+    return Contents(tuple(models), tuple(not_served))
+
+
+def published() -> list[PublishedModel]:
+    """Return the published models with a valid manifest, sorted by tag; others are logged."""
+    return list(contents(survey()).models)
 
 
 @contextmanager
@@ -91,10 +151,14 @@ def add(files: Path, model_manifest: Manifest, stage: Path) -> Path:
     labels = {"architecture": model_manifest.architecture, "dataset": model_manifest.dataset}
     with bentoml.models.create(model_manifest.tag, labels=labels, _model_store=ModelStore(stage / "store")):
         pass  # `create` writes model.yaml; the other files, which may be large, are moved below
-    staged = stage / "store" / model_manifest.architecture / target.name
-    (staged / manifest.FILE).write_text(model_manifest.model_dump_json(indent=1))
-    for file in files.iterdir():
-        file.rename(staged / file.name)
+    registered = stage / "store" / model_manifest.architecture / target.name
+    (registered / manifest.FILE).write_text(model_manifest.model_dump_json(indent=1))
+    # BentoML's folder, and some files, are readable by their owner only; the server may run as another user.
+    staged = stage / "staged"
+    staged.mkdir()
+    mode = staged.stat().st_mode & 0o666  # as the umask wants it
+    for file in (*registered.iterdir(), *files.iterdir()):
+        file.rename(staged / file.name).chmod(mode)
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         target.rename(stage / "replaced")

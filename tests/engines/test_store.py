@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +18,11 @@ import pytest
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.models import ModelStore
 
-from engines.published import manifest, store
+from engines.measured import records
+from engines.published import files, manifest, store
 from engines.published.manifest import ManifestError
 from engines.published.store import PublishedModel
+from engines.runtimes import cache
 from tests.serving import ROOT
 
 # Adds the model in argv[1] to the store, and is killed by SIGKILL just before its argv[2]th change to a file.
@@ -126,6 +129,100 @@ def test_models_of_others_and_broken_models_are_ignored(
 def test_a_missing_store_has_no_models(home: Path) -> None:
     (home / "models").rmdir()
     assert store.published() == []
+
+
+@pytest.fixture
+def umask() -> Iterator[None]:
+    """Restore the umask after a test that changes it."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("umask")
+@pytest.mark.parametrize(("mask", "folder", "file"), [(0o022, 0o755, 0o644), (0o027, 0o750, 0o640), (0, 0o777, 0o666)])
+def test_what_is_published_has_the_modes_that_the_umask_leaves(
+    lenet5: PublishedModel, home: Path, mask: int, folder: int, file: int
+) -> None:
+    os.umask(mask)
+    with store.staging() as stage:
+        shutil.copytree(lenet5.folder, stage / "files", ignore=shutil.ignore_patterns(manifest.FILE, "model.yaml"))
+        for path in (stage / "files").iterdir():
+            path.chmod(0o600)  # as some libraries, and earlier versions of this project, write them
+        entry = store.add(stage / "files", lenet5.manifest, stage)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (entry, *entry.iterdir(), entry.parent / "latest")}
+    assert modes.pop(entry.name) == folder
+    assert modes.keys() >= {manifest.FILE, manifest.WEIGHTS, manifest.VERIFICATION, "model.yaml", "latest"}
+    assert set(modes.values()) == {file}
+
+
+@pytest.mark.usefixtures("umask")
+def test_a_file_has_the_mode_that_the_umask_leaves_and_a_replaced_file_keeps_its_own(
+    lenet5: PublishedModel, home: Path
+) -> None:
+    os.umask(0o027)
+    path = home / "file"
+    files.write(path, b"1")
+    assert path.stat().st_mode & 0o777 == 0o640
+    path.chmod(0o604)
+    files.write(path, b"2")
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"2", 0o604)
+    records.keep(lenet5, "openvino", "fp32")
+    cache.keep(cache.path_of(["key"]), b"compiled", [home / "convserve-engines" / "other"])
+    written = [*home.glob("convserve-records/*.json"), *home.glob("convserve-engines/*")]
+    assert [path.stat().st_mode & 0o777 for path in written] == [0o640] * 3
+
+
+# Looks at the store as another user than the one that published; a user who is not root has lost the right already.
+STRANGER = """
+import asyncio, json, logging, os
+import httpx
+from engines.published import store
+from service.application import create_application
+from service.context import make_context
+from service.settings import Settings
+
+logging.basicConfig(format="%(message)s")
+store.root()
+if os.getuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+
+async def main():
+    server = make_context(Settings(access_log=False))
+    transport = httpx.ASGITransport(create_application(server))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        answer = (await client.get("/models/lenet5")).json()
+        refused = (await client.post("/classify?model=lenet5", content=b"")).json()
+        print(json.dumps([answer["models"], answer["unserved"], refused["detail"]]))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("shut", ["lenet5/VERSION", "lenet5/VERSION/manifest.json", "lenet5", ""])
+def test_another_user_is_told_what_cannot_be_read(lenet5: PublishedModel, shut: str) -> None:
+    version = lenet5.folder.name
+    with tempfile.TemporaryDirectory() as folder:  # not in pytest's own folder, which nobody else may enter
+        home = Path(folder)
+        home.chmod(0o755)
+        shutil.copytree(lenet5.folder, home / "models" / "lenet5" / version)
+        (home / "models" / "somebody" / "elses").mkdir(parents=True, mode=0)
+        path = home / "models" / shut.replace("VERSION", version)
+        path.chmod(0)
+        environment = os.environ | {"BENTOML_HOME": folder}
+        command = [sys.executable, "-c", STRANGER]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        path.chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    served, unserved, refused = json.loads(done.stdout)
+    name = {"": "the model store", "lenet5": "lenet5"}.get(shut, lenet5.manifest.tag)
+    remedy = "cannot be read: Permission denied; `chmod -R a+rX` lets every user read"
+    assert (served, unserved) == ([], [f"{name}: {remedy}"])
+    assert f"lenet5 has no published weights for mnist5k; {name}: {remedy}" in refused
+    log = [line for line in done.stderr.splitlines() if "not served" in line]
+    assert f"not served: {str(path).removesuffix('/manifest.json')}: {remedy}" in log
 
 
 def edit_manifest(folder: Path, **changes: object) -> None:
