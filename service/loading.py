@@ -6,20 +6,20 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Literal
 
 from engines.measured import records
 from engines.measured.memory import resident_mb
-from engines.measured.records import EngineRecord
+from engines.measured.records import EngineRecord, Speed
 from engines.measured.select_engine import choose
 from engines.published import manifest
 from engines.published.manifest import Manifest, ManifestError
 from engines.published.store import PublishedModel
 from engines.runtimes.engine import Engine, EngineError
-from engines.runtimes.registry import Runtime, open_engine
-from service.cost import cost_of
+from engines.runtimes.registry import EngineSpec, open_engine
+from service.cost import BatchCost, cost_of
 from service.errors import Problem
 from service.scheduler import EngineQueue
 from service.schema import Status
@@ -36,10 +36,14 @@ class Busy(Exception):
 
 @dataclass(eq=False)
 class Slot:
-    """State of one engine of a model. While the engine is loaded, `queue` is its queue and `memory_mb` its memory."""
+    """State of one engine of a model. While the engine is loaded, `queue` is its queue and `memory_mb` its memory.
+
+    `spec` is the engine that the records chose when the engine was loaded, or when a better one was last looked for.
+    """
 
     status: Status = "published"
     queue: EngineQueue | None = None
+    spec: EngineSpec | None = None
     error: str | None = None
     loading: asyncio.Task[EngineQueue] | None = None
     failures: int = 0
@@ -112,10 +116,7 @@ class Loader:
         """
         if precision and precision == self._chosen_precision(model):
             precision = None
-        if precision and precision not in model.manifest.precisions:
-            tag, precisions = model.manifest.tag, model.manifest.precisions
-            detail = f"{tag} is published in {', '.join(precisions)}, not in {precision}"
-            raise Problem(409, "no_precision", detail, near=precisions)
+        check_precision(model, precision)
         slot = model.slots.setdefault(precision, Slot())
         slot.used_at = time.monotonic()
         if slot.queue:
@@ -130,7 +131,58 @@ class Loader:
         """Return the precision of the default engine, loaded or not."""
         if model.chosen.queue:
             return model.chosen.queue.engine.precision
-        return choose(model.records, self._settings.runtime, self._settings.precision).precision
+        return self._choice(model, None).precision
+
+    def _choice(self, model: ServedModel, precision: str | None) -> EngineSpec:
+        """Return the engine that the records choose for a requested precision, or for none."""
+        return choose(model.records, self._settings.runtime, precision or self._settings.precision)
+
+    async def renew(self, model: ServedModel) -> None:
+        """Replace each loaded engine of a model that the records no longer choose, without a failed request.
+
+        The new engine is loaded beside the old one, which answers until then. If the memory budget has no room for
+        both, or the new engine cannot be opened, the old one stays, and the log says so.
+        """
+        for precision, slot in list(model.slots.items()):
+            choice = self._choice(model, precision)
+            if not slot.queue or slot.loading:
+                continue
+            if choice == slot.spec:
+                self._renew_cost(model, slot.queue, choice)
+                continue
+            slot.spec = choice
+            if not self._fits(self._need_mb(model, precision)):
+                tag = model.manifest.tag
+                logger.warning("%s keeps its engine: CONVSERVE_MEMORY_MB has no room for the faster beside it", tag)
+                continue
+            slot.loading = asyncio.create_task(self._replace(model, slot, precision))
+            with suppress(Problem):  # the error is logged
+                await asyncio.shield(slot.loading)
+
+    def _renew_cost(self, model: ServedModel, queue: EngineQueue, spec: EngineSpec) -> None:
+        """Let a new benchmark predict the times of an engine that stays loaded."""
+        opened = (queue.engine.runtime, queue.engine.precision) == (spec.runtime, spec.precision)
+        if opened and any(spec == spec_of(speed) for record in model.records for speed in record.speeds):
+            queue.cost = self._cost(model, queue.engine, spec)
+
+    async def _replace(self, model: ServedModel, slot: Slot, precision: str | None) -> EngineQueue:
+        """Load the chosen engine, and let the slot serve from it. Raises Problem 503 if the engine cannot be loaded."""
+        tag = model.manifest.tag
+        try:
+            queue, slot.spec, slot.memory_mb = await self._opened(model, precision)
+        except Exception as error:  # the old engine goes on
+            logger.error("%s keeps its engine: %s", tag, error)
+            detail = f"{tag} cannot be loaded: {error}"
+            raise Problem(503, "not_loadable", detail, headers={"Retry-After": "1"}) from error
+        finally:
+            slot.loading = None
+        slot.loaded(queue)
+        engine = queue.engine
+        logger.info("%s is served on %s, %s from now on, by its new records", tag, engine.runtime, engine.precision)
+        same = model.slots.get(engine.precision)
+        if precision is None and same and not same.loading:
+            same.release()  # requests for this precision get the default engine from now on
+        return queue
 
     def unload(self, model: ServedModel) -> None:
         """Unload a model's engines; queued requests are still answered. Raises Problem 409 while one is loading."""
@@ -140,17 +192,10 @@ class Loader:
             slot.release()
 
     async def _load(self, model: ServedModel, slot: Slot, precision: str | None) -> EngineQueue:
-        tag, settings = model.manifest.tag, self._settings
-        named, batches = precision or settings.precision, [1] if precision else settings.warm_batches
+        tag = model.manifest.tag
         slot.status = "loading"
         try:
-            async with self._one_at_a_time:
-                need_mb = self._need_mb(model, precision)
-                self._make_room(need_mb)
-                before_mb = resident_mb()
-                queue = await asyncio.to_thread(self._open, model, named, batches)
-                # The growth can be too small, where the process reuses memory that it had freed.
-                slot.memory_mb = max(resident_mb() - before_mb, need_mb)
+            queue, slot.spec, slot.memory_mb = await self._opened(model, precision)
         except Busy as error:
             slot.status = "published"
             detail = f"{tag} cannot be loaded now: {error}"
@@ -166,6 +211,18 @@ class Loader:
         model.proven = True
         logger.info("%s is ready on %s, %s", tag, queue.engine.runtime, queue.engine.precision)
         return queue
+
+    async def _opened(self, model: ServedModel, precision: str | None) -> tuple[EngineQueue, EngineSpec, float]:
+        """Make room for the chosen engine, open it in a thread; return its queue, the choice and its memory in MB."""
+        settings = self._settings
+        named, batches = precision or settings.precision, [1] if precision else settings.warm_batches
+        async with self._one_at_a_time:
+            need_mb = self._need_mb(model, precision)
+            self._make_room(need_mb)
+            before_mb = resident_mb()
+            queue, spec = await asyncio.to_thread(self._open, model, named, batches)
+            # The growth can be too small, where the process reuses memory that it had freed.
+            return queue, spec, max(resident_mb() - before_mb, need_mb)
 
     def _make_room(self, need_mb: float) -> None:
         """Unload the least recently used idle engines until `need_mb` more fits into the memory budget.
@@ -192,7 +249,7 @@ class Loader:
 
     def _need_mb(self, model: ServedModel, precision: str | None) -> float:
         """Return the memory of an engine in MB: as measured on this machine, else estimated from its file's size."""
-        spec = choose(model.records, self._settings.runtime, precision or self._settings.precision)
+        spec = self._choice(model, precision)
         engine = (spec.runtime, spec.precision)
         speeds = [
             speed for record in model.records for speed in record.speeds if (speed.runtime, speed.precision) == engine
@@ -202,23 +259,42 @@ class Loader:
         graph = model.manifest.files.get(manifest.GRAPHS.get(spec.precision, manifest.ONNX))
         return graph.bytes / 1e6 * FILE_TIMES if graph else 0.0
 
-    def _open(self, model: ServedModel, precision: str, batches: Sequence[int]) -> EngineQueue:
-        """Open the selected engine; if `auto` selected one that cannot be opened, fall back to OpenVINO."""
-        settings, model.records = self._settings, records.find_all(model.published)
+    def _open(self, model: ServedModel, precision: str, batches: Sequence[int]) -> tuple[EngineQueue, EngineSpec]:
+        """Open the chosen engine, and return its queue and the choice.
 
-        def opened(runtime: Runtime | Literal["auto"]) -> EngineQueue:
-            spec = choose(model.records, runtime, precision)
+        If `auto` chose an engine that cannot be opened, the queue is that of an engine on OpenVINO.
+        """
+        settings, model.records = self._settings, records.find_all(model.published)
+        choice = choose(model.records, settings.runtime, precision)
+
+        def opened(spec: EngineSpec) -> EngineQueue:
             engine = open_engine(model.published, spec, batches, settings.max_batch)
-            shape = model.manifest.preprocess.shape
-            return EngineQueue(engine, cost_of(engine, spec, model.records, shape, settings.max_batch))
+            return EngineQueue(engine, self._cost(model, engine, spec))
 
         try:
-            return opened(settings.runtime)
+            return opened(choice), choice
         except EngineError as error:
-            if settings.runtime != "auto" or choose(model.records, "auto", precision).runtime == "openvino":
+            if settings.runtime != "auto" or choice.runtime == "openvino":
                 raise
             logger.warning("%s falls back to openvino: %s", model.manifest.tag, error)
-        return opened("openvino")
+        return opened(choose(model.records, "openvino", precision)), choice
+
+    def _cost(self, model: ServedModel, engine: Engine, spec: EngineSpec) -> BatchCost:
+        """Return the predicted cost of an engine, from its benchmark or from timing the engine now."""
+        return cost_of(engine, spec, model.records, model.manifest.preprocess.shape, self._settings.max_batch)
+
+
+def spec_of(speed: Speed) -> EngineSpec:
+    """Return the engine of a row of a benchmark."""
+    return EngineSpec(speed.runtime, speed.precision, speed.streams, speed.threads)
+
+
+def check_precision(model: ServedModel, precision: str | None) -> None:
+    """Raise Problem 409 `no_precision` if a model was not published in a precision."""
+    if precision and precision not in model.manifest.precisions:
+        tag, precisions = model.manifest.tag, model.manifest.precisions
+        detail = f"{tag} is published in {', '.join(precisions)}, not in {precision}"
+        raise Problem(409, "no_precision", detail, near=precisions)
 
 
 def not_loadable(model: ServedModel, slot: Slot) -> Problem:

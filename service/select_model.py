@@ -74,12 +74,18 @@ def choose_model(
     """Return the most accurate model expected to answer within `max_latency_ms`, or without it the fastest model.
 
     Only models with at least `min_accuracy` count. Raises Problem 422 if both parameters are None or no model could
-    ever qualify, Problem 503 if no model is loaded, and Overloaded if no model is fast enough at the current load.
+    ever qualify, Problem 409 if all published models are of other data sets, Problem 503 if no model is loaded, and
+    Overloaded if no model is fast enough at the current load.
     """
     if max_latency_ms is None and min_accuracy is None:
         raise Problem(422, "invalid_parameter", "model=auto needs max_latency_ms or min_accuracy")
     known = options(server, dataset)
     if not known:
+        datasets = sorted(server.catalog.datasets - {dataset})
+        if dataset not in server.catalog.datasets and datasets:
+            near = [f"{AUTO}@{name}" for name in datasets]
+            detail = f"no published model is of {dataset}; there are {', '.join(near)}"
+            raise Problem(409, "no_weights", detail, near=near)
         detail = f"no loaded model of {dataset} has a known accuracy"
         raise Problem(503, "no_choice", detail, headers={"Retry-After": "1"})
     best = max(known, key=lambda option: option.accuracy.top1)

@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"models", "engines", "training", "service", "loadtest", "tests"}
-PLAIN = {"models.card", "models.cost"}  # data without torch, which service, and in part engines, share with models
+# Plain code without torch, which service, and in part engines, share with models.
+PLAIN = {"models.card", "models.cost", "models.names"}
 MAY_IMPORT = {
     "models": {"models"},
     "engines": {"engines", "models.cost"},

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Literal
 
@@ -17,7 +18,7 @@ from service.context import ServerContext, Shared, problems
 from service.errors import Problem, as_problem
 from service.images import FORMATS
 from service.inference import answers, deadline_of
-from service.loading import ServedModel
+from service.loading import ServedModel, check_precision
 from service.scheduler import EngineQueue
 from service.select_model import AUTO, accuracy_of, choose_model
 
@@ -76,7 +77,7 @@ router = APIRouter()
 async def classify(request: Request, server: Shared, query: Annotated[ClassifyQuery, Query()]) -> Response:
     """Classify one image: the body is the image itself, or a form with a part `image`."""
     async with asyncio.timeout_at(deadline_of(server, query.deadline_ms)) as until:
-        model, choice = model_for(server, query)
+        model, choice = await server.catalog.fresh(lambda: model_for(server, query))
         request.state.tag = model.manifest.tag
         queue = await server.catalog.loader.queue(model, query.precision)
         with queue.in_use():
@@ -95,10 +96,12 @@ def model_for(server: ServerContext, query: ClassifyQuery) -> tuple[ServedModel,
     if name == AUTO:
         if query.precision:
             raise Problem(422, "invalid_parameter", "with model=auto the server chooses the precision too")
-        return choose_model(server, dataset or server.settings.dataset, query.max_latency_ms, query.min_accuracy)
+        return choose_model(server, server.catalog.dataset(dataset), query.max_latency_ms, query.min_accuracy)
     if query.max_latency_ms is not None or query.min_accuracy is not None:
         raise Problem(422, "invalid_parameter", "max_latency_ms and min_accuracy are for model=auto")
-    return server.catalog.find(query.model), None
+    model = server.catalog.find(query.model)
+    check_precision(model, query.precision)
+    return model, None
 
 
 @router.post(
@@ -126,7 +129,7 @@ async def compare(
     if "" in names:
         raise Problem(422, "invalid_parameter", "models: a name is empty; the form is lenet5,resnet18")
     async with asyncio.timeout_at(deadline_of(server, deadline_ms)) as until:
-        rows = rows_of(server, names)
+        rows = await rows_of(server, names)
         with ExitStack() as held:
             loaded = await load_all(server, rows, held, until)
             results = await answers(server, request, [(model, queue) for _, model, queue in loaded], top_k, until)
@@ -155,12 +158,12 @@ class ComparedModel:
             logger.error("%s: %s", self.shown.model, error, exc_info=error)
 
 
-def rows_of(server: ServerContext, names: list[str]) -> list[ComparedModel]:
+async def rows_of(server: ServerContext, names: list[str]) -> list[ComparedModel]:
     """Return a row for each model that `names` name, and a failed row for each name without one."""
     rows: dict[str, ComparedModel] = {}
     for name in names:
         try:
-            model = server.catalog.find(name)
+            model = await server.catalog.fresh(partial(server.catalog.find, name))
         except Problem as problem:
             row = rows[name] = ComparedModel(None, schema.Compared(model=name))
             row.fail(problem)

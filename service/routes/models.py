@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Query
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from service import schema
@@ -21,20 +21,30 @@ router = APIRouter()
 @router.get("/models", responses=problems(401))
 async def models(server: Shared) -> list[schema.ModelSummary]:
     """Return every architecture with its published models."""
-    return [summary(server, card) for card in server.catalog.architectures.values()]
+    await server.catalog.rescan()
+    return [
+        summary(server, card, server.catalog.published(card.name)) for card in server.catalog.architectures.values()
+    ]
 
 
 @router.get("/models/{name}", responses=problems(401, 404))
 async def model_detail(name: str, server: Shared) -> schema.ModelSummary:
-    """Return one architecture with its published models."""
-    return summary(server, server.catalog.architecture(name))
+    """Return one architecture with its published models.
+
+    `name` is an architecture, `architecture@dataset` or a full tag; the last two restrict the published models.
+    """
+    await server.catalog.rescan()
+    return summary(server, *server.catalog.matching(name))
 
 
 @router.get("/models/{name}/complexity", responses=problems(401, 404))
 async def model_complexity(name: str, server: Shared) -> schema.ModelComplexity:
-    """Return the cost of a forward pass, in total and layer by layer."""
-    paper = server.catalog.architecture(name)
-    own = {model.manifest.tag: model.manifest.complexity for model in server.catalog.published(name)}
+    """Return the cost of a forward pass, in total and layer by layer.
+
+    `name` is an architecture, `architecture@dataset` or a full tag; the last two restrict the published models.
+    """
+    paper, published = await server.catalog.fresh(lambda: server.catalog.matching(name))
+    own = {model.manifest.tag: model.manifest.complexity for model in published}
     at_paper = (paper.input_shape, paper.classes)
     different = {tag: cost for tag, cost in own.items() if (cost.input_shape, cost.classes) != at_paper}
     return schema.ModelComplexity(paper=await asyncio.to_thread(with_layers, paper), models=different)
@@ -42,10 +52,13 @@ async def model_complexity(name: str, server: Shared) -> schema.ModelComplexity:
 
 @router.get("/models/{name}/latency", responses=problems(401, 404))
 async def model_latency(name: str, server: Shared) -> schema.ModelLatency:
-    """Return percentiles of recent requests by stage, and the benchmark of each engine."""
-    server.catalog.architecture(name)
+    """Return percentiles of recent requests by stage, and the benchmark of each engine.
+
+    `name` is an architecture, `architecture@dataset` or a full tag; the last two restrict the published models.
+    """
+    _, published = await server.catalog.fresh(lambda: server.catalog.matching(name))
     figures = {}
-    for model in server.catalog.published(name):
+    for model in published:
         requests, stages = server.metrics.percentiles(model.manifest.tag)
         benchmark = [speed for record in model.records for speed in record.speeds]
         figures[model.manifest.tag] = schema.Latency.model_validate(
@@ -54,13 +67,14 @@ async def model_latency(name: str, server: Shared) -> schema.ModelLatency:
     return schema.ModelLatency(models=figures)
 
 
-@router.get("/pareto", responses=problems(401))
-async def pareto(server: Shared, dataset: str | None = None) -> schema.Pareto:
+@router.get("/pareto", responses=problems(401, 404))
+async def pareto(server: Shared, requested: Annotated[str | None, Query(alias="dataset")] = None) -> schema.Pareto:
     """Return accuracy against multiply-accumulates, parameters and time, and the Pareto front of each.
 
-    `dataset` is the data set that the weights were trained on, by default the server's.
+    `dataset` is the data set that the weights were trained on, by default the server's, or the only one if no published
+    model is of the server's.
     """
-    dataset = dataset or server.settings.dataset
+    dataset = await server.catalog.fresh(lambda: server.catalog.dataset(requested))
     published = comparable(model for model in server.catalog.models.values() if model.manifest.dataset == dataset)
     points = [point for model in published if (point := pareto_point(server, model))]
     expected = {option.model.manifest.tag: option.expected_ms for option in options(server, dataset)}
@@ -114,7 +128,7 @@ async def admin(
 @router.post("/models/{name}/load", dependencies=[Depends(admin)], responses=problems(401, 403, 404, 409, 503))
 async def load(name: str, server: Shared) -> schema.PublishedModelSummary:
     """Load the default engine of a model, unless loaded already."""
-    model = server.catalog.find(name)
+    model = await server.catalog.fresh(lambda: server.catalog.find(name))
     await server.catalog.loader.queue(model)
     return published_model(model)
 
@@ -122,19 +136,16 @@ async def load(name: str, server: Shared) -> schema.PublishedModelSummary:
 @router.post("/models/{name}/unload", dependencies=[Depends(admin)], responses=problems(401, 403, 404, 409))
 async def unload(name: str, server: Shared) -> schema.PublishedModelSummary:
     """Unload all engines of a model; the next request for the model loads its engine again."""
-    model = server.catalog.find(name)
+    model = await server.catalog.fresh(lambda: server.catalog.find(name))
     server.catalog.loader.unload(model)
     return published_model(model)
 
 
-def summary(server: ServerContext, card: schema.ArchitectureCard) -> schema.ModelSummary:
-    """Return an architecture's card with its total cost and published models, without the layers."""
-    return schema.ModelSummary(**vars(card), models=published(server, card.name))
-
-
-def published(server: ServerContext, architecture: str) -> list[schema.PublishedModelSummary]:
-    """Return the published models of one architecture, with their load status."""
-    return [published_model(model) for model in server.catalog.published(architecture)]
+def summary(server: ServerContext, card: schema.ArchitectureCard, published: list[ServedModel]) -> schema.ModelSummary:
+    """Return an architecture's card with its total cost and the published models, without the layers."""
+    return schema.ModelSummary(
+        **vars(card), models=list(map(published_model, published)), unserved=server.catalog.unserved(card.name)
+    )
 
 
 def published_model(model: ServedModel) -> schema.PublishedModelSummary:

@@ -12,6 +12,8 @@ import pytest
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.models import ModelStore
 
+from engines.measured import records
+from engines.measured.records import Fidelity
 from engines.published import manifest
 from engines.published.store import PublishedModel
 from engines.runtimes.registry import EngineSpec
@@ -66,6 +68,7 @@ def loadable(lenet5: PublishedModel, tmp_path: Path) -> Iterator[None]:
         ("lenet5", {"pins": {"lenet5": "lenet5:mnist5k-aaaaaaaa"}}, "lenet5:mnist5k-aaaaaaaa"),
         ("lenet5@kuzushiji", {}, "lenet5:kuzushiji-cccccccc"),
         ("lenet5:mnist5k-aaaaaaaa", {}, "lenet5:mnist5k-aaaaaaaa"),
+        ("lenet5@", {}, "lenet5:mnist5k-bbbbbbbb"),
     ],
 )
 def test_a_name_means_these_weights(name: str, settings: dict[str, object], tag: str) -> None:
@@ -101,10 +104,52 @@ def test_the_command_of_a_409_can_work_for_every_architecture(digits: DataSet) -
 
 
 @pytest.mark.usefixtures("store")
-def test_other_data_sets_weights_are_never_taken_instead() -> None:
-    with pytest.raises(Problem, match="has no published weights for fashion") as raised:
-        Catalog(Settings(dataset="fashion")).find("lenet5")
-    assert raised.value.more["near"][0] == "lenet5:kuzushiji-cccccccc"
+def test_of_several_other_data_sets_none_is_taken_and_all_are_named() -> None:
+    catalog = Catalog(Settings(dataset="fashion"))
+    for name in ("lenet5", "lenet5@fashion"):
+        with pytest.raises(Problem, match="has no published weights for fashion") as raised:
+            catalog.find(name)
+        assert (raised.value.status, raised.value.code) == (409, "no_weights")
+        assert raised.value.more["near"] == ["lenet5@kuzushiji", "lenet5@mnist5k"]
+        assert "there are lenet5@kuzushiji, lenet5@mnist5k" in raised.value.detail
+    for name in raised.value.more["near"]:
+        assert catalog.find(name)
+
+
+def test_the_only_other_data_sets_weights_are_taken(lenet5: PublishedModel, tmp_path: Path) -> None:
+    with store_of(lenet5, tmp_path, [("imagenet", "a"), ("imagenet", "b")]):
+        catalog = Catalog(Settings())
+        assert catalog.find("lenet5").manifest.tag == "lenet5:imagenet-bbbbbbbb"
+        assert catalog.dataset(None) == "imagenet"  # of `auto` and /pareto
+        with pytest.raises(Problem) as raised:
+            catalog.find("lenet5@mnist5k")  # whoever names a data set gets this data set
+        assert (raised.value.status, raised.value.more["near"]) == (409, ["lenet5@imagenet"])
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("resnet20", "resnet20_cifar"),
+        ("rasnet20", "resnet20_cifar"),
+        ("ResNet-50", "resnet50"),
+        ("resnet_50", "resnet50"),
+        ("inceptionv3", "inception_v3"),
+        ("lenet", "lenet5"),
+        ("vgg", "vgg11"),
+        ("154", "senet154"),
+        ("densnet121", "densenet121"),
+        ("", None),
+        ("bogus", None),
+        ("resnet50" * 1000, None),
+    ],
+)
+def test_near_names_begin_alike_or_contain_the_name(name: str, first: str | None) -> None:
+    with pytest.raises(Problem, match="there is no model") as raised:
+        Catalog(Settings()).architecture(name)
+    near = raised.value.more["near"]
+    assert near[:1] == ([first] if first else [])
+    assert len(near) <= 3
+    assert len(raised.value.detail) < 300
 
 
 @pytest.mark.anyio
@@ -194,3 +239,59 @@ async def test_what_was_withdrawn_is_gone_and_what_is_published_again_stays_load
     assert goes not in catalog.models.values()
     assert catalog.models[stays.manifest.tag] is stays
     assert (stays.manifest.created.month, stays.chosen.status) == (2, "ready")
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("loadable")
+async def test_an_engine_that_the_records_no_longer_choose_is_replaced_if_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    choice = EngineSpec("null", "fp32")
+    monkeypatch.setattr("service.loading.choose", lambda records, runtime, precision: choice)
+    monkeypatch.setattr("service.loading.resident_mb", lambda: 0.0)
+    monkeypatch.setattr(Loader, "_need_mb", lambda self, model, precision: 100.0)
+    catalog = Catalog(Settings(load="first_use", memory_mb=250))
+    one, two, _ = catalog.models.values()
+    old = await catalog.loader.queue(one)
+    await catalog.loader.renew(one)
+    await catalog.loader.renew(two)
+    assert (one.chosen.queue, two.chosen.status) == (old, "published")  # nothing has changed; nothing is loaded
+    choice = EngineSpec("null", "fp32", streams=2)
+    with old.in_use():
+        await catalog.loader.renew(one)
+    new = one.chosen.queue
+    assert new not in {old, None}
+    assert one.chosen.memory_mb == 100
+    choice = EngineSpec("tensorrt_rtx", "fp16")
+    with caplog.at_level("ERROR"):
+        await catalog.loader.renew(one)
+    assert "keeps its engine: lenet5:first-" in caplog.text or "keeps its engine: there is no NVIDIA GPU" in caplog.text
+    assert (one.chosen.queue, one.chosen.status) == (new, "ready")
+    await catalog.loader.renew(one)  # what cannot be opened is not tried again
+    choice = EngineSpec("null", "fp32")
+    await catalog.loader.queue(two)
+    await catalog.loader.renew(one)
+    assert one.chosen.queue is new
+    assert "has no room for the faster beside it" in caplog.text
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("loadable")
+async def test_new_records_of_a_model_are_read_and_renew_its_engines_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    renewed: list[str] = []
+
+    async def renew(self: Loader, model: ServedModel) -> None:
+        renewed.append(model.manifest.dataset)
+
+    monkeypatch.setattr(Loader, "renew", renew)
+    catalog = Catalog(Settings(runtime="null"))
+    second = list(catalog.models.values())[1]
+    fidelity = Fidelity(images=1, top1=1, top5=1, torch_top1=1, agreement=1, logit_error=0)
+    records.keep(second.published, "openvino", "bf16", fidelity=fidelity)
+    catalog.scan()
+    await catalog.renew_all()
+    await catalog.renew_all()
+    assert renewed == ["second"]
+    assert fidelity in [record.fidelity for record in second.records]

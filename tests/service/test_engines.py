@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from engines.published.store import PublishedModel
 from tests.conftest import Run
 from tests.processor import INT8_OVERFLOWS
+from tests.service.test_lifecycle import classify, constant_load
 from tests.serving import ROOT, serving
 
 PRECISIONS = ("fp32", "int8")
@@ -61,6 +64,26 @@ def test_the_catalogue_lists_engines_and_the_fastest_faithful_one_serves(home: P
         assert latency["requests"] == 1 + len(PRECISIONS)
         rows = {(row["runtime"], row["precision"], row["batch"]) for row in latency["benchmark"]}
         assert rows == {("openvino", precision, batch) for precision in PRECISIONS for batch in (1, 8)}
+
+
+def test_a_running_server_takes_up_records_without_a_failed_request(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "models", tmp_path / "models")
+    with serving(BENTOML_HOME=str(tmp_path), CONVSERVE_SCAN_S="0.2") as (client, _), constant_load(client) as seen:
+        assert classify(client).json()["precision"] == "fp32"
+        shutil.copytree(home / "convserve-records", tmp_path / "convserve-records")
+        rates: dict[float, str] = {}
+        deadline = time.monotonic() + 30
+        while (answer := classify(client).json())["precision"] != rates.get(max(rates, default=0)):
+            assert time.monotonic() < deadline, (answer, rates)
+            rates = {
+                row["images_per_s"]: precision
+                for (_, precision), engine in engines(client).items()
+                for row in engine["benchmark"]
+                if row["batch"] == 8 and not engine["problem"]
+            }
+            time.sleep(0.1)
+        assert "fp32" in rates.values()
+        assert set(seen) == {200}
 
 
 @pytest.mark.parametrize(("runtime", "precision"), [("onnxruntime", "int8"), ("torch", "fp32")])
