@@ -37,7 +37,7 @@ def train_command(arguments: list[str]) -> None:
     parser.add_argument(
         "--recipe",
         choices=RECIPES,
-        help="the paper's, or one for all networks (default: quick for mnist5k, else paper)",
+        help="the paper's, or one for all networks (default: quick below 10,000 training images, else paper)",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="set a value of the recipe, such as lr=0.05"
@@ -117,9 +117,9 @@ def selected_names(parser: argparse.ArgumentParser, options: argparse.Namespace)
 
 def recipe_from(name: str, data: DataSet, options: argparse.Namespace) -> Recipe:
     """Return the recipe of an architecture and a data set, with the values that the command line sets."""
-    from training.recipes import as_json, override, recipe_of, shortened
+    from training.recipes import as_json, default_kind, override, recipe_of, shortened
 
-    recipe = recipe_of(ZOO[name], data, options.recipe or ("quick" if data.name == "mnist5k" else "paper"))
+    recipe = recipe_of(ZOO[name], data, options.recipe or default_kind(data))
     if options.epochs:
         recipe = shortened(recipe, options.epochs)
     values: dict[str, object] = {}

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import tempfile
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -148,6 +150,16 @@ def save(
             if path.name not in named:
                 path.unlink()
     return saved
+
+
+def saving_seconds(folder: Path, net: nn.Module, unfinished: tuple[Optimizer, GradScaler]) -> float:
+    """Return the seconds that writing a checkpoint's tensors takes on the disk of `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        started = time.perf_counter()
+        _write(Path(temporary) / "weights", net.state_dict())
+        _write(Path(temporary) / "optimizer", _state(*unfinished))
+        return time.perf_counter() - started
 
 
 def restore(folder: Path, checkpoint: Checkpoint, net: nn.Module) -> None:

@@ -26,6 +26,7 @@ from training.data import DataSet, load, sample_pixels
 from training.errors import CheckpointError
 from training.export import export
 from training.precisions import CALIBRATION_IMAGES, export_half, export_int8
+from training.significance import warnings
 
 VERIFICATION_IMAGES = 256
 TOLERANCE = 1e-3  # of the largest logit, between the engine and torch, both in fp32
@@ -71,6 +72,9 @@ def publish(folder: Path, precisions: Sequence[str] = ("fp32",), calibrate: str 
         store.add(out, describe(saved, accuracies, calibration, out), stage)
     measured = f"top-1 {accuracy.top1:.2%} of {accuracy.images} held-out images" if accuracy else "imported"
     print(f"published {tag}: {measured}")
+    if accuracy and data:
+        for warning in warnings(accuracy, data.held_out.targets):
+            print(f"WARNING: {warning}")
     return tag
 
 

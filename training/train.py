@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from engines.published.manifest import Accuracy
 from models.card import Architecture
 from training import checkpoint
 from training.checkpoint import Checkpoint, Epoch
@@ -19,6 +21,7 @@ from training.input import input_of
 from training.plot import curves
 from training.processes import Processes
 from training.recipes import Recipe, shortened
+from training.significance import warnings
 from training.trainer import PreparedData, Trainer, make_net
 
 LOG = "log.jsonl"
@@ -38,7 +41,8 @@ class TrainingRun(NamedTuple):
 class TrainingOptions:
     """Options of a training: continue its checkpoint, a budget in minutes, torch.compile.
 
-    With `max_minutes`, as many of the recipe's epochs are trained as fit, at least one; the schedule is shortened.
+    With `max_minutes`, as many of the recipe's epochs are trained as fit, at least one; the schedule is shortened. A
+    resumed training keeps its checkpoint's number of epochs.
     """
 
     resume: bool = False
@@ -68,7 +72,7 @@ def train(
     latest = checkpoint.load(out) if (out / checkpoint.FILE).exists() else None
     if options.max_minutes:
         known = latest.recipe.epochs if latest and latest.recipe else None
-        recipe = shortened(recipe, known or epochs_that_fit(options.max_minutes, net, recipe, prepared, processes))
+        recipe = shortened(recipe, known or epochs_that_fit(options.max_minutes, run, net, prepared, processes))
     title = f"{card.name} on {data.name}, seed {seed}"
     fields = {
         "architecture": card.name,
@@ -92,6 +96,7 @@ def train(
     if latest:
         checkpoint.restore(out, latest, net)
         checkpoint.restore_optimizer(out, latest, trainer.optimizer, trainer.scaler)
+    say(processes, introduction(run.card, data, recipe))
     if options.compiled:
         trainer.model = torch.compile(trainer.model)
 
@@ -104,6 +109,8 @@ def train(
         say(processes, describe(card.name, epochs, recipe))
         processes.wait()
     write_log_and_curves(out, title, epochs, processes)
+    for warning in warnings(Accuracy(top1=epochs[-1].top1, images=len(data.held_out)), data.held_out.targets):
+        say(processes, f"WARNING: {warning}")
     return checkpoint.load(out)
 
 
@@ -120,23 +127,39 @@ def write_log(out: Path, epochs: list[Epoch]) -> None:
 
 
 def epochs_that_fit(
-    max_minutes: float, net: nn.Module, recipe: Recipe, data: PreparedData, processes: Processes
+    max_minutes: float, run: TrainingRun, net: nn.Module, data: PreparedData, processes: Processes
 ) -> int:
     """Return how many of the recipe's epochs fit into `max_minutes`, at least one; the same in all processes.
 
-    The first process times a copy of the network, alone, so that `net` keeps its weights.
+    The first process times a copy of the network, alone, so that `net` keeps its weights. Steps, held-out images and
+    saving are timed, and the timing itself counts.
     """
 
-    def epoch_minutes() -> float:
-        return Trainer(copy.deepcopy(net), recipe, data, Processes(0, 1, processes.device)).epoch_minutes()
+    def fitting() -> int:
+        started = time.perf_counter()
+        trainer = Trainer(copy.deepcopy(net), run.recipe, data, Processes(0, 1, processes.device))
+        seconds = trainer.epoch_seconds()
+        seconds += checkpoint.saving_seconds(run.out, trainer.net, (trainer.optimizer, trainer.scaler))
+        epochs = int((60 * max_minutes - (time.perf_counter() - started)) / seconds)
+        if epochs < 1:
+            print(f"one epoch takes about {seconds / 60:.1f} minutes: one is trained, beyond --max-minutes", flush=True)
+        return max(1, min(run.recipe.epochs, epochs))
 
-    return max(1, min(recipe.epochs, int(max_minutes / processes.from_first(epoch_minutes))))
+    return processes.from_first(fitting)
 
 
 def say(processes: Processes, line: str) -> None:
     """Print a line in the first process only."""
     if processes.first:
         print(line, flush=True)
+
+
+def introduction(card: Architecture, data: DataSet, recipe: Recipe) -> str:
+    """Return the line to print before the first epoch: images, classes, and the recipe."""
+    return (
+        f"{card.name} on {data.name}: {len(data.train):,} images to train, {len(data.held_out):,} held out, "
+        f"{len(data.labels)} classes; batch {recipe.batch}, {recipe.epochs} epochs; recipe: {recipe.source}"
+    )
 
 
 def describe(name: str, epochs: list[Epoch], recipe: Recipe) -> str:

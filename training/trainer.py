@@ -207,8 +207,9 @@ class Trainer:
             images += batch.whole
             if step % 20 == 0:  # Reading a GPU's value waits for the GPU.
                 self.check_finite(self.processes.sum(total.clone()), number)
-        loss = float(self.processes.sum(total)) / images
+        self.processes.sum(total)
         self.check_finite(total, number)
+        loss = float(total) / images
         seconds = time.perf_counter() - started
         return Epoch(
             epoch=number,
@@ -244,11 +245,16 @@ class Trainer:
             right += (logits.argmax(1).cpu() == targets).sum()
         return float(self.processes.sum(right)) / len(held_out)
 
-    def epoch_minutes(self) -> float:
-        """Return the expected minutes of an epoch, from a few timed steps. The steps change the weights."""
-        self.net.train()
+    def epoch_seconds(self) -> float:
+        """Return the expected seconds of an epoch with its held-out images. The timed steps change the weights.
+
+        An epoch of few steps is timed whole, a longer one from its first steps.
+        """
         batches = self.data.batches
         ahead = batches.source.ahead
+        if len(batches) <= ahead + TIMED_STEPS:
+            return self.train_epoch(1).seconds
+        self.net.train()
         seconds: list[float] = []
         started = time.perf_counter()
         for batch in islice(batches.epoch(1), ahead + TIMED_STEPS):
@@ -257,7 +263,8 @@ class Trainer:
             if sum(seconds) > TIMED_SECONDS:
                 break
             started = time.perf_counter()
-        settled = seconds[ahead + 1 :] or seconds[-1:]
-        # A forward pass takes a third of a step, unless decoding takes longer.
+        settled = statistics.median(seconds[ahead + 1 :] or seconds[-1:])
+        # A forward pass takes a third of a step, unless decoding takes longer. Workers start anew for both halves.
         held_out_steps = len(self.data.held_out) / self.recipe.batch / (1 if ahead else 3)
-        return statistics.median(settled) * (len(batches) + held_out_steps) / 60
+        starts = 2 * max(0.0, seconds[0] - settled) if ahead else 0.0
+        return settled * (len(batches) + held_out_steps) + starts

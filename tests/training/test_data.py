@@ -222,7 +222,7 @@ def test_a_data_set_that_is_not_there(spec: str, message: str) -> None:
 
 def test_photos_are_trained_on_and_published(run: Run, photos: Path, tmp_path: Path) -> None:
     """The workers' path: pictures decoded and changed at random, the same twice."""
-    arguments = ["training", "resnet18", "--data", f"folder:{photos}", "--seed", "5", "--set", "edge=64"]
+    arguments = ["training", "resnet18", "--data", f"folder:{photos}", "--recipe", "paper", "--seed", "5", "--set", "edge=64"]
     arguments += ["--set", "batch=8", "--set", "lr=0.01", "--epochs", "1"]
     run(*arguments, "--out", tmp_path / "whole")
     run(*arguments, "--out", tmp_path / "again")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from models.stochastic_depth import StochasticBlock
 from models.zoo import ZOO
 from tests.training.small import trainer
-from training.data import DataSet, load
-from training.recipes import PAPERS, modern, paper, quick, recipe_of, shortened
+from training.data import DataSet, Images, load
+from training.recipes import PAPERS, Kind, default_kind, modern, paper, quick, recipe_of, shortened
+from training.recipes.small_data import for_few_images
 from training.trainer import learning_rate, make_net
 
 
@@ -114,3 +116,31 @@ def test_every_paper_has_a_recipe_that_says_its_source(name: str, digits: DataSe
 def make_meta(name: str) -> torch.nn.Module:
     with torch.device("meta"):
         return ZOO[name].build(10)
+
+
+@pytest.mark.parametrize("images", [2000, 4000, 1_281_167])
+def test_a_recipe_is_the_same_for_every_large_data_set(images: int, digits: DataSet) -> None:
+    for kind in ("paper", "quick", "modern"):
+        recipe = recipe_of(ZOO["resnet18"], digits, kind)
+        assert for_few_images(recipe, images) == recipe
+
+
+@pytest.mark.parametrize("images", [8, 54, 180, 1000])
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "inception_v3", "lenet5"])
+@pytest.mark.parametrize("kind", ["paper", "quick", "modern"])
+def test_few_images_get_steps_enough_at_a_lower_rate(images: int, name: str, kind: Kind, digits: DataSet) -> None:
+    large = recipe_of(ZOO[name], digits, kind)
+    few = for_few_images(large, images)
+    steps = max(1, images // few.batch)
+    assert steps >= 8 or few.batch == 8
+    assert steps * few.epochs >= 300
+    assert few.epochs >= large.epochs
+    power = 1 if few.optimizer in {"sgd", "nesterov"} else 0.5
+    assert few.lr / large.lr == pytest.approx((few.batch / large.batch) ** power)
+    assert few.source.endswith(f"; batch, rate and epochs for {images:,} training images")
+
+
+def test_the_default_recipe_follows_the_size_of_the_data(digits: DataSet) -> None:
+    assert default_kind(digits) == "quick"
+    many = Images(pictures=digits.train.pictures, targets=np.zeros(10_000, np.int64))
+    assert default_kind(replace(digits, train=many)) == "paper"

@@ -11,11 +11,25 @@ from training.recipes.modern import modern
 from training.recipes.papers import PAPERS
 from training.recipes.quick import quick
 from training.recipes.recipe import Recipe, as_json, override, shortened
+from training.recipes.small_data import for_few_images
 
-__all__ = ["PAPERS", "Recipe", "as_json", "modern", "override", "paper", "quick", "recipe_of", "shortened"]
+__all__ = [
+    "PAPERS",
+    "Kind",
+    "Recipe",
+    "as_json",
+    "default_kind",
+    "modern",
+    "override",
+    "paper",
+    "quick",
+    "recipe_of",
+    "shortened",
+]
 
 Kind = Literal["paper", "quick", "modern"]
 WRITING = {"mnist5k", "mnist"}  # a mirrored digit is another sign
+QUICK_BELOW = 10_000  # training images; the papers' recipes are for more
 
 
 def paper(card: Architecture, data: DataSet) -> Recipe:
@@ -24,6 +38,11 @@ def paper(card: Architecture, data: DataSet) -> Recipe:
 
 
 def recipe_of(card: Architecture, data: DataSet, kind: Kind) -> Recipe:
-    """Return the recipe of this kind for an architecture and `data`; digits are never mirrored."""
+    """Return the recipe of this kind for an architecture, adapted to few images; digits are never mirrored."""
     recipe = {"paper": paper, "quick": quick, "modern": modern}[kind](card, data)
-    return replace(recipe, flip=recipe.flip and data.name not in WRITING)
+    return for_few_images(replace(recipe, flip=recipe.flip and data.name not in WRITING), len(data.train))
+
+
+def default_kind(data: DataSet) -> Kind:
+    """Return the kind of recipe that suits the size of a data set."""
+    return "quick" if len(data.train) < QUICK_BELOW else "paper"

@@ -29,7 +29,7 @@ def needs_low_rate(card: Architecture) -> bool:
 
 
 def modern(card: Architecture, data: DataSet) -> Recipe:
-    """Return the modern recipe for an architecture; networks with ReLUs and without batch norm get a lower learning rate."""
+    """Return the modern recipe for an architecture, with a lower rate for ReLUs without batch norm."""
     recipe = Recipe(
         source="torchvision's training recipe of 2021 (pytorch.org/blog/how-to-train-state-of-the-art-models-using-"
         "torchvision-latest-primitives), without its mixup, cutmix, random erasing, weight averaging and 600 epochs",
