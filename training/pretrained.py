@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import timm
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor
 from torchvision.models import get_model_weights
@@ -25,6 +21,7 @@ from training.data import DataSet
 from training.errors import CheckpointError
 from training.input import Input, input_of
 from training.recipes import paper
+from training.state_dict import fit, read, unwrapped
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -123,25 +120,6 @@ def download(card: Architecture) -> dict[str, Tensor]:
         ) from error
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from a safetensors file or torch's own format. Raises CheckpointError for any other contents.
-
-    Torch's format is read with `weights_only`, so that a file cannot run code.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"{path} holds more than weights, or none: it was not loaded") from error
-    state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path} holds no state dict")
-    return state
-
-
 def import_weights(name: str, file: Path | None, data: DataSet | None, out: Path) -> Checkpoint:
     """Make a checkpoint of published weights, or of the weights in `file`.
 
@@ -160,14 +138,12 @@ def import_weights(name: str, file: Path | None, data: DataSet | None, out: Path
         print(f"{offer.name}: {offer.licence}\n{offer.source}")
         network_input, labels, name_of_data, spec = offer.input, offer.labels, "imagenet", "imagenet"
         imported = of_file(file) if file else of_offer(offer)
-    state = read(file) if file else download(card)
     net = ZOO[name].build(len(labels))
-    if card.weights and not state.keys() <= net.state_dict().keys():
+    own = net.state_dict().keys()
+    state = unwrapped(read(file), own) if file else download(card)
+    if card.weights and not state.keys() <= own:
         state = card.weights.translate(state)
-    try:
-        net.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(f"{file or imported.name} does not fit {name}: {error}") from error
+    fit(net, state, f"{file or imported.name} does not fit {name} with {len(labels)} classes")
     fields = {
         "architecture": name,
         "dataset": name_of_data,

@@ -222,8 +222,8 @@ def test_a_data_set_that_is_not_there(spec: str, message: str) -> None:
 
 def test_photos_are_trained_on_and_published(run: Run, photos: Path, tmp_path: Path) -> None:
     """The workers' path: pictures decoded and changed at random, the same twice."""
-    arguments = ["training", "resnet18", "--data", f"folder:{photos}", "--recipe", "paper", "--seed", "5", "--set", "edge=64"]
-    arguments += ["--set", "batch=8", "--set", "lr=0.01", "--epochs", "1"]
+    arguments = ["training", "resnet18", "--data", f"folder:{photos}", "--recipe", "paper", "--seed", "5"]
+    arguments += ["--set", "edge=64", "--set", "batch=8", "--set", "lr=0.01", "--epochs", "1"]
     run(*arguments, "--out", tmp_path / "whole")
     run(*arguments, "--out", tmp_path / "again")
     saved = checkpoint.load(tmp_path / "whole")
