@@ -8,11 +8,11 @@ from pathlib import Path
 
 import locust  # noqa: F401 (imported first, because locust patches sockets and ssl for gevent)
 
-from loadtest.options import add_models, names, server_parser
+from loadtest.options import RESULTS, add_models, names, server_parser, server_under_test
 from loadtest.peers.command import peers_command
 from loadtest.traffic import ScenarioError
 
-RESULTS = Path("sweep.jsonl")
+SWEEP = RESULTS / "sweep.jsonl"
 
 
 def sweep_command(arguments: list[str]) -> None:
@@ -28,12 +28,10 @@ def sweep_command(arguments: list[str]) -> None:
     parser.add_argument("--p99-ms", type=float, default=100, help="bound of the p99 (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=6, help="of the search for the rate (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=1, help="over all engines in turn (default: %(default)s)")
-    parser.add_argument(
-        "--out", type=Path, default=RESULTS, help="results; those there are kept (default: %(default)s)"
-    )
+    parser.add_argument("--out", type=Path, default=SWEEP, help="results; those there are kept (default: %(default)s)")
     options = parser.parse_args(arguments)
     plan = SweepPlan(
-        host=options.host,
+        server=server_under_test(options),
         models=options.models,
         precisions=options.precisions or [None],
         images=options.images,
@@ -63,8 +61,8 @@ def report_command(arguments: list[str]) -> None:
     from loadtest.report.page import write_report
 
     parser = argparse.ArgumentParser("python -m loadtest report", description=report_command.__doc__)
-    parser.add_argument("results", type=Path, nargs="?", default=RESULTS, help="default: %(default)s")
-    parser.add_argument("--out", type=Path, default=Path("report"), help="folder (default: %(default)s)")
+    parser.add_argument("results", type=Path, nargs="?", default=SWEEP, help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=RESULTS / "report", help="folder (default: %(default)s)")
     options = parser.parse_args(arguments)
     write_report(options.results, options.out)
     print(f"wrote {options.out / 'index.html'}")
@@ -77,7 +75,7 @@ def smoke_command(arguments: list[str]) -> None:
     parser = server_parser("smoke", smoke_command.__doc__)
     add_models(parser)
     options = parser.parse_args(arguments)
-    smoke(options.host, options.models, options.images)
+    smoke(server_under_test(options), options.models, options.images)
 
 
 def promises_command(arguments: list[str]) -> None:
@@ -90,7 +88,8 @@ def promises_command(arguments: list[str]) -> None:
     parser.add_argument("--seconds", type=float, default=30, help="of the flood; overload takes twice (default: 30)")
     parser.add_argument("--requests", type=int, default=0, help="of the endurance run (default: none)")
     options = parser.parse_args(arguments)
-    promises(options.host, options.light, options.heavy, options.images, options.seconds, options.requests)
+    server = server_under_test(options)
+    promises(server, options.light, options.heavy, options.images, options.seconds, options.requests)
 
 
 COMMANDS = {

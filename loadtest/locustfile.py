@@ -20,6 +20,7 @@ from locust.runners import MasterRunner, WorkerRunner
 
 from loadtest.load_run import ClassifyUser, LoadRun
 from loadtest.scenarios import SCENARIOS
+from loadtest.server import API_KEY, API_KEY_HELP, server_of
 from loadtest.tally import Tally
 from loadtest.traffic import ScenarioError, make_traffic, path_of, read_weights
 
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 def add_options(parser: LocustArgumentParser, **_: Any) -> None:
     """Add the options of this file to Locust's command line and page."""
+    parser.add_argument("--api-key", env_var=API_KEY, default="", help=API_KEY_HELP, include_in_web_ui=False)
     parser.add_argument("--models", default="lenet5", help="names, or names and weights: vgg19=1,lenet5=20")
     parser.add_argument("--precision", default="", help="precision of all models (default: the server's choice)")
     parser.add_argument("--images", default="images/mnist5k", help="folder of images, a sub-folder a label")
@@ -78,11 +80,13 @@ def make_run(environment: Environment) -> LoadRun:
         raise ScenarioError("--host is missing")
     if not options.rate > 0:
         raise ScenarioError(f"--rate must be more than 0, not {options.rate:g}")
+    server = server_of(environment.host, options.api_key)
+    environment.host = server.url
     process = runner.worker_index if isinstance(runner, WorkerRunner) else 0
     weights, precision = read_weights(options.models), options.precision or None
-    traffic = make_traffic(environment.host, weights, Path(options.images), process, precision)
+    traffic = make_traffic(server, weights, Path(options.images), process, precision)
     path, rate = path_of("{model}", precision), options.rate / options.num_users
-    run = LoadRun(SCENARIOS[options.scenario], traffic, path, rate=rate, seed=process)
+    run = LoadRun(SCENARIOS[options.scenario], traffic, path, server.headers, rate=rate, seed=process)
     run.seconds = options.run_time or run.seconds
     run.workers = runner.worker_count if isinstance(runner, MasterRunner) else 0
     return run

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
+
+from loadtest.server import API_KEY, API_KEY_HELP, Server, server_of
 
 HOST = "http://localhost:3000"
 IMAGES = Path("images/mnist5k")
+RESULTS = Path("results")  # folder of files that commands write, unless another is named
 
 
 def server_parser(command: str, description: str | None) -> argparse.ArgumentParser:
-    """Return a parser for `python -m loadtest COMMAND` with --host and --images."""
+    """Return a parser for `python -m loadtest COMMAND` with --host, --api-key and --images."""
     parser = argparse.ArgumentParser(f"python -m loadtest {command}", description=description)
     parser.add_argument("--host", default=HOST, help="address of the server (default: %(default)s)")
+    parser.add_argument("--api-key", default=os.environ.get(API_KEY), help=API_KEY_HELP)
     parser.add_argument("--images", type=Path, default=IMAGES, help="folder of images (default: %(default)s)")
     return parser
+
+
+def server_under_test(options: argparse.Namespace) -> Server:
+    """Return the server that --host and --api-key name. Raises ScenarioError if there can be no such server."""
+    return server_of(options.host, options.api_key)
 
 
 def add_models(parser: argparse.ArgumentParser, default: str = "lenet5", note: str = "") -> None:

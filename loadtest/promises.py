@@ -16,6 +16,7 @@ from geventhttpclient import HTTPClient
 
 from loadtest import markdown
 from loadtest.scenarios import SCENARIOS, arrivals
+from loadtest.server import Server
 from loadtest.server_info import usage
 from loadtest.tally import histogram, micro
 from loadtest.traffic import ScenarioError, path_of, probe, read_images
@@ -72,27 +73,26 @@ def percentile_ms(durations: list[float], percentile: float) -> float:
 class ModelClient:
     """Client that sends requests for one model over connections that stay open."""
 
-    def __init__(self, host: str, name: str, images: list[bytes], query: str = "") -> None:
-        """Prepare a client for `host`; `query`, such as `&deadline_ms=100`, is appended to each request."""
-        self.host, self.name, self.images = host, name, images
-        address = urlsplit(host)
-        self._client = HTTPClient(
-            address.hostname or host,
-            address.port,
+    def __init__(self, server: Server, name: str, images: list[bytes], query: str = "") -> None:
+        """Prepare a client; `query`, such as `&deadline_ms=100`, is appended to each request."""
+        self.server, self.name, self.images = server, name, images
+        self._client = HTTPClient.from_url(
+            server.url,
+            headers=dict(server.headers),
             concurrency=CONNECTIONS,
             connection_timeout=TIMEOUT_S,
             network_timeout=TIMEOUT_S,
         )
-        self._path = path_of(name) + query
+        self._path = urlsplit(server.url).path + path_of(name) + query
         self._next_images: Iterator[bytes] = itertools.cycle(images)
 
     def check(self) -> None:
         """Raise ScenarioError if the model is not served."""
-        probe(self.host, path_of(self.name), self.images[0])
+        probe(self.server, path_of(self.name), self.images[0])
 
     def resident_mb(self) -> float:
         """Return the resident memory of the server in MB."""
-        return usage(self.host, self.name).resident_bytes / 1e6
+        return usage(self.server, self.name).resident_bytes / 1e6
 
     def send(self, outcome: Outcome) -> None:
         """Send one request and add its result to `outcome`."""
@@ -146,10 +146,10 @@ class ModelClient:
         return outcome.end(started)
 
 
-def promises(host: str, light: str, heavy: str, folder: Path, seconds: float, requests: int) -> None:
+def promises(server: Server, light: str, heavy: str, folder: Path, seconds: float, requests: int) -> None:
     """Run all three tests and print their outcomes. Raises ScenarioError if a model is not served."""
     images = [image.body for image in read_images(folder)]
-    light_client, heavy_client = (ModelClient(host, name, images) for name in (light, heavy))
+    light_client, heavy_client = (ModelClient(server, name, images) for name in (light, heavy))
     for client in (light_client, heavy_client):
         client.check()
     fairness(light_client, heavy_client, seconds)
@@ -176,7 +176,7 @@ def overload(client: ModelClient, seconds: float) -> None:
     capacity = client.closed(IN_FLIGHT, seconds / 2).rate
     before_mb = client.resident_mb()
     deadline_ms = max(1000.0, 1000 * 2 * IN_FLIGHT / capacity)
-    hurried = ModelClient(client.host, client.name, client.images, f"&deadline_ms={deadline_ms:.0f}")
+    hurried = ModelClient(client.server, client.name, client.images, f"&deadline_ms={deadline_ms:.0f}")
     outcome = hurried.poisson(OVERLOAD * capacity, 2 * seconds)
     grown_mb = client.resident_mb() - before_mb
     in_time = [took for took in outcome.answered if took <= deadline_ms / 1000]

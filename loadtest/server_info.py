@@ -11,6 +11,7 @@ from typing import Any
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
+from loadtest.server import Server
 from loadtest.traffic import ScenarioError
 
 TIMEOUT_S = 60
@@ -34,32 +35,40 @@ class Usage:
         return means
 
 
-def get(host: str, path: str) -> Any:
-    """Return the JSON of a route. Raises ScenarioError if the server does not answer."""
+def fetch(server: Server, path: str) -> requests.Response:
+    """Return the answer of a route. Raises ScenarioError if the server does not answer, or with an error."""
     try:
-        answer = requests.get(f"{host}{path}", timeout=TIMEOUT_S)
-        answer.raise_for_status()
-        return answer.json()
+        answer = requests.get(f"{server}{path}", headers=server.headers, timeout=TIMEOUT_S)
     except requests.RequestException as error:
-        raise ScenarioError(f"{host} does not answer {path}: {error}") from error
+        raise ScenarioError(f"{server} does not answer {path}: {error}") from error
+    if not answer.ok:
+        raise ScenarioError(f"{path}: {server.problem(answer)}")
+    return answer
 
 
-def samples(host: str) -> list[tuple[str, dict[str, str], float]]:
-    """Return the samples of /metrics as (name, labels, value)."""
+def get(server: Server, path: str) -> Any:
+    """Return the JSON of a route. Raises ScenarioError if there is none."""
     try:
-        text = requests.get(f"{host}/metrics", timeout=TIMEOUT_S).text
-    except requests.RequestException as error:
-        raise ScenarioError(f"{host} does not answer /metrics: {error}") from error
-    families = text_string_to_metric_families(text)
+        return fetch(server, path).json()
+    except ValueError:
+        raise ScenarioError(f"{server} is no convserve: its answer to {path} is not JSON") from None
+
+
+def samples(server: Server) -> list[tuple[str, dict[str, str], float]]:
+    """Return the samples of /metrics as (name, labels, value). Raises ScenarioError if there are none."""
+    try:
+        families = list(text_string_to_metric_families(fetch(server, "/metrics").text))
+    except ValueError:
+        raise ScenarioError(f"{server} is no convserve: its answer to /metrics is not Prometheus' text") from None
     return [(sample.name, sample.labels, sample.value) for family in families for sample in family.samples]
 
 
-def usage(host: str, tag: str) -> Usage:
+def usage(server: Server, tag: str) -> Usage:
     """Return the use until now, with the stages of one model. Raises ScenarioError without process metrics."""
     process: dict[str, float] = {}
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
-    for name, labels, value in samples(host):
+    for name, labels, value in samples(server):
         if not labels:
             process[name] = value
         elif labels.get("model") == tag and name == "convserve_stage_seconds_sum":
@@ -70,12 +79,12 @@ def usage(host: str, tag: str) -> Usage:
     try:
         return Usage(process["process_cpu_seconds_total"], process["process_resident_memory_bytes"], stages)
     except KeyError as error:
-        raise ScenarioError(f"{host}/metrics does not report {error}") from error
+        raise ScenarioError(f"{server}/metrics does not report {error}") from error
 
 
-def machine(host: str) -> dict[str, str]:
+def machine(server: Server) -> dict[str, str]:
     """Return the processor and the versions of the server."""
-    return next((labels for name, labels, _ in samples(host) if name == "convserve_info"), {})
+    return next((labels for name, labels, _ in samples(server) if name == "convserve_info"), {})
 
 
 def client() -> dict[str, str]:

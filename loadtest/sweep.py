@@ -14,6 +14,7 @@ from loadtest.load_run import LoadRun
 from loadtest.measure import measure
 from loadtest.rows import EngineRow, LoadPoint, ServedArchitecture, SweepLoad
 from loadtest.scenarios import SCENARIOS
+from loadtest.server import Server
 from loadtest.store import write_rows
 from loadtest.traffic import LabelledImage, ScenarioError, Traffic, path_of, probe, read_images
 
@@ -32,7 +33,7 @@ class SweepPlan:
     `models` are names, or PUBLISHED alone for all models. None as a precision is the server's choice.
     """
 
-    host: str
+    server: Server
     models: Sequence[str]
     precisions: Sequence[str | None]
     images: Path
@@ -44,7 +45,7 @@ class SweepPlan:
 class EngineUnderTest:
     """Engine to measure at one server, with the images to send."""
 
-    host: str
+    server: Server
     row: EngineRow
     images: Sequence[LabelledImage]
 
@@ -66,17 +67,17 @@ def sweep(plan: SweepPlan, out: Path) -> None:
     Raises ScenarioError before the first measurement if a model, a precision or the images do not exist, or if `out`
     holds results of another load or server; and at the end if an engine could not be measured.
     """
-    host, images = plan.host, read_images(plan.images)
+    server, images = plan.server, read_images(plan.images)
     known = rows.read(out)[1] if out.exists() else []
     if other := next((row.load for row in known if row.load != plan.load), None):
         raise ScenarioError(f"{out} was measured with {other!r}, not {plan.load!r}: choose another --out")
-    cards = server_info.get(host, "/models")
+    cards = server_info.get(server, "/models")
     architectures = [ServedArchitecture.model_validate(card | {"kind": "architecture"}) for card in cards]
     models = plan.models
     if list(models) == [PUBLISHED]:
         models = [published["tag"] for card in cards for published in card["models"]]
     engines = [
-        describe(host, model, precision, images[0], plan.load)
+        describe(server, model, precision, images[0], plan.load)
         for model, precision in itertools.product(models, plan.precisions)
     ]
     if any(row.server != engines[0].server for row in known):
@@ -86,23 +87,23 @@ def sweep(plan: SweepPlan, out: Path) -> None:
         row = engine.model_copy(update={"round": number})
         if row.key in done and not done[row.key].problem:
             continue
-        row = measure_engine(EngineUnderTest(host, row, images))
+        row = measure_engine(EngineUnderTest(server, row, images))
         done[row.key] = row
         write_rows(out, [*architectures, *done.values()])
         print(progress(row), flush=True)
         if row.problem:
-            server_info.get(host, "/models")  # raises ScenarioError if the server is gone
+            server_info.get(server, "/models")  # raises ScenarioError if the server is gone
     if problems := [f"{row.tag} in {row.precision}: {row.problem}" for row in done.values() if row.problem]:
         raise ScenarioError("; ".join(problems))
 
 
-def describe(host: str, model: str, precision: str | None, image: LabelledImage, load: SweepLoad) -> EngineRow:
+def describe(server: Server, model: str, precision: str | None, image: LabelledImage, load: SweepLoad) -> EngineRow:
     """Return the row of the engine that answers for a name, with all that the server reports, before measuring."""
-    answer = probe(host, path_of(model, precision), image.body)
+    answer = probe(server, path_of(model, precision), image.body)
     architecture = answer["model"].partition(":")[0]
-    card = server_info.get(host, f"/models/{architecture}")
+    card = server_info.get(server, f"/models/{architecture}")
     (published,) = [published for published in card["models"] if published["tag"] == answer["model"]]
-    costs = server_info.get(host, f"/models/{architecture}/complexity")
+    costs = server_info.get(server, f"/models/{architecture}/complexity")
     cost = costs["models"].get(answer["model"], costs["paper"])
     accuracy = published["accuracy"].get(answer["precision"]) or {}
     identity = {"runtime": answer["runtime"], "precision": answer["precision"]}
@@ -126,7 +127,7 @@ def describe(host: str, model: str, precision: str | None, image: LabelledImage,
             "images": accuracy.get("images"),
             "top1": accuracy.get("top1"),
             "benchmark": benchmark,
-            "server": server_info.machine(host),
+            "server": server_info.machine(server),
             "client": server_info.client(),
             "date": time.strftime("%Y-%m-%d"),
         }
@@ -170,18 +171,19 @@ def measure_engine(engine: EngineUnderTest) -> EngineRow:
 
 def measure_point(engine: EngineUnderTest, setting: RunSetting) -> LoadPoint:
     """Measure one run of one scenario. Raises ScenarioError if the server does not answer."""
-    host, tag = engine.host, engine.row.tag
+    server, tag = engine.server, engine.row.tag
     run = LoadRun(
         SCENARIOS[setting.scenario],
         Traffic({tag: 1}, {tag: itertools.cycle(engine.images)}),
         path_of("{model}", engine.row.precision),
+        server.headers,
         rate=setting.rate or 0.0,
         seconds=setting.seconds,
         seed=setting.seed,
     )
-    before = server_info.usage(host, tag)
-    tally = measure(host, run, setting.users)
-    after = server_info.usage(host, tag)
+    before = server_info.usage(server, tag)
+    tally = measure(server.url, run, setting.users)
+    after = server_info.usage(server, tag)
     return LoadPoint(
         scenario=setting.scenario,
         rate=setting.rate,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,10 @@ import requests
 if TYPE_CHECKING:
     from locust.contrib.fasthttp import FastResponse
 
+    from loadtest.server import Server
+
+LOOKS_S = 1.1  # seconds until a server reads its model store again
+UNPUBLISHED = {requests.codes.not_found, requests.codes.conflict}
 PASSED_OVER = {"__MACOSX", "@eaDir", "$RECYCLE.BIN"}
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
 
@@ -83,24 +88,34 @@ def path_of(model: str, precision: str | None = None) -> str:
     return f"/classify?model={model}&top_k=1" + (f"&precision={precision}" if precision else "")
 
 
-def probe(host: str, path: str, body: bytes) -> Any:
-    """Send one request and return the JSON of the answer. Raises ScenarioError with the server's reason."""
-    try:
-        answer = requests.post(f"{host}{path}", data=body, timeout=60)
-    except requests.RequestException as error:
-        raise ScenarioError(f"no server at {host}: {error}") from error
+def probe(server: Server, path: str, body: bytes) -> Any:
+    """Send one request and return the JSON of the answer. Raises ScenarioError with the server's reason.
+
+    A server looks for models once a second, so that a model that was published a moment ago is asked for again.
+    """
+    for wait_s in (LOOKS_S, 0):
+        try:
+            answer = requests.post(f"{server}{path}", data=body, headers=server.headers, timeout=60)
+        except requests.RequestException as error:
+            raise ScenarioError(f"no server at {server}: {error}") from error
+        if answer.status_code not in UNPUBLISHED:
+            break
+        time.sleep(wait_s)
     if not answer.ok:
-        raise ScenarioError(f"{host} does not serve {path}: {answer.text}")
-    return answer.json()
+        raise ScenarioError(f"{path}: {server.problem(answer)}")
+    try:
+        return answer.json()
+    except ValueError:
+        raise ScenarioError(f"{server} is no convserve: its answer to {path} is not JSON") from None
 
 
 def make_traffic(
-    host: str, weights: Mapping[str, float], folder: Path, seed: int = 0, precision: str | None = None
+    server: Server, weights: Mapping[str, float], folder: Path, seed: int = 0, precision: str | None = None
 ) -> Traffic:
     """Read the images and send one request to each model. Raises ScenarioError if a model or the images are missing."""
     images = read_images(folder)
     for model in weights:
-        probe(host, path_of(model, precision), images[0].body)
+        probe(server, path_of(model, precision), images[0].body)
     return Traffic(weights, {model: itertools.cycle(images) for model in weights}, seed)
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from loadtest.options import names, numbers
+from loadtest.options import RESULTS, names, numbers
 from loadtest.peers.compare import PeerComparison, compare
 from loadtest.peers.photos import FOLDER
 
@@ -26,7 +26,9 @@ def peers_command(arguments: list[str]) -> None:
     parser.add_argument("--seconds", type=float, default=10, help="of each run (default: %(default)s)")
     parser.add_argument("--precision", default="fp32", help="default: %(default)s")
     parser.add_argument("--images", type=Path, default=FOLDER, help="folder of JPEGs (default: scikit-image's photos)")
-    parser.add_argument("--out", type=Path, default=Path("peers.jsonl"), help="results; those there are kept")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / "peers.jsonl", help="results; those there are kept (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, end)
     comparison = PeerComparison(

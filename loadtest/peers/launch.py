@@ -53,7 +53,9 @@ SERVERS = (*PEERS, *UPPER_BOUNDS)
 def environment(tag: str, precision: str) -> dict[str, str]:
     """Return the environment of a process that runs one model in one precision."""
     convserve = {"CONVSERVE_RUNTIME": "openvino", "CONVSERVE_PRECISION": precision, "CONVSERVE_LOAD": "first_use"}
-    return os.environ | convserve | {"PEER_MODEL": tag, "PEER_PRECISION": precision}
+    keys = ("CONVSERVE_API_KEY", "CONVSERVE_API_KEYS")  # of another server
+    inherited = {name: value for name, value in os.environ.items() if name not in keys}
+    return inherited | convserve | {"PEER_MODEL": tag, "PEER_PRECISION": precision}
 
 
 @dataclass(frozen=True)
