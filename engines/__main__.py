@@ -31,7 +31,7 @@ def main() -> None:
     build_parser = subparsers.add_parser("build", help="build TensorRT plans for this machine's GPU or for others")
     inspect_parser = subparsers.add_parser("inspect", help="print the layers of TensorRT plans and their precisions")
     for subparser in (verify_parser, bench_parser, table_parser, build_parser, inspect_parser):
-        subparser.add_argument("names", nargs="*", metavar="NAME", help="tag or architecture (default: all)")
+        subparser.add_argument("names", nargs="*", metavar="NAME", help="tag, architecture or architecture@dataset (default: all)")
     for subparser in (verify_parser, bench_parser, build_parser, inspect_parser):
         subparser.add_argument("--precisions", default="all", help="separated by commas (default: all published)")
     for subparser in (verify_parser, bench_parser):
@@ -79,8 +79,9 @@ def main() -> None:
 
 
 def names_of(model: PublishedModel) -> set[str]:
-    """Return the names that select a model on the command line: tag and architecture."""
-    return {model.manifest.tag, model.manifest.architecture}
+    """Return the names that select a model on the command line: tag, architecture, and `architecture@dataset`."""
+    manifest = model.manifest
+    return {manifest.tag, manifest.architecture, f"{manifest.architecture}@{manifest.dataset}"}
 
 
 def jpegs(folder: str) -> list[Path]:

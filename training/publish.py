@@ -71,7 +71,7 @@ def publish(folder: Path, precisions: Sequence[str] = ("fp32",), calibrate: str 
                 accuracies["int8"] = held_out_accuracy(saved, data, OpenVINOEngine(out / manifest.INT8, "int8"))
         store.add(out, describe(saved, accuracies, calibration, out), stage)
     measured = f"top-1 {accuracy.top1:.2%} of {accuracy.images} held-out images" if accuracy else "imported"
-    print(f"published {tag}: {measured}")
+    print(f"published {tag}: {measured}; a running server serves it within 10 s (CONVSERVE_SCAN_S), or when it is named")
     if accuracy and data:
         for warning in warnings(accuracy, data.held_out.targets):
             print(f"WARNING: {warning}")
