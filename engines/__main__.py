@@ -31,7 +31,7 @@ def main() -> None:
     build_parser = subparsers.add_parser("build", help="build TensorRT plans for this machine's GPU or for others")
     inspect_parser = subparsers.add_parser("inspect", help="print the layers of TensorRT plans and their precisions")
     for subparser in (verify_parser, bench_parser, table_parser, build_parser, inspect_parser):
-        subparser.add_argument("names", nargs="*", metavar="NAME", help="tag, architecture or architecture@dataset (default: all)")
+        subparser.add_argument("names", nargs="*", metavar="NAME", help="tag, architecture[@dataset] (default: all)")
     for subparser in (verify_parser, bench_parser, build_parser, inspect_parser):
         subparser.add_argument("--precisions", default="all", help="separated by commas (default: all published)")
     for subparser in (verify_parser, bench_parser):
@@ -60,7 +60,10 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("bentoml.convserve").setLevel(logging.INFO)
-    models = store.published()
+    try:
+        models = store.published()
+    except OSError as error:  # BentoML makes folders in its home
+        sys.exit(f"error: BENTOML_HOME cannot be used: {error}")
     if options.command == "list":
         for model in models:
             print(model.manifest.tag)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from shutil import copymode
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -42,6 +44,8 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
         file.writelines(f"{row.model_dump_json()}\n" for row in rows)
         file.flush()
         os.fsync(file.fileno())
+    with suppress(FileNotFoundError):
+        copymode(path, new)
     new.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:

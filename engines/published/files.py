@@ -34,6 +34,18 @@ def write(path: Path, *parts: bytes | str) -> None:
             raise
 
 
+def follow_umask(path: Path) -> None:
+    """Give a file that a library wrote for its owner alone the mode that the umask leaves.
+
+    A file is created for its mode, since the umask of a process with threads cannot be read safely.
+    """
+    probe = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    with probe.open("xb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    probe.unlink()
+    path.chmod(mode)
+
+
 def link(path: Path, other: Path) -> None:
     """Create `other` as a hard link to the file `path`, atomically replacing any file of that name."""
     with tempfile.TemporaryDirectory(dir=other.parent) as folder:

@@ -118,7 +118,8 @@ def load(folder: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ManifestError(f"{folder}: {FILE} is not valid: {where}: {first['msg']}") from error
+        fault = f"{where}: {first['msg']}" if where else first["msg"]
+        raise ManifestError(f"{folder}: {FILE} is not valid: {fault}") from error
     if not {WEIGHTS, ONNX} <= manifest.files.keys():
         raise ManifestError(f"{folder}: {FILE} is not valid: it lists no {WEIGHTS} or no {ONNX}")
     if INT8 in manifest.files and not manifest.calibration:

@@ -173,6 +173,13 @@ def test_a_file_has_the_mode_that_the_umask_leaves_and_a_replaced_file_keeps_its
     assert [path.stat().st_mode & 0o777 for path in written] == [0o640] * 3
 
 
+def test_every_file_of_a_checkpoint_has_the_mode_that_the_umask_leaves(lenet5_checkpoint: Path, home: Path) -> None:
+    (home / "new").touch()
+    modes = {path.name: path.stat().st_mode & 0o777 for path in lenet5_checkpoint.iterdir()}
+    assert any(name.endswith(".safetensors") for name in modes)
+    assert set(modes.values()) == {(home / "new").stat().st_mode & 0o777}
+
+
 # Looks at the store as another user than the one that published; a user who is not root has lost the right already.
 STRANGER = """
 import asyncio, json, logging, os

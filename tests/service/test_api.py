@@ -98,7 +98,7 @@ async def test_auto_takes_the_most_accurate_in_the_budget_at_this_moments_load(
             {"model": "lenet5", "min_accuracy": 0},
         ):
             assert (await ask(**impossible)).status_code == 422
-        assert (await ask(model="auto@nosuch", min_accuracy=0)).status_code == 503
+        assert (await ask(model="auto@nosuch", min_accuracy=0)).json()["code"] == "unknown_dataset"
 
 
 async def test_the_front_has_what_nothing_beats(server: ServerContext, three: list[str]) -> None:
@@ -111,7 +111,7 @@ async def test_the_front_has_what_nothing_beats(server: ServerContext, three: li
         assert {tag for tag in three[:3] if "latency" in rows[tag]["front"]} == {three[0], three[2]}
         assert {tag for tag in three[:3] if "macs" in rows[tag]["front"]} == {three[2]}  # all three have the same MACs
         assert rows[three[1]]["alone_ms"] == 500
-        assert (await client.get("/pareto?dataset=nosuch")).json()["models"] == []
+        assert (await client.get("/pareto?dataset=nosuch")).json()["code"] == "unknown_dataset"
 
 
 @pytest.mark.parametrize(
