@@ -202,6 +202,7 @@ def restore_optimizer(folder: Path, checkpoint: Checkpoint, optimizer: Optimizer
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> TensorFile:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    files.follow_umask(path)
     with path.open("rb") as file:
         os.fsync(file.fileno())  # The tensors are on the disk before checkpoint.json names them.
     return TensorFile(file=path.name, sha256=sha256(path))
