@@ -16,7 +16,7 @@ from loadtest.rows import EngineRow, LoadPoint, ServedArchitecture, SweepLoad
 from loadtest.scenarios import SCENARIOS
 from loadtest.server import Server
 from loadtest.store import write_rows
-from loadtest.traffic import LabelledImage, ScenarioError, Traffic, path_of, probe, read_images
+from loadtest.traffic import LOOKS_S, LabelledImage, ScenarioError, Traffic, path_of, probe, read_images
 
 PUBLISHED = "published"
 WARM_UP_S = 2
@@ -71,6 +71,8 @@ def sweep(plan: SweepPlan, out: Path) -> None:
     known = rows.read(out)[1] if out.exists() else []
     if other := next((row.load for row in known if row.load != plan.load), None):
         raise ScenarioError(f"{out} was measured with {other!r}, not {plan.load!r}: choose another --out")
+    if list(plan.models) == [PUBLISHED]:
+        time.sleep(LOOKS_S)  # so that the server lists what was published a moment ago
     cards = server_info.get(server, "/models")
     architectures = [ServedArchitecture.model_validate(card | {"kind": "architecture"}) for card in cards]
     models = plan.models

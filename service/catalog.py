@@ -172,14 +172,20 @@ class Catalog:
         card, matching = self.matching(name)
         dataset = name.partition("@")[2]
         if not dataset:
-            default = self._settings.dataset
-            dataset = only_other({model.manifest.dataset for model in matching}, default) or default
+            default = dataset = self._settings.dataset
+            if not self._hides(card.name, default):
+                dataset = only_other({model.manifest.dataset for model in matching}, default) or default
             matching = [model for model in matching if model.manifest.dataset == dataset]
         if not matching:
             raise no_weights(card.name, dataset, names_of(self.published(card.name)), self.unserved(card.name))
         proven = [model for model in matching if model.proven]
         not_failed = [model for model in matching if model.chosen.status != "failed"]
         return (proven or not_failed or matching)[0]
+
+    def _hides(self, architecture: str, dataset: str) -> bool:
+        """Return True if there may be weights in the store that cannot be read; others are not put in their place."""
+        names = [item.name for item in self._unserved]
+        return any(name in {"", architecture} or name.startswith(f"{architecture}:{dataset}-") for name in names)
 
     def ready(self, dataset: str) -> list[ServedModel]:
         """Return the loaded models of a data set."""

@@ -95,8 +95,9 @@ def survey() -> Survey:
 def unserved(path: Path, error: Exception) -> Unserved:
     """Return the model or folder `path` as one that cannot be served because of an error."""
     name = ":".join(path.relative_to(root()).parts)
-    if isinstance(error, PermissionError):
-        return Unserved(path, name, f"cannot be read: {error.strerror}; `chmod -R a+rX` lets every user read")
+    if isinstance(error, OSError):
+        remedy = "; `chmod -R a+rX` lets every user read" if isinstance(error, PermissionError) else ""
+        return Unserved(path, name, f"cannot be read: {error.strerror}{remedy}")
     return Unserved(path, name, str(error).removeprefix(f"{path}: "))
 
 
@@ -114,7 +115,7 @@ def contents(found: Survey) -> Contents:
             models.append(PublishedModel(path.parent, model_manifest))
         except ManifestError as error:
             cause = error.__cause__
-            not_served.append(unserved(path.parent, cause if isinstance(cause, PermissionError) else error))
+            not_served.append(unserved(path.parent, cause if isinstance(cause, OSError) else error))
     for model in not_served:
         logger.warning("not served: %s: %s", model.path, model.reason)
     return Contents(tuple(models), tuple(not_served))

@@ -13,7 +13,7 @@ from loadtest.traffic import ScenarioError
 from tests.conftest import Run
 from tests.loadtest.conftest import Locust
 from tests.loadtest.stub import StubHandler, stub_server
-from tests.serving import serving
+from tests.serving import ROOT, serving
 
 KEY = "secret-of-the-test"
 COMMANDS = {
@@ -100,6 +100,16 @@ def test_locust_carries_the_key(locust: Locust, locked: str, monkeypatch: pytest
     done = locust(locked, *usual)
     assert (done.returncode, " 0 failed" in done.stderr) == (0, True)
     assert KEY not in done.stdout + done.stderr
+
+
+def test_results_go_to_a_folder_that_git_ignores(run: Run) -> None:
+    for command, out in (
+        ("sweep", "results/sweep.jsonl"),
+        ("report", "results/report"),
+        ("peers", "results/peers.jsonl"),
+    ):
+        assert out in run("loadtest", command, "--help", COLUMNS="200").stdout
+    assert "/results/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
 class BehindGateway(StubHandler):

@@ -124,6 +124,13 @@ def test_the_only_other_data_sets_weights_are_taken(lenet5: PublishedModel, tmp_
         with pytest.raises(Problem) as raised:
             catalog.find("lenet5@mnist5k")  # whoever names a data set gets this data set
         assert (raised.value.status, raised.value.more["near"]) == (409, ["lenet5@imagenet"])
+        hidden = tmp_path / "lenet5" / "mnist5k-aaaaaaaa"
+        hidden.mkdir()
+        (hidden / manifest.FILE).write_text("{")  # weights of the default data set that cannot be read
+        catalog.scan()
+        with pytest.raises(Problem, match=r"lenet5:mnist5k-aaaaaaaa: manifest\.json is not valid") as raised:
+            catalog.find("lenet5")
+        assert raised.value.more["near"] == ["lenet5@imagenet"]
 
 
 @pytest.mark.parametrize(
