@@ -15,7 +15,7 @@ from training.errors import TrainingError
 from training.evaluate import evaluate, held_out_logits
 
 
-def report(model: str, spec: str | None, precision: str, picture: Path) -> str:
+def report(model: str, spec: str | None, precision: str, picture: Path | None = None) -> str:
     """Evaluate a checkpoint's folder or a published model's tag; return text, and plot the confusion matrix.
 
     Raises TrainingError if the model does not exist or its classes differ from the data set's.
@@ -31,6 +31,7 @@ def report(model: str, spec: str | None, precision: str, picture: Path) -> str:
         raise TrainingError(f"{model} has {len(labels)} classes, {data_set.name} {len(data_set.labels)}, not the same")
     evaluation = evaluate(held_out_logits(engine, data_set.held_out, preprocess), data_set.held_out.targets)
     title = f"{model} on {data_set.name}: true class down, predicted across"
+    picture = picture or picture_of(model)
     plot.confusion(title, evaluation.confusion, labels, picture)
     lines = [
         f"{model} on {engine.runtime}, {engine.precision}: {evaluation.images} held-out images of {data_set.name}",
@@ -43,6 +44,13 @@ def report(model: str, spec: str | None, precision: str, picture: Path) -> str:
         f"confusion matrix: {picture}",
     ]
     return "\n".join(lines)
+
+
+def picture_of(model: str) -> Path:
+    """Return the default path of a confusion matrix: in the checkpoint's folder, or in `results` for a tag."""
+    if Path(model).is_dir():
+        return Path(model) / "confusion.png"
+    return Path("results") / f"confusion-{model.replace(':', '-')}.png"
 
 
 class Opened(NamedTuple):

@@ -14,6 +14,7 @@ from models.zoo import ZOO
 from tests.conftest import Run
 from training import checkpoint, results
 from training.evaluate import calibration_error, evaluate
+from training.report import picture_of
 from training.results import add, find, read, table, write_table
 
 
@@ -82,3 +83,8 @@ def test_the_committed_table_is_of_the_committed_results() -> None:
     assert {row.architecture for row in rows} <= ZOO.keys()
     assert len({(row.architecture, row.dataset, row.seed) for row in rows}) == len(rows)
     assert os.path.getsize("docs/results.jsonl") < 1_000_000
+
+
+def test_each_model_has_a_confusion_matrix_of_its_own(tmp_path: Path) -> None:
+    assert picture_of(str(tmp_path)) == tmp_path / "confusion.png"
+    assert picture_of("lenet5:mnist5k-5c93254d") == Path("results/confusion-lenet5-mnist5k-5c93254d.png")

@@ -122,7 +122,7 @@ def make_meta(name: str) -> torch.nn.Module:
 def test_a_recipe_is_the_same_for_every_large_data_set(images: int, digits: DataSet) -> None:
     for kind in ("paper", "quick", "modern"):
         recipe = recipe_of(ZOO["resnet18"], digits, kind)
-        assert for_few_images(recipe, images) == recipe
+        assert for_few_images(recipe, images, photos=True) == recipe
 
 
 @pytest.mark.parametrize("images", [8, 54, 180, 1000])
@@ -130,7 +130,9 @@ def test_a_recipe_is_the_same_for_every_large_data_set(images: int, digits: Data
 @pytest.mark.parametrize("kind", ["paper", "quick", "modern"])
 def test_few_images_get_steps_enough_at_a_lower_rate(images: int, name: str, kind: Kind, digits: DataSet) -> None:
     large = recipe_of(ZOO[name], digits, kind)
-    few = for_few_images(large, images)
+    few = for_few_images(large, images, photos=True)
+    assert few.area or few.shorter_edge
+    assert for_few_images(large, images, photos=False).area == large.area
     steps = max(1, images // few.batch)
     assert steps >= 8 or few.batch == 8
     assert steps * few.epochs >= 300

@@ -40,7 +40,8 @@ def paper(card: Architecture, data: DataSet) -> Recipe:
 def recipe_of(card: Architecture, data: DataSet, kind: Kind) -> Recipe:
     """Return the recipe of this kind for an architecture, adapted to few images; digits are never mirrored."""
     recipe = {"paper": paper, "quick": quick, "modern": modern}[kind](card, data)
-    return for_few_images(replace(recipe, flip=recipe.flip and data.name not in WRITING), len(data.train))
+    recipe = replace(recipe, flip=recipe.flip and data.name not in WRITING)
+    return for_few_images(recipe, len(data.train), photos=data.edge is None)
 
 
 def default_kind(data: DataSet) -> Kind:
