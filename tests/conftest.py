@@ -111,9 +111,13 @@ def lenet5_everywhere(
     """Return lenet5 in every precision, in a model store of its own: the third parent of the model's folder."""
 
     def publish(home: Path) -> None:
-        run("training", "publish", lenet5_checkpoint, BENTOML_HOME=str(home))
-        again = run("training", "publish", lenet5_checkpoint, "--precisions", "fp16,int8", BENTOML_HOME=str(home))
-        assert "quantising to INT8" in again.stdout
+        first = run("training", "publish", lenet5_checkpoint, "--precisions", "int8", BENTOML_HOME=str(home))
+        assert "quantising to INT8" in first.stdout
+        quantised = only_model(home).manifest
+        again = run("training", "publish", lenet5_checkpoint, "--precisions", "fp16", BENTOML_HOME=str(home))
+        assert "keeping the INT8 graph" in again.stdout
+        assert only_model(home).manifest.calibration == quantised.calibration
+        assert only_model(home).manifest.files[manifest.INT8] == quantised.files[manifest.INT8]
 
     home = tmp_path_factory.mktemp("bentoml")
     shutil.copytree(once("lenet5-everywhere", publish), home, dirs_exist_ok=True)

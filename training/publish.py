@@ -35,10 +35,11 @@ TOLERANCE = 1e-3  # of the largest logit, between the engine and torch, both in 
 def publish(folder: Path, precisions: Sequence[str] = ("fp32",), calibrate: str | None = None) -> str:
     """Publish the checkpoint in `folder` with graphs in fp32 and in `precisions`; return the tag.
 
-    A complete entry is kept, or replaced if it lacks one of `precisions`. INT8 is calibrated on the training images of
-    the data set `calibrate`, by default of the checkpoint's own. Raises CheckpointError if the checkpoint is damaged,
-    unfinished or of an unknown architecture; DataError if its data set is missing; EngineError if the exported graph's
-    logits differ from torch's.
+    A complete published model is kept, or replaced if it lacks one of `precisions`; its INT8 graph stays unless
+    `calibrate` is named. INT8 is calibrated on the training images of the data set `calibrate`, by default of the
+    checkpoint's own. Raises CheckpointError if the checkpoint is damaged, unfinished, of an unknown architecture, or
+    imported and to be calibrated without `calibrate`; DataError if its data set is missing; EngineError if the exported
+    graph's logits differ from torch's.
     """
     saved = checkpoint.load(folder)
     if not saved.done and saved.recipe:
@@ -62,16 +63,21 @@ def publish(folder: Path, precisions: Sequence[str] = ("fp32",), calibrate: str 
         if "fp16" in requested:
             print("exporting the fp16 graph")
             export_half(module, saved.input.preprocess, out / GRAPHS["fp16"])
-        calibration = None
+        calibration = present.calibration if present and not calibrate else None
         if "int8" in requested:
-            print("quantising to INT8")
-            pixels = calibration_pixels(saved, data, calibrate)
-            calibration = export_int8(out / manifest.ONNX, out / manifest.INT8, pixels)
+            if calibration:  # its images may be of a data set that is named no more
+                print("keeping the INT8 graph")
+                shutil.copyfile(store.folder_of(tag) / manifest.INT8, out / manifest.INT8)
+            else:
+                print("quantising to INT8")
+                pixels = calibration_pixels(saved, data, calibrate)
+                calibration = export_int8(out / manifest.ONNX, out / manifest.INT8, pixels)
             if data:
                 accuracies["int8"] = held_out_accuracy(saved, data, OpenVINOEngine(out / manifest.INT8, "int8"))
         store.add(out, describe(saved, accuracies, calibration, out), stage)
     measured = f"top-1 {accuracy.top1:.2%} of {accuracy.images} held-out images" if accuracy else "imported"
-    print(f"published {tag}: {measured}; a running server serves it within 10 s (CONVSERVE_SCAN_S), or when it is named")
+    print(f"published {tag}: {measured}")
+    print("a running server serves the model within 10 s (CONVSERVE_SCAN_S), or when a request names the model")
     if accuracy and data:
         for warning in warnings(accuracy, data.held_out.targets):
             print(f"WARNING: {warning}")
@@ -103,7 +109,10 @@ def data_of(saved: Checkpoint) -> DataSet | None:
 
 
 def calibration_pixels(saved: Checkpoint, data: DataSet | None, spec: str | None) -> NDArray[np.uint8]:
-    """Return the network's input for some training images of `spec`, by default of `data`; never for held-out ones."""
+    """Return the network's input for some training images of `spec`, by default of `data`; never for held-out ones.
+
+    Raises CheckpointError for imported weights without `spec`.
+    """
     if spec is None and saved.imported:
         raise CheckpointError(
             "the training images of imported weights are not known: name a data set to calibrate on with --calibrate"
