@@ -12,6 +12,7 @@ from loadtest.traffic import ScenarioError
 
 # The server's setting is CONVSERVE_API_KEYS, all keys that it accepts; a client has one of them.
 API_KEY = "CONVSERVE_API_KEY"
+LONGEST = 500  # characters of an answer that an error shows
 API_KEY_HELP = f"a key that the server accepts (default: ${API_KEY}, which no list of processes shows)"
 
 
@@ -31,7 +32,11 @@ class Server:
         if answer.status_code == requests.codes.unauthorized:
             fault = "does not accept the API key" if self.headers else "needs an API key"
             return f"{self} {fault}: name one with --api-key, or {API_KEY} in the environment"
-        return f"{self} answers {answer.status_code}: {answer.text[:500]}"
+        try:
+            reason = str(answer.json()["detail"])
+        except (KeyError, TypeError, ValueError):
+            reason = answer.text[:LONGEST] or answer.reason
+        return f"{self} answers {answer.status_code}: {reason}"
 
 
 def server_of(host: str, api_key: str | None = None) -> Server:

@@ -70,7 +70,10 @@ def sweep(plan: SweepPlan, out: Path) -> None:
     server, images = plan.server, read_images(plan.images)
     known = rows.read(out)[1] if out.exists() else []
     if other := next((row.load for row in known if row.load != plan.load), None):
-        raise ScenarioError(f"{out} was measured with {other!r}, not {plan.load!r}: choose another --out")
+        before, now = (
+            " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in load) for load in (other, plan.load)
+        )
+        raise ScenarioError(f"{out} was measured with {before}, not with {now}: choose another --out")
     if list(plan.models) == [PUBLISHED]:
         time.sleep(LOOKS_S)  # so that the server lists what was published a moment ago
     cards = server_info.get(server, "/models")
@@ -78,6 +81,8 @@ def sweep(plan: SweepPlan, out: Path) -> None:
     models = plan.models
     if list(models) == [PUBLISHED]:
         models = [published["tag"] for card in cards for published in card["models"]]
+        if not models:
+            raise ScenarioError(f"{server} serves no model: publish one, or see its log")
     engines = [
         describe(server, model, precision, images[0], plan.load)
         for model, precision in itertools.product(models, plan.precisions)

@@ -102,6 +102,26 @@ def test_locust_carries_the_key(locust: Locust, locked: str, monkeypatch: pytest
     assert KEY not in done.stdout + done.stderr
 
 
+class ServesNothing(StubHandler):
+    """Handler of a server without models, which lists none."""
+
+    def do_GET(self) -> None:  # noqa: N802 (the name that http.server calls)
+        """Send an empty list."""
+        self.send_response(200)
+        self.send_header("content-length", "2")
+        self.end_headers()
+        self.wfile.write(b"[]")
+
+
+def test_a_sweep_of_all_models_where_there_are_none_is_an_error(run: Run, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sweep.jsonl"
+    with stub_server(ServesNothing) as host:
+        options = ("--host", host, "--images", images, "--models", "published", "--out", out)
+        done = run("loadtest", "sweep", *options, check=False)
+    assert (done.returncode, done.stderr) == (1, f"error: {host} serves no model: publish one, or see its log\n")
+    assert not out.exists()
+
+
 def test_results_go_to_a_folder_that_git_ignores(run: Run) -> None:
     for command, out in (
         ("sweep", "results/sweep.jsonl"),

@@ -78,6 +78,7 @@ def test_a_sweep_goes_on_and_measures_only_what_is_missing(
     assert again[1].single != second.single
     other = run("loadtest", "sweep", "--host", host, "--images", images, "--out", out, check=False)
     assert other.returncode == 1
+    assert "was measured with --seconds 1 --in-flight 4 --p99-ms 2000 --steps 2, not with --seconds 10" in other.stderr
     assert "choose another --out" in other.stderr
 
 
