@@ -13,7 +13,7 @@ from math import ceil
 from engines.measured import records
 from engines.measured.memory import resident_mb
 from engines.measured.records import EngineRecord, Speed
-from engines.measured.select_engine import choose
+from engines.measured.select_engine import choose, log_passed_over
 from engines.published import manifest
 from engines.published.manifest import Manifest, ManifestError
 from engines.published.store import PublishedModel
@@ -266,6 +266,7 @@ class Loader:
         """
         settings, model.records = self._settings, records.find_all(model.published)
         choice = choose(model.records, settings.runtime, precision)
+        log_passed_over(model.records, settings.runtime, precision)
 
         def opened(spec: EngineSpec) -> EngineQueue:
             engine = open_engine(model.published, spec, batches, settings.max_batch)

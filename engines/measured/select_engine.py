@@ -22,17 +22,33 @@ def choose(records: Sequence[EngineRecord], runtime: Runtime | Literal["auto"], 
     """
     explicit = "auto" not in {runtime, precision}
     default = preferred("fp32" if precision == "auto" else precision) if runtime == "auto" else runtime
-    candidates = [
-        record for record in records if runtime in {"auto", record.runtime} and precision in {"auto", record.precision}
+    speeds = [
+        speed
+        for record in candidates(records, runtime, precision)
+        if explicit or not record.problem
+        for speed in record.decisive
     ]
-    for record in candidates:
-        if record.problem and not explicit:
-            logger.info("%s: not %s in %s: %s", record.tag, record.runtime, record.precision, record.problem)
-    speeds = [speed for record in candidates if explicit or not record.problem for speed in record.decisive]
     if not speeds:
         return EngineSpec(default, "fp32" if precision == "auto" else precision)
     fastest = max(speeds, key=rate)
     return EngineSpec(fastest.runtime, fastest.precision, fastest.streams, fastest.threads)
+
+
+def candidates(
+    records: Sequence[EngineRecord], runtime: Runtime | Literal["auto"], precision: str
+) -> list[EngineRecord]:
+    """Return the records of the engines that a runtime and a precision, or "auto", leave to choose from."""
+    return [
+        record for record in records if runtime in {"auto", record.runtime} and precision in {"auto", record.precision}
+    ]
+
+
+def log_passed_over(records: Sequence[EngineRecord], runtime: Runtime | Literal["auto"], precision: str) -> None:
+    """Log the reason for each engine that "auto" must not choose."""
+    if "auto" in {runtime, precision}:
+        for record in candidates(records, runtime, precision):
+            if record.problem:
+                logger.info("%s: not %s in %s: %s", record.tag, record.runtime, record.precision, record.problem)
 
 
 def rate(speed: Speed) -> float:
