@@ -106,7 +106,7 @@ class ServesNothing(StubHandler):
     """Handler of a server without models, which lists none."""
 
     def do_GET(self) -> None:  # noqa: N802 (the name that http.server calls)
-        """Send an empty list."""
+        """Send an empty list, as JSON."""
         self.send_response(200)
         self.send_header("content-length", "2")
         self.end_headers()
