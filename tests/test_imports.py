@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"models", "engines", "training", "service", "loadtest", "tests"}
@@ -73,3 +74,16 @@ def test_the_rules_see_an_import_in_a_function() -> None:
 def test_the_server_imports_no_torch() -> None:
     code = "import service.app, engines.runtimes.openvino, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_bento_has_every_file_of_models_that_the_service_imports() -> None:
+    included = yaml.safe_load((ROOT / "bentofile.yaml").read_text())["include"]
+    of_models = {path.strip("/") for path in included if path.startswith("/models/")}
+    assert of_models == {"models/__init__.py", *(f"{name.replace('.', '/')}.py" for name in PLAIN)}
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if not file.endswith("__init__.py")])
+def test_the_page_on_architecture_has_a_line_for_each_file(file: str) -> None:
+    folder, _, path = file.partition("/")
+    section = (ROOT / "docs" / "architecture.md").read_text().partition(f"\n### {folder}/\n")[2].partition("\n### ")[0]
+    assert f"| `{path}` |" in section
