@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -51,15 +56,15 @@ class Source:
     ) -> None:
         self.images, self.preprocess, self.change = images, network_input.preprocess, change
         height, width, channels = network_input.preprocess.shape
-        self.workers = min(8, len(os.sched_getaffinity(0)))
         self.pixels: Tensor | None = None
         if change is None and len(images) * height * width * channels <= MEMORY:
             self.pixels = torch.from_numpy(images.pixels(network_input.preprocess)).permute(0, 3, 1, 2).contiguous()
+        self.workers = min(8, len(os.sched_getaffinity(0))) if self.pixels is None and can_share() else 0
 
     @property
     def ahead(self) -> int:
         """Number of batches that workers prepare before the first is consumed."""
-        return 0 if self.pixels is not None else PREFETCHED * self.workers
+        return PREFETCHED * self.workers
 
     def batches(self, indices: Sequence[Tensor], seed: int) -> Iterator[Tensor]:
         """Yield the pixels of each of `indices`, uint8 (N, channels, height, width)."""
@@ -67,16 +72,40 @@ class Source:
             yield from (self.pixels[batch] for batch in indices)
             return
         samples = Samples(self.images, self.change or self._prepared, seed)
-        yield from DataLoader(
+        loader: DataLoader[Tensor] = DataLoader(
             samples,
             batch_sampler=[batch.tolist() for batch in indices],
             num_workers=self.workers,
-            prefetch_factor=PREFETCHED,
-            pin_memory=torch.cuda.is_available(),
+            prefetch_factor=PREFETCHED if self.workers else None,
+            collate_fn=array,
         )
+        for batch in map(torch.as_tensor, loader):
+            yield batch.pin_memory() if torch.cuda.is_available() else batch
 
     def _prepared(self, picture: Image.Image) -> Tensor:
         return torch.from_numpy(self.preprocess(picture)).permute(2, 0, 1)
+
+
+def array(pixels: list[Tensor]) -> NDArray[np.uint8]:
+    """Return one batch, (N, channels, height, width), as an array.
+
+    An array goes to another process through a pipe, as fast as a tensor through shared memory, of which a container has
+    64 MB.
+    """
+    stacked: NDArray[np.uint8] = torch.stack(pixels).numpy()
+    return stacked
+
+
+@functools.cache
+def can_share() -> bool:
+    """Return True if processes can share a lock; else say, once, that pictures are decoded without more processes."""
+    try:
+        multiprocessing.Lock()
+    except OSError as error:
+        slower = "pictures are decoded in the process that trains, which is slower"
+        print(f"warning: /dev/shm cannot be used: {error.strerror}; {slower}", file=sys.stderr)
+        return False
+    return True
 
 
 class TrainingBatches:
