@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from engines.published.manifest import ManifestError
 from engines.runtimes.engine import EngineError
 from models.zoo import ZOO
 from training.errors import TrainingError
+from training.machine import check_writable, machine_errors
 
 if TYPE_CHECKING:
     from training.data import DataSet
@@ -176,9 +178,11 @@ def publish_command(arguments: list[str]) -> None:
     if not {*precisions} <= {"fp32", "fp16", "int8"}:
         parser.error(f"--precisions are of fp32, fp16, int8, not {options.precisions}")
 
-    from training.publish import publish
+    home = Path(os.environ.get("BENTOML_HOME", "~/bentoml")).expanduser()
+    with machine_errors(home, "BENTOML_HOME names another folder, TMPDIR another for temporary files"):
+        from training.publish import publish
 
-    publish(options.checkpoint, precisions, options.calibrate)
+        publish(options.checkpoint, precisions, options.calibrate)
 
 
 def evaluate_command(arguments: list[str]) -> None:
@@ -193,7 +197,11 @@ def evaluate_command(arguments: list[str]) -> None:
     parser.add_argument(
         "--precision", default="fp32", help="precision of a published model's engine (default: %(default)s)"
     )
-    parser.add_argument("--picture", type=Path, default=Path("confusion.png"), help="default: %(default)s")
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        help="PNG of the confusion matrix (default: CHECKPOINT/confusion.png, or results/confusion-TAG.png)",
+    )
     options = parser.parse_args(arguments)
 
     from training.report import report
@@ -226,6 +234,7 @@ def import_command(arguments: list[str]) -> None:
         return
     data = load(options.data) if options.data else None
     folder = options.out or Path("checkpoints") / f"{options.name}-{data.name if data else 'imagenet'}"
+    check_writable(folder)
     import_weights(options.name, options.file, data, folder)
     print(f"now: python -m training publish {folder}")
 
@@ -328,10 +337,11 @@ COMMANDS = {
 def main(arguments: list[str]) -> None:
     """Run one command. An error that the user can resolve is printed in one line, with exit status 1."""
     try:
-        if arguments and arguments[0] in COMMANDS:
-            COMMANDS[arguments[0]](arguments[1:])
-        else:
-            train_command(arguments)
+        with machine_errors():
+            if arguments and arguments[0] in COMMANDS:
+                COMMANDS[arguments[0]](arguments[1:])
+            else:
+                train_command(arguments)
     except (TrainingError, EngineError, ManifestError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

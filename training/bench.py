@@ -133,7 +133,8 @@ def bench(names: list[str], rounds: int, steps: int) -> str:
                 command = [sys.executable, "-m", "training.bench", name, loop, str(steps)]
                 done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603
                 if done.returncode:
-                    raise TrainingError(f"{name}, {loop}: {done.stderr.splitlines()[-1]}")
+                    *_, reason = f"ended with status {done.returncode}\n{done.stderr}".splitlines()
+                    raise TrainingError(f"{name}, {loop}: {reason}")
                 speeds_of.setdefault((name, loop), []).append(LoopSpeed(*json.loads(done.stdout)))
     head = "network", "loop", "images/s", "against the reference", "waiting for pixels", "peak memory, MB"
     rows = []

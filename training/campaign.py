@@ -9,6 +9,7 @@ from pathlib import Path
 from training import results
 from training.data import DataSet
 from training.errors import TrainingError
+from training.machine import check_appendable, machine_errors
 from training.processes import Processes
 from training.train import DEFAULT_OPTIONS, TrainingOptions, TrainingRun, say, train
 
@@ -25,6 +26,8 @@ def campaign(
     A run that fails does not stop the others. Raises TrainingError, which names the failed runs, after the last run; a
     single run raises its own error.
     """
+    if file:
+        processes.from_first(partial(check_appendable, file))
     failed: list[str] = []
     for run in runs:
         name = f"{run.card.name} on {data.name}, seed {run.seed}"
@@ -33,7 +36,8 @@ def campaign(
             say(processes, f"{file} has {name}: {known.top1:.1%}, by the recipe {known.recipe.source!r}")
             continue
         try:
-            saved = train(run, data, processes, options)
+            with machine_errors():
+                saved = train(run, data, processes, options)
         except TrainingError as error:
             if len(runs) == 1:
                 raise

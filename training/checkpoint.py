@@ -10,6 +10,7 @@ import platform
 import subprocess
 import tempfile
 import time
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,12 @@ from engines.runtimes.torch import FromPixels, Normalise
 from models.zoo import ZOO
 from training.errors import CheckpointError
 from training.input import Input
+from training.machine import machine_errors
 from training.recipes import Recipe
 
 FILE = "checkpoint.json"
 SCALER = "scaler"
+MOMENTS = {"sgd": 1, "nesterov": 1, "adamw": 2, "rmsprop": 2}  # tensors that an optimizer keeps for each parameter
 
 
 class Epoch(Record):
@@ -97,18 +100,26 @@ class Checkpoint(Record):
 
 def versions() -> dict[str, str]:
     """Return the versions of the software that results depend on; `convserve` is the commit."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],  # noqa: S607
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
-        "convserve": described.stdout.strip() or "unknown",
+        "convserve": commit() or "unknown",
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
     }
+
+
+def commit() -> str | None:
+    """Return the commit of the project's folder, or None without git, or in a copy that git does not know."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],  # noqa: S607
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:  # there is no git, or this user may not run git
+        return None
+    return described.stdout.strip() or None
 
 
 def load(folder: Path) -> Checkpoint:
@@ -133,23 +144,36 @@ def save(
     """Write tensors, then `checkpoint.json`, then remove the tensor files that `checkpoint.json` no longer names.
 
     `checkpoint` has the fields of a Checkpoint but for versions and files. `unfinished` is the optimizer and the scaler
-    of a training that has epochs left.
+    of a training that has epochs left. Raises MachineError if the disk is full; the folder then holds what it held.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     epoch = len(checkpoint["epochs"])
-    saved = Checkpoint(
-        **checkpoint,
-        versions=versions(),
-        weights=_write(folder / f"weights-{epoch:03}.safetensors", net.state_dict()),
-        optimizer=_write(folder / f"optimizer-{epoch:03}.safetensors", _state(*unfinished)) if unfinished else None,
-    )
-    files.write(folder / FILE, saved.model_dump_json(indent=1))
+    weights, optimizer = (folder / f"{kind}-{epoch:03}.safetensors" for kind in ("weights", "optimizer"))
+    with machine_errors(folder), ExitStack() as unsaved:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in (weights, optimizer):
+            unsaved.callback(path.unlink, missing_ok=True)
+        saved = Checkpoint(
+            **checkpoint,
+            versions=versions(),
+            weights=_write(weights, net.state_dict()),
+            optimizer=_write(optimizer, _state(*unfinished)) if unfinished else None,
+        )
+        files.write(folder / FILE, saved.model_dump_json(indent=1))
+        unsaved.pop_all()  # the files are named now, and stay
     named = {tensors.file for tensors in (saved.weights, saved.optimizer) if tensors}
     for pattern in ("weights-[0-9]*.safetensors", "optimizer-[0-9]*.safetensors"):
         for path in folder.glob(pattern):
             if path.name not in named:
                 path.unlink()
     return saved
+
+
+def room(net: nn.Module, recipe: Recipe) -> int:
+    """Return the bytes that a training's files take at most: an epoch's stay until the next epoch's are whole."""
+    weights = sum(int(tensor.nbytes) for tensor in net.state_dict().values())
+    optimizer = MOMENTS[recipe.optimizer] * sum(int(parameter.nbytes) for parameter in net.parameters())
+    most = {1: weights, 2: 2 * weights + optimizer}  # the last epoch saves no optimizer
+    return most.get(recipe.epochs, 2 * (weights + optimizer))
 
 
 def saving_seconds(folder: Path, net: nn.Module, unfinished: tuple[Optimizer, GradScaler]) -> float:

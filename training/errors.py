@@ -21,3 +21,7 @@ class CheckpointError(TrainingError):
 
 class DivergedError(TrainingError):
     """Training loss that has become NaN or infinite."""
+
+
+class MachineError(TrainingError):
+    """Machine that lacks space, memory, a right to write, or a program."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.metrics import ConfusionMatrixDisplay
 
+from engines.published import files
 from training.checkpoint import Epoch
+from training.machine import machine_errors
 
 mpl.use("Agg")
 WRITTEN_CLASSES = 20  # A confusion matrix of more classes has no room for numbers and names.
@@ -30,8 +34,7 @@ def curves(title: str, epochs: Sequence[Epoch], path: Path) -> None:
     right.set_ylabel("held-out top-1, %")
     axes.legend(handles=[loss, top1], loc="center right")
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save(figure, path)
 
 
 def comparison(
@@ -54,8 +57,7 @@ def comparison(
     for axis in axes:
         axis.grid(alpha=0.3)
     axes[0].legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save(figure, path)
 
 
 def confusion(title: str, matrix: NDArray[np.int64], labels: Sequence[str], path: Path) -> None:
@@ -67,5 +69,13 @@ def confusion(title: str, matrix: NDArray[np.int64], labels: Sequence[str], path
     if not written:
         axes.set(xticks=[], yticks=[])
     axes.set_title(title)
-    figure.savefig(path, dpi=120)
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure, whole or not at all, and close the figure. Raises MachineError if it cannot be written."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix[1:] or "png", dpi=120)
     plt.close(figure)
+    with machine_errors(path):
+        files.write(path, picture.getvalue())

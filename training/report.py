@@ -13,6 +13,7 @@ from engines.runtimes.torch import TorchEngine
 from training import checkpoint, data, plot
 from training.errors import TrainingError
 from training.evaluate import evaluate, held_out_logits
+from training.machine import check_writable
 
 
 def report(model: str, spec: str | None, precision: str, picture: Path | None = None) -> str:
@@ -21,6 +22,8 @@ def report(model: str, spec: str | None, precision: str, picture: Path | None = 
     Raises TrainingError if the model does not exist or its classes differ from the data set's.
     """
     engine, preprocess, labels, trained_on, split = opened(model, precision)
+    picture = picture or picture_of(model)
+    check_writable(picture.parent, "--picture names another file")  # an evaluation may take long
     data_set = data.load(spec or trained_on)
     if split and data_set.spec == trained_on:
         data_set.check_split(split)
@@ -31,7 +34,6 @@ def report(model: str, spec: str | None, precision: str, picture: Path | None = 
         raise TrainingError(f"{model} has {len(labels)} classes, {data_set.name} {len(data_set.labels)}, not the same")
     evaluation = evaluate(held_out_logits(engine, data_set.held_out, preprocess), data_set.held_out.targets)
     title = f"{model} on {data_set.name}: true class down, predicted across"
-    picture = picture or picture_of(model)
     plot.confusion(title, evaluation.confusion, labels, picture)
     lines = [
         f"{model} on {engine.runtime}, {engine.precision}: {evaluation.images} held-out images of {data_set.name}",

@@ -15,6 +15,7 @@ from models.complexity import complexity
 from models.zoo import ZOO
 from training import jsonl
 from training.checkpoint import Checkpoint
+from training.machine import machine_errors
 from training.recipes import Recipe
 
 
@@ -102,7 +103,9 @@ def add(path: Path, card: Architecture, saved: Checkpoint, held_out: int) -> Non
 
 def write_table(path: Path) -> None:
     """Write the table of the results in `path` beside the file, with the suffix `.md`."""
-    files.write(path.with_suffix(".md"), table(read(path), path.name))
+    page = path.with_suffix(".md")
+    with machine_errors(page):
+        files.write(page, table(read(path), path.name))
 
 
 def table(results: list[TrainingResult], source: str) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from engines.published import files
 from engines.published.manifest import Accuracy
 from models.card import Architecture
 from training import checkpoint
@@ -18,11 +20,12 @@ from training.checkpoint import Checkpoint, Epoch
 from training.data import DataSet
 from training.errors import CheckpointError, RecipeError
 from training.input import input_of
+from training.machine import check_room, check_writable, machine_errors
 from training.plot import curves
 from training.processes import Processes
 from training.recipes import Recipe, shortened
 from training.significance import warnings
-from training.trainer import PreparedData, Trainer, make_net
+from training.trainer import PreparedData, Trainer, check_trains_on_one, make_net
 
 LOG = "log.jsonl"
 CURVES = "curves.png"
@@ -60,14 +63,19 @@ def train(
 
     A resumed training ends as if it had never stopped: every random draw of an epoch depends only on the seed and the
     number of the epoch. Raises CheckpointError if `run.out` holds another run, or any run without `options.resume`;
-    DivergedError if the loss becomes NaN or infinite; RecipeError if the recipe does not fit network or processes.
+    DivergedError if the loss becomes NaN or infinite; RecipeError if the recipe does not fit network or processes;
+    MachineError if disk, memory or rights do not suffice.
     """
     card, recipe, seed, out = run
-    if recipe.batch < processes.size:
-        raise RecipeError(f"a batch of {recipe.batch} cannot be shared by {processes.size} processes: --set batch=…")
+    batch = min(recipe.batch, len(data.train))
+    if batch < processes.size:
+        raise RecipeError(f"a batch of {batch} cannot be shared by {processes.size} processes: --set batch=…")
     torch.manual_seed(seed)
     network_input = input_of(card, recipe, data)
     net = make_net(card, len(data.labels), recipe)
+    if batch < 2 * processes.size:
+        check_trains_on_one(card, network_input)
+    processes.from_first(partial(check_disk, out, net, recipe))
     prepared = PreparedData(data, recipe, network_input, seed, processes)
     latest = checkpoint.load(out) if (out / checkpoint.FILE).exists() else None
     if options.max_minutes:
@@ -101,14 +109,16 @@ def train(
         trainer.model = torch.compile(trainer.model)
 
     for number in range(len(epochs) + 1, recipe.epochs + 1):
-        epochs.append(trainer.train_epoch(number, [epoch.top1 for epoch in epochs]))
-        unfinished = (trainer.optimizer, trainer.scaler) if number < recipe.epochs else None
-        if processes.first:
-            checkpoint.save(out, {**fields, "epochs": epochs}, net, unfinished)
-            write_log(out, epochs)
-        say(processes, describe(card.name, epochs, recipe))
-        processes.wait()
-    write_log_and_curves(out, title, epochs, processes)
+        with machine_errors(out, "--resume goes on from the last whole epoch" if number > 1 else ""):
+            epochs.append(trainer.train_epoch(number, [epoch.top1 for epoch in epochs]))
+            unfinished = (trainer.optimizer, trainer.scaler) if number < recipe.epochs else None
+            if processes.first:
+                checkpoint.save(out, {**fields, "epochs": epochs}, net, unfinished)
+                write_log(out, epochs)
+            say(processes, describe(card.name, epochs, recipe))
+            processes.wait()
+    with machine_errors(out, "the training is whole; --resume writes its log and curves"):
+        write_log_and_curves(out, title, epochs, processes)
     for warning in warnings(Accuracy(top1=epochs[-1].top1, images=len(data.held_out)), data.held_out.targets):
         say(processes, f"WARNING: {warning}")
     return checkpoint.load(out)
@@ -123,7 +133,16 @@ def write_log_and_curves(out: Path, title: str, epochs: list[Epoch], processes: 
 
 def write_log(out: Path, epochs: list[Epoch]) -> None:
     """Write the epochs as JSON lines, replacing the log."""
-    (out / LOG).write_text("".join(epoch.model_dump_json() + "\n" for epoch in epochs))
+    files.write(out / LOG, *(epoch.model_dump_json() + "\n" for epoch in epochs))
+
+
+def check_disk(out: Path, net: nn.Module, recipe: Recipe) -> None:
+    """Raise MachineError if the checkpoints of a training cannot be written in `out`, or need more than is free."""
+    other = "--out names another folder"
+    check_writable(out, other)
+    present = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    with machine_errors(other=other):
+        check_room(out, checkpoint.room(net, recipe) - present)
 
 
 def epochs_that_fit(

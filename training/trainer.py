@@ -70,6 +70,20 @@ def make_net(card: Architecture, classes: int, recipe: Recipe) -> nn.Module:
     return net.to(memory_format=torch.channels_last)
 
 
+def check_trains_on_one(card: Architecture, network_input: Input) -> None:
+    """Raise RecipeError if the network cannot be trained on one image a step, for want of a variance to normalise."""
+    height, width, channels = network_input.preprocess.shape
+    with torch.device("meta"):  # shapes only
+        net, pixels = card.build(10), torch.empty(1, channels, height, width)
+    try:
+        net.train()(pixels)
+    except ValueError as error:
+        raise RecipeError(
+            f"batch: {card.name} has batch norm, which cannot normalise one value: a step needs two images in each "
+            "process, --set batch=2 or more, or larger pictures, --set edge=…"
+        ) from error
+
+
 def make_optimizer(recipe: Recipe, net: nn.Module) -> Optimizer:
     """Return the recipe's optimizer; "nesterov" is SGD with Nesterov's momentum."""
     parameters, decay = net.parameters(), recipe.weight_decay

@@ -41,7 +41,7 @@ def test_killed_and_resumed_ends_as_if_never_stopped(run: Run, uninterrupted: Pa
     command = [sys.executable, "-m", *arguments(out)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout
-        assert "epoch 1/2" in process.stdout.readline()
+        assert next(line for line in process.stdout if "epoch 1/2" in line)
         process.kill()
     assert process.returncode == -signal.SIGKILL
     partial = checkpoint.load(out)
@@ -83,7 +83,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, *arguments(tmp_path / "out")[1:]]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
-        process.stdout.readline()
+        assert next(line for line in process.stdout if "epoch 1/2" in line)
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate()
     assert process.returncode == 130
