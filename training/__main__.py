@@ -180,8 +180,10 @@ def publish_command(arguments: list[str]) -> None:
 
     home = Path(os.environ.get("BENTOML_HOME", "~/bentoml")).expanduser()
     with machine_errors(home, "BENTOML_HOME names another folder, TMPDIR another for temporary files"):
+        from engines.published import store
         from training.publish import publish
 
+        check_writable(store.root())
         publish(options.checkpoint, precisions, options.calibrate)
 
 

@@ -44,7 +44,8 @@ TEXTS = (
 def machine_errors(path: Path | None = None, other: str = "") -> Iterator[None]:
     """Turn errors of the machine into a MachineError of one line, with the remedy; raise others unchanged.
 
-    The line names the file of the error, else `path`, and ends with `other`, which says how to go on.
+    The line names the file of the error, else `path`, and ends with `other`, which says how to go on, except where a file
+    outside of `path` may not be used.
     """
     try:
         yield
@@ -52,7 +53,8 @@ def machine_errors(path: Path | None = None, other: str = "") -> Iterator[None]:
         reason = str(error) if isinstance(error, MachineError) else of_system(error, path) or of_text(error)
         if reason is None:
             raise
-        raise MachineError(reason + (f"; {other}" if other else "")) from error
+        elsewhere = path and isinstance(error, PermissionError) and not reason.startswith(str(path))
+        raise MachineError(reason + (f"; {other}" if other and not elsewhere else "")) from error
 
 
 def of_system(error: Exception, path: Path | None) -> str | None:
@@ -63,8 +65,9 @@ def of_system(error: Exception, path: Path | None) -> str | None:
     if number is None:
         return str(error) if isinstance(error, OSError) else None
     place = getattr(error, "filename", None) or path
-    # A copy that fails for want of space names the source, an atomic write a temporary file beside `path`.
-    if path and (number in {errno.ENOSPC, errno.EDQUOT} or str(place).startswith(str(path))):
+    # A copy that fails for want of space names the source; temporary files are beside `path` or in the folder.
+    temporary = str(place).startswith((f"{path}.", f"{path}/{tempfile.gettempprefix()}"))
+    if path and (temporary or number in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}):
         place = path
     reason = "; ".join([os.strerror(number), *([REMEDIES[number]] if number in REMEDIES else [])])
     return f"{place}: {reason}" if place else reason

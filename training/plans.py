@@ -26,6 +26,7 @@ from training import jsonl
 from training.data import sample_pixels
 from training.errors import TrainingError
 from training.export import export
+from training.machine import check_appendable
 from training.precisions import export_half
 from training.quantize import quantize
 
@@ -57,6 +58,7 @@ def sweep(names: Sequence[str], target: Target, file: Path) -> None:
     Weights are random; input size and classes are the paper's. A plan that fails does not stop the others. Raises
     TrainingError, which names the failed plans, after the last plan.
     """
+    check_appendable(file)
     runtime, max_batch, capabilities = target
     failed: list[str] = []
     for name in names:

@@ -9,13 +9,15 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.metrics import ConfusionMatrixDisplay
 
 from engines.published import files
 from training.checkpoint import Epoch
-from training.machine import machine_errors
+from training.errors import TrainingError
+from training.machine import check_writable, machine_errors
 
 mpl.use("Agg")
 WRITTEN_CLASSES = 20  # A confusion matrix of more classes has no room for numbers and names.
@@ -70,6 +72,14 @@ def confusion(title: str, matrix: NDArray[np.int64], labels: Sequence[str], path
         axes.set(xticks=[], yticks=[])
     axes.set_title(title)
     save(figure, path)
+
+
+def check_picture(path: Path, other: str) -> None:
+    """Raise TrainingError, with `other`, which says how to choose another file, if no picture can be written there."""
+    known = sorted(FigureCanvasAgg.get_supported_filetypes())
+    if path.suffix[1:].lower() not in {"", *known}:
+        raise TrainingError(f"{path}: a picture ends in one of {', '.join(known)}; {other}")
+    check_writable(path.parent, other)
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -13,7 +13,6 @@ from engines.runtimes.torch import TorchEngine
 from training import checkpoint, data, plot
 from training.errors import TrainingError
 from training.evaluate import evaluate, held_out_logits
-from training.machine import check_writable
 
 
 def report(model: str, spec: str | None, precision: str, picture: Path | None = None) -> str:
@@ -23,7 +22,7 @@ def report(model: str, spec: str | None, precision: str, picture: Path | None = 
     """
     engine, preprocess, labels, trained_on, split = opened(model, precision)
     picture = picture or picture_of(model)
-    check_writable(picture.parent, "--picture names another file")  # an evaluation may take long
+    plot.check_picture(picture, "--picture names another file")  # an evaluation may take long
     data_set = data.load(spec or trained_on)
     if split and data_set.spec == trained_on:
         data_set.check_split(split)

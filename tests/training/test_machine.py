@@ -66,6 +66,7 @@ def test_without_git_the_commit_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_
         (["lenet5", "--out", "/proc/out"], "/proc/out: No such file or directory; --out names another folder"),
         (["lenet5", "--results", "FILE/results.jsonl"], "FILE: File exists; a file is where a folder must be"),
         (["images", "mnist5k", "--out", "FILE/images"], "FILE/images.new"),
+        (["plans", "lenet5", "--results", "FILE/plans.jsonl"], "FILE: File exists; a file is where a folder must be"),
     ],
 )
 def test_what_cannot_be_written_is_a_line_before_the_first_epoch(
@@ -154,6 +155,22 @@ def test_a_full_store_is_a_line_and_keeps_nothing_half(lenet5_checkpoint: Path, 
         main(["publish", str(folder)])
     assert store.survey() == before
     assert not (store.root().parent / "convserve-staging" / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        ("picture.bmp3", r"picture.bmp3: a picture ends in one of .*png.*; --picture names another file"),
+        ("file/picture.png", r"file: File exists; a file is where a folder must be; --picture names another file"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_a_line_before_the_evaluation(
+    picture: str, message: str, lenet5_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.delattr("training.report.held_out_logits")
+    with pytest.raises(SystemExit, match=message):
+        main(["evaluate", str(lenet5_checkpoint), "--picture", str(tmp_path / picture)])
 
 
 def test_a_store_that_cannot_be_is_a_line(run: Run, lenet5_checkpoint: Path, tmp_path: Path) -> None:
