@@ -44,8 +44,8 @@ TEXTS = (
 def machine_errors(path: Path | None = None, other: str = "") -> Iterator[None]:
     """Turn errors of the machine into a MachineError of one line, with the remedy; raise others unchanged.
 
-    The line names the file of the error, else `path`, and ends with `other`, which says how to go on, except where a file
-    outside of `path` may not be used.
+    The line names the file of the error, else `path`, and ends with `other`, which says how to go on. `other` is left
+    out where a file outside of `path` may not be used.
     """
     try:
         yield
