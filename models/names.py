@@ -13,9 +13,9 @@ SIMILAR = 0.7  # least similarity of a suggested name, 0 to 1
 def near_names(name: str, known: Iterable[str]) -> list[str]:
     """Return up to three known names near `name`, the nearest first.
 
-    Names that differ in case or punctuation only come first, then names of which `name` is the beginning or another
-    part, shortest first, then similar ones. A name is similar if its beginning is, so that `rasnet20` finds
-    `resnet20_cifar`.
+    Names that differ in case, punctuation or order of letters only come first, then names of which `name` is the
+    beginning or another part, shortest first, then similar ones. A name is similar if its beginning is, so that
+    `rasnet20` finds `resnet20_cifar`.
     """
     wanted = plain(name)
     if not wanted or len(name) > LONGEST:
@@ -23,7 +23,7 @@ def near_names(name: str, known: Iterable[str]) -> list[str]:
     ranked = []
     for candidate in known:
         text = plain(candidate)
-        if text == wanted:
+        if sorted(text) == sorted(wanted):
             rank = (0, 0.0)
         elif text.startswith(wanted):
             rank = (1, len(text))

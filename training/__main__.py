@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from engines.published.manifest import ManifestError
 from engines.runtimes.engine import EngineError
+from models.names import near_names
 from models.zoo import ZOO
 from training.errors import TrainingError
 from training.machine import check_writable, machine_errors
@@ -100,7 +101,9 @@ def check_names(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
     """End with an error if a name is no architecture."""
     for name in names:
         if name not in ZOO:
-            parser.error(f"no architecture {name!r}; `python -m models` lists them")
+            near = near_names(name, ZOO)
+            hint = f"did you mean {' or '.join(near)}?" if near else "`python -m models` lists them"
+            parser.error(f"no architecture {name!r}; {hint}")
 
 
 def selected_names(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
@@ -223,8 +226,7 @@ def import_command(arguments: list[str]) -> None:
     )
     parser.add_argument("--out", type=Path, help="folder of the checkpoint (default: checkpoints/NAME-DATA)")
     options = parser.parse_args(arguments)
-    if options.name and options.name not in ZOO:
-        parser.error(f"no architecture {options.name!r}; `python -m models` lists them")
+    check_names(parser, [options.name] if options.name else [])
     if options.data and not options.file:
         parser.error("--data is of a --file")
 

@@ -20,6 +20,7 @@ from training.errors import TrainingError
 from training.machine import check_writable, machine_errors
 
 mpl.use("Agg")
+mpl.rcParams["text.parse_math"] = False  # a label may have dollar signs
 WRITTEN_CLASSES = 20  # A confusion matrix of more classes has no room for numbers and names.
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engines.published import store
+from engines.published.manifest import Accuracy
 from engines.published.preprocess import Preprocess
 from engines.runtimes.engine import Engine
 from engines.runtimes.registry import EngineSpec, open_engine
@@ -13,6 +14,7 @@ from engines.runtimes.torch import TorchEngine
 from training import checkpoint, data, plot
 from training.errors import TrainingError
 from training.evaluate import evaluate, held_out_logits
+from training.significance import warnings
 
 
 def report(model: str, spec: str | None, precision: str, picture: Path | None = None) -> str:
@@ -34,6 +36,7 @@ def report(model: str, spec: str | None, precision: str, picture: Path | None = 
     evaluation = evaluate(held_out_logits(engine, data_set.held_out, preprocess), data_set.held_out.targets)
     title = f"{model} on {data_set.name}: true class down, predicted across"
     plot.confusion(title, evaluation.confusion, labels, picture)
+    accuracy = Accuracy(top1=evaluation.top1, images=evaluation.images)
     lines = [
         f"{model} on {engine.runtime}, {engine.precision}: {evaluation.images} held-out images of {data_set.name}",
         f"top-1              {evaluation.top1:.2%}",
@@ -43,6 +46,7 @@ def report(model: str, spec: str | None, precision: str, picture: Path | None = 
         *(f"{share:7.2%}  {label}" for share, label in sorted(zip(evaluation.per_class, labels, strict=True))),
         "",
         f"confusion matrix: {picture}",
+        *(f"WARNING: {warning}" for warning in warnings(accuracy, data_set.held_out.targets)),
     ]
     return "\n".join(lines)
 

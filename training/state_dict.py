@@ -14,9 +14,15 @@ from torch import Tensor, nn
 from training.errors import CheckpointError
 
 # Keys under which training scripts keep a state dict beside an optimizer and more; the first that is there is taken.
-NESTED = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "state_dict_ema", "model_ema", "ema")
+NESTED = (
+    *("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params"),
+    *("state_dict_ema", "ema_state_dict", "model_ema", "params_ema", "ema"),
+)
 AVERAGED = "n_averaged"  # counter that torch.optim.swa_utils.AveragedModel adds
+COMPILED = "_orig_mod."  # added by torch.compile before the names of a compiled module's tensors
+COUNTER = ".num_batches_tracked"  # of batch norm, without effect in inference; older and converted files lack it
 SHOWN = 5  # keys of a kind that an error names
+LONGEST = 80  # characters of a key in an error
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -52,8 +58,7 @@ def is_safetensors(path: Path) -> bool:
 def tensors_of(contents: object, path: Path) -> dict[str, Tensor]:
     """Return the state dict in what a file holds. Raises CheckpointError if there is none."""
     found = dict(contents) if isinstance(contents, Mapping) else {}
-    nested = [key for key in NESTED if isinstance(found.get(key), Mapping)]
-    if nested:
+    while nested := nested_keys(found):
         others = f", not {', '.join(nested[1:])}" if nested[1:] else ""
         print(f"{path.name}: taking {nested[0]!r}{others}")
         found = dict(found[nested[0]])
@@ -61,9 +66,30 @@ def tensors_of(contents: object, path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} holds no state dict: its keys are not names of weights, such as {odd[0]!r}")
     if odd := [key for key, value in found.items() if not isinstance(value, Tensor)]:
         raise CheckpointError(f"{path} holds no state dict: {listed(odd)} {'are' if odd[1:] else 'is'} no tensor")
+    if odd := [key for key, value in found.items() if value.is_meta or value.is_quantized or not is_dense(value)]:
+        raise CheckpointError(f"{path} holds tensors that are sparse, quantised or without data: {listed(odd)}")
     if not found:
         raise CheckpointError(f"{path} holds no state dict")
     return found
+
+
+def nested_keys(contents: Mapping[Any, object]) -> list[str]:
+    """Return the keys of the state dicts in what a file holds, the one to take first; none if there are none inside."""
+    known = [key for key in NESTED if isinstance(contents.get(key), Mapping)]
+    if known:
+        return known
+    unknown = [key for key, value in contents.items() if isinstance(value, Mapping) and holds_tensors(value)]
+    return unknown if len(unknown) == 1 else []
+
+
+def holds_tensors(value: Mapping[Any, object]) -> bool:
+    """Return True if every value of a mapping with string keys is a tensor, and there is at least one."""
+    return bool(value) and all(isinstance(key, str) and isinstance(item, Tensor) for key, item in value.items())
+
+
+def is_dense(value: Tensor) -> bool:
+    """Return True if a tensor holds one number for each of its elements."""
+    return value.layout == torch.strided
 
 
 def unwrapped(state: dict[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:
@@ -73,7 +99,7 @@ def unwrapped(state: dict[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]
     """
     own_first = {key.partition(".")[0] for key in own}
     removed = ""
-    state = {key: value for key, value in state.items() if key != AVERAGED}
+    state = {key.replace(COMPILED, ""): value for key, value in state.items() if key != AVERAGED}
     while True:
         first = {key.partition(".")[0] for key in state}
         if len(first) != 1 or first == own_first or not all("." in key for key in state):
@@ -88,7 +114,8 @@ def unwrapped(state: dict[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]
 
 def fit(net: nn.Module, state: Mapping[str, Tensor], title: str) -> None:
     """Load a state dict into a network. Raises CheckpointError, which names the first keys that do not fit."""
-    own: dict[str, Any] = net.state_dict()
+    own: dict[str, Tensor] = net.state_dict()
+    state = {key: value for key, value in own.items() if key.endswith(COUNTER)} | dict(state)
     problems = {
         "has no": [key for key in own if key not in state],
         "has the unknown": [key for key in state if key not in own],
@@ -97,14 +124,20 @@ def fit(net: nn.Module, state: Mapping[str, Tensor], title: str) -> None:
             for key in own
             if key in state and state[key].shape != own[key].shape
         ],
+        "has other numbers, or NaN, in": [
+            key
+            for key in own.keys() & state.keys()
+            if own[key].is_floating_point() and not (state[key].is_floating_point() and state[key].isfinite().all())
+        ],
     }
     if any(problems.values()):
         texts = [f"it {problem} {listed(keys)}" for problem, keys in problems.items() if keys]
         raise CheckpointError(f"{title}: {'; '.join(texts)}")
-    net.load_state_dict(dict(state))
+    net.load_state_dict(state)
 
 
 def listed(keys: list[str]) -> str:
     """Return the first keys as text, and how many more there are."""
     more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    return f"{', '.join(keys[:SHOWN])}{more}"
+    shown = [key if len(key) <= LONGEST else f"{key[:LONGEST]}…" for key in keys[:SHOWN]]
+    return f"{', '.join(shown)}{more}"

@@ -197,4 +197,7 @@ def check_same_run(latest: Checkpoint, fields: dict[str, object], out: Path, *, 
         raise CheckpointError(f"{out} holds a checkpoint: --resume goes on with it, --out names another folder")
     different = [key for key, value in fields.items() if getattr(latest, key) != value]
     if different:
-        raise CheckpointError(f"{out} holds a run with another {', '.join(different)}: --out names another folder")
+        raise CheckpointError(
+            f"{out} holds a run with another {', '.join(different)}: repeat the options that it was started with "
+            "(--max-minutes, --epochs, --set, --seed), or name another folder with --out"
+        )

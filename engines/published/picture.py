@@ -25,7 +25,7 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 STATED = "orientation"  # key of `info`, in which Pillow keeps what it read beside the pixels
-BITS, WHITE_IS_ZERO, XMP = 258, (262, 0), 700  # tags of TIFF
+BITS, WHITE_IS_ZERO, XMP, SAMPLE_FORMAT, SIGNED = 258, (262, 0), 700, 339, 2  # tags of TIFF, and values
 
 
 def read_picture(path: Path, *, small: bool = False) -> Image.Image:
@@ -100,6 +100,8 @@ def with_known_scale(picture: ImageFile) -> Image.Image:
     if picture.mode == "I" and picture.format == "PPM":  # Pillow has scaled every maximum to 65,535
         return Image.fromarray(np.asarray(picture).astype(np.uint16))
     check_scale(picture)
+    if isinstance(picture, TiffImageFile) and SIGNED in picture.tag_v2.get(SAMPLE_FORMAT, ()):
+        raise ValueError("signed pixels have no known scale")
     if picture.mode.startswith("I;16") and isinstance(picture, TiffImageFile):
         grey = np.asarray(picture).astype(np.uint32)
         bits = picture.tag_v2.get(BITS, (16,))[0]

@@ -76,7 +76,7 @@ class Preprocess:
 
 
 def darkened(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return pixels whose border is light as light strokes on black, and others, as MNIST's own digits, unchanged.
+    """Return dark strokes on a lighter ground as light strokes on black, and others, as MNIST's own digits, unchanged.
 
     The ground is a plane through the border's pixels, as of a sheet that is lit from one side. What is darker than the
     ground by the most becomes white, unless that is so little that nothing may be drawn. Colours become grey.
@@ -84,7 +84,8 @@ def darkened(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     grey = pixels.reshape(*pixels.shape[:2], -1).mean(2)
     border = np.ones_like(grey, dtype=bool)
     border[1:-1, 1:-1] = False
-    if np.median(grey[border]) < 128:
+    ground = np.median(grey[border])
+    if ground < 128 and ground - grey.min() <= grey.max() - ground:
         return pixels
     places = np.stack([*np.indices(grey.shape), np.ones_like(grey)], axis=-1)
     plane, *_ = np.linalg.lstsq(places[border], grey[border], rcond=None)
@@ -112,6 +113,8 @@ def to_mode(picture: Image.Image, mode: str, fill: int) -> Image.Image:
         picture = blended(with_alpha(picture), fill)
     elif picture.mode.startswith("I;16"):  # Pillow's own conversion clips at 255
         picture = eight_bits(picture)
+    elif picture.mode == "LAB":  # Pillow has no way to grey
+        picture = picture.convert("RGB")
     # `convert` would copy a picture that has the mode already.
     return picture if picture.mode == mode else picture.convert(mode)
 

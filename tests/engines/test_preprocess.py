@@ -121,7 +121,7 @@ def seven(ground: float, ink: float, slope: float = 0.0) -> Image.Image:
     return Image.fromarray(grey.clip(0, 255).astype(np.uint8))
 
 
-@pytest.mark.parametrize(("ground", "ink", "slope"), [(250, 5, 0), (200, 100, 0), (170, 50, 100)])
+@pytest.mark.parametrize(("ground", "ink", "slope"), [(250, 5, 0), (200, 100, 0), (170, 50, 100), (110, 8, 0)])
 def test_paper_becomes_black_and_ink_white(ground: float, ink: float, slope: float) -> None:
     expected = DIGIT(ImageOps.invert(seven(250, 5))).astype(int)
     assert np.abs(TURNED(seven(ground, ink, slope)).astype(int) - expected).mean() < 6

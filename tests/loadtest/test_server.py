@@ -72,7 +72,10 @@ def locked(lenet5: PublishedModel) -> Iterator[str]:
         yield str(client.base_url.join("/"))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command",
+    ["smoke", pytest.param("sweep", marks=pytest.mark.slow), pytest.param("promises", marks=pytest.mark.slow)],
+)
 def test_every_request_of_a_command_carries_the_key(
     run: Run, locked: str, images: Path, tmp_path: Path, command: str
 ) -> None:

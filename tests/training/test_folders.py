@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -200,3 +201,39 @@ def test_the_split_of_names_in_utf_8_is_the_one_of_before(two: Path) -> None:
 
 
 SPLIT = "c04ec4fd"
+
+
+# Layouts that are no classes, and files that are no pictures
+
+
+@pytest.mark.parametrize("halves", [("training_set", "test_set"), ("images", "masks"), ("val", "test")])
+def test_folders_that_hold_the_same_folders_are_no_classes(halves: tuple[str, str], tmp_path: Path) -> None:
+    for name in halves:
+        for label in ("cats", "dogs"):
+            write(tmp_path / "d" / name / label / "0.png")
+    with pytest.raises(DataError, match="hold the same folders, so they are no classes"):
+        load(f"folder:{tmp_path / 'd'}")
+
+
+def test_a_class_may_be_named_train(two: Path) -> None:
+    (two / "red").rename(two / "train")
+    assert load(f"folder:{two}").labels == ("blue", "train")
+
+
+def test_endings_of_every_picture_are_known_and_others_are_counted(
+    two: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (two / "red" / "0.png").rename(two / "red" / "0.jfif")
+    (two / "red" / "1.png").rename(two / "red" / "1.heic")
+    (two / "red" / "notes.txt").touch()
+    data = load(f"folder:{two}")
+    assert count(data.train) + count(data.held_out) == 7
+    assert capsys.readouterr().err == "left out of red, by ending: 1 of .heic, 1 of .txt\n"
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_pictures_in_lab_become_grey_and_colour(mode: Literal["L", "RGB"], two: Path) -> None:
+    Image.new("LAB", (40, 40), (128, 0, 0)).save(two / "red" / "lab.tif")
+    data = load(f"folder:{two}")
+    assert count(data.train) + count(data.held_out) == 9
+    assert data.train.pixels(Preprocess(mode=mode, resize_edge=40, crop=40)).std() > 0

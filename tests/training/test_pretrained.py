@@ -65,10 +65,10 @@ def library(name: str) -> tuple[nn.Module, Any]:
 @pytest.mark.parametrize(
     "name",
     [
-        "se_resnet50",  # timm's way; resnet18, torchvision's, is served below
+        # resnet18 is served below
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("googlenet_bn_tv", "densenet121", "inception_v3", "inception_v4")
+            for name in ("se_resnet50", "googlenet_bn_tv", "densenet121", "inception_v3", "inception_v4")
         ),
     ],
 )

@@ -30,6 +30,7 @@ def test_two_processes_are_as_one_with_the_same_batch(tmp_path: Path) -> None:
     assert [epoch.top1 for epoch in two.epochs] == pytest.approx([epoch.top1 for epoch in one.epochs], abs=0.002)
 
 
+@pytest.mark.slow
 def test_two_processes_drop_blocks_each_its_own_and_go_on(tmp_path: Path) -> None:
     pictures(tmp_path / "photos")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "training"]

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from models.zoo import ZOO
 from training.errors import CheckpointError
-from training.state_dict import fit, read, unwrapped
+from training.state_dict import fit, read, tensors_of, unwrapped
 
 
 def lenet() -> nn.Module:
@@ -34,13 +34,36 @@ def imported(contents: object, path: Path) -> dict[str, Tensor]:
     return state
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "backbone.net."])
+@pytest.mark.parametrize("prefix", ["module.", "model.", "backbone.net."])
 def test_a_prefix_of_the_whole_model_is_removed_and_told(
     prefix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = imported(OrderedDict(prefixed(prefix)), tmp_path / "weights.pth")
     assert state.keys() == lenet().state_dict().keys()
     assert capsys.readouterr().out == f"without {prefix!r}, which stood before every key\n"
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_what_torch_compile_adds_is_removed(prefix: str, tmp_path: Path) -> None:
+    assert imported(prefixed(prefix), tmp_path / "weights.pth").keys() == lenet().state_dict().keys()
+    first, *others = lenet().state_dict()
+    head, _, name = first.rpartition(".")
+    partial = {f"{head}._orig_mod.{name}": lenet().state_dict()[first]} | {key: prefixed("")[key] for key in others}
+    assert imported(partial, tmp_path / "partial.pth").keys() == lenet().state_dict().keys()
+
+
+def test_batch_norms_counters_may_be_missing() -> None:
+    net = ZOO["resnet20_cifar"].build(10)
+    state = {key: value for key, value in net.state_dict().items() if "num_batches" not in key}
+    fit(net, state, "weights.pth does not fit")
+
+
+@pytest.mark.parametrize("odd", [torch.zeros(6, dtype=torch.int8), torch.full((6,), float("nan"))])
+def test_numbers_that_no_network_has_are_refused(odd: Tensor) -> None:
+    net = lenet()
+    key = next(key for key, value in net.state_dict().items() if value.shape == odd.shape)
+    with pytest.raises(CheckpointError, match=f"it has other numbers, or NaN, in {key}"):
+        fit(net, net.state_dict() | {key: odd}, "weights.pth does not fit")
 
 
 def test_a_prefix_that_the_network_has_too_stays() -> None:
@@ -55,6 +78,8 @@ def test_a_prefix_that_the_network_has_too_stays() -> None:
         (["model", "model_ema"], "taking 'model', not model_ema"),
         (["model_ema"], "taking 'model_ema'"),
         (["model_state_dict", "ema"], "taking 'model_state_dict', not ema"),
+        (["module"], "taking 'module'"),
+        (["resnet20"], "taking 'resnet20'"),
     ],
 )
 def test_of_several_state_dicts_the_taken_one_is_named(
@@ -63,6 +88,11 @@ def test_of_several_state_dicts_the_taken_one_is_named(
     contents: dict[str, Any] = {"epoch": 3, "optimizer": {"lr": 0.1}} | {key: prefixed("") for key in nested}
     imported(contents, tmp_path / "weights.pth")
     assert capsys.readouterr().out == f"weights.pth: {told}\n"
+
+
+def test_state_dicts_may_be_two_levels_down(tmp_path: Path) -> None:
+    state = imported({"state_dict": {"model": prefixed("module.")}}, tmp_path / "weights.pth")
+    assert state.keys() == lenet().state_dict().keys()
 
 
 def test_an_averaged_model_of_torch_is_read(tmp_path: Path) -> None:
@@ -83,6 +113,8 @@ def test_the_contents_decide_the_format(tmp_path: Path) -> None:
         ({1: torch.zeros(2)}, "its keys are not names of weights, such as 1"),
         ({"epoch": 1, "lr": 0.1}, "epoch, lr are no tensor"),
         ({"state_dict": {"a": 1}}, "a is no tensor"),
+        ({"student": {"a": torch.zeros(1)}, "teacher": {"a": torch.zeros(1)}}, "student, teacher are no tensor"),
+        ({"k" * 1000: 1}, "k… is no tensor"),
         ({}, "holds no state dict"),
         ([1, 2], "holds no state dict"),
         (torch.zeros(3), "holds no state dict"),
@@ -94,6 +126,12 @@ def test_other_contents_are_a_line(contents: object, message: str, tmp_path: Pat
     with pytest.raises(CheckpointError, match=message) as raised:
         read(tmp_path / "weights.pth")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("odd", [torch.eye(2).to_sparse(), torch.zeros(2, device="meta")])
+def test_tensors_without_a_number_for_each_element_are_refused(odd: Tensor) -> None:
+    with pytest.raises(CheckpointError, match="sparse, quantised or without data: a"):
+        tensors_of({"a": odd}, Path("weights.pth"))
 
 
 @pytest.mark.parametrize(
@@ -121,6 +159,7 @@ def test_a_refusal_names_five_keys_of_each_kind() -> None:
         fit(net, state, "weights.pth does not fit resnet18")
     text = str(raised.value)
     assert text.startswith("weights.pth does not fit resnet18: it has no bn1.weight, bn1.bias, ")
-    assert f"and {len(net.state_dict()) - 6} more; it has the unknown layer0.odd, " in text
+    missing = sum(not key.endswith("num_batches_tracked") for key in net.state_dict()) - 1
+    assert f"and {missing - 5} more; it has the unknown layer0.odd, " in text
     assert "layer4.odd and 2 more; it has other shapes: conv1.weight [2, 3], not [64, 3, 7, 7]" in text
     assert len(text) < 500

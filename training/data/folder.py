@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
+from collections import Counter
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -13,14 +14,24 @@ from pathlib import Path
 import numpy as np
 
 from engines.published.picture import read_picture
-from engines.published.preprocess import Preprocess
+from engines.published.preprocess import Preprocess, to_mode
 from training.data.dataset import DataSet
 from training.data.images import Images, Sample, from_files, legible
 from training.errors import DataError
 
 TRAIN = ("train", "training")
-HELD_OUT = ("val", "valid", "validation", "test", "testing", "held_out")
-PASSED_OVER = {"__MACOSX", "@eaDir", "$RECYCLE.BIN"}  # folders that macOS, Synology's and Windows add; hidden ones too
+HELD_OUT = ("val", "valid", "validation", "test", "testing", "held_out", "dev", "eval", "evaluation", "holdout")
+# Folders that macOS, Synology, Windows, Linux and Python add; hidden ones are passed over too.
+PASSED_OVER = {
+    "__MACOSX",
+    "@eaDir",
+    "#recycle",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "lost+found",
+    "__pycache__",
+}
+MORE_ENDINGS = (".gif", ".jfif", ".jpe", ".jp2", ".avif", ".pbm", ".pnm")  # beside those that torchvision knows
 CLASSES_SEARCHED = 200  # folders in which classes are looked for, to name the right one
 FLAT = 0.01  # standard deviation, 0 to 1, of pixels that are nearly alike: two or three of 255 steps
 
@@ -76,8 +87,8 @@ def folder(root: Path, reserved: Collection[str]) -> DataSet:
 
 
 def half(root: Path, names: Collection[str]) -> Path | None:
-    """Return the folder in `root` with the first of `names` that one has, in small or capital letters, or None."""
-    found = {path.name.lower(): path for path in subfolders(root)}
+    """Return the folder in `root` that has the first of `names`, in any case, and folders inside; else None."""
+    found = {path.name.lower(): path for path in subfolders(root) if subfolders(path)}
     return next((found[name] for name in names if name in found), None)
 
 
@@ -117,6 +128,13 @@ def decodable(root: Path) -> tuple[tuple[str, ...], list[Sample]]:
     if len(classes) < 2:
         found = f"one folder, {labels[0]}, with {len(samples)} pictures" if classes else "no folder"
         raise DataError(f"{root} has no folder per class: there is {found}{elsewhere(root)}")
+    if twins := alike(classes):
+        raise DataError(
+            f"{root}: {', '.join(twins)} hold the same folders, so they are no classes; if they are halves, name them "
+            "train and val; else name the one to take, --data folder:PATH"
+        )
+    for folder in classes:
+        report_left_out(folder)
     with ThreadPoolExecutor() as pool:
         problems = list(pool.map(decoding_error, (path for path, _ in samples)))
     for (path, _), problem in zip(samples, problems, strict=True):
@@ -134,18 +152,42 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not passed_over(path.name))
 
 
+def alike(classes: list[Path]) -> list[str]:
+    """Return the names of folders without pictures of their own that hold folders of the same names, two at least."""
+    inner = {
+        folder.name: frozenset(path.name for path in subfolders(folder))
+        for folder in classes
+        if not any(path.is_file() for path in pictures(folder, "*"))
+    }
+    names = list(inner.values())
+    return [legible(name) for name, folders in inner.items() if len(folders) > 1 and names.count(folders) > 1]
+
+
+def report_left_out(folder: Path) -> None:
+    """Print how many files of a class, by ending, are no pictures that training reads."""
+    taken = set(pictures(folder))
+    rest = Counter(
+        path.suffix.lower() or path.name
+        for path in folder.rglob("*")
+        if path.is_file() and path not in taken and not any(map(passed_over, path.relative_to(folder).parts))
+    )
+    if rest:
+        counted = ", ".join(f"{count} of {legible(ending)}" for ending, count in rest.most_common(5))
+        print(f"left out of {legible(folder.name)}, by ending: {counted}", file=sys.stderr)
+
+
 def passed_over(name: str) -> bool:
     """Report whether a file or folder is hidden or one that systems add; macOS adds `._x.jpg` beside `x.jpg`."""
     return name.startswith(".") or name in PASSED_OVER
 
 
-def pictures(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder whose names end as pictures', by name."""
+def pictures(folder: Path, pattern: str = "**/*") -> Iterator[Path]:
+    """Yield the files below a folder, or those of a glob pattern, whose names end as pictures', by name."""
     from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(folder.glob(pattern)):
         wanted = not any(map(passed_over, path.relative_to(folder).parts))
-        if wanted and has_file_allowed_extension(path.name, IMG_EXTENSIONS) and path.is_file():
+        if wanted and has_file_allowed_extension(path.name, (*IMG_EXTENSIONS, *MORE_ENDINGS)) and path.is_file():
             yield path
 
 
@@ -163,7 +205,7 @@ def elsewhere(root: Path) -> str:
 def decoding_error(path: str) -> str | None:
     """Return the reason why a picture cannot be decoded, or None if it can."""
     try:
-        read_picture(Path(path), small=True)
+        to_mode(read_picture(Path(path), small=True), "RGB", 0)
     except Exception as error:  # Pillow raises nearly anything on a broken file
         return str(error) or type(error).__name__
     return None
