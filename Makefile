@@ -25,7 +25,7 @@ bento: $(VENV)/training.installed ## pack the service with the published MODELS
 test: check ## install, lint, check types, test
 	$(BIN)/pytest -n auto --dist loadfile -m "not slow and not gpu"
 
-test-all: check ## the same with the slow tests (`pytest -m slow --collect-only -q` lists them): more networks, the packed Bento
+test-all: check ## the same with the slow tests (`pytest -m slow --collect-only -q` lists them): more networks, the packed Bento, the peers, two processes
 	$(BIN)/pytest -n auto --dist loadfile -m "not gpu"
 
 test-gpu: check ## the tests that need an NVIDIA GPU, and no others

@@ -29,6 +29,7 @@ def measured(run: Run, lenet5: PublishedModel, tmp_path_factory: pytest.TempPath
     return out, run("loadtest", "peers", *QUICK, "--out", out).stdout
 
 
+@pytest.mark.slow
 def test_every_peer_answers_as_the_engine_does(measured: tuple[Path, str]) -> None:
     rows = {row.server: row for row in read_peers(measured[0])}
     assert rows.keys() == set(SERVERS)
@@ -41,6 +42,7 @@ def test_every_peer_answers_as_the_engine_does(measured: tuple[Path, str]) -> No
         assert (row.client_cpu_s is None) == ("no HTTP" in server)
 
 
+@pytest.mark.slow
 def test_the_table_has_a_line_a_peer_and_says_how_it_was_measured(measured: tuple[Path, str]) -> None:
     for server in SERVERS:
         assert f"| 2 | {server} |" in measured[1]
@@ -54,12 +56,14 @@ def test_the_table_has_a_line_a_peer_and_says_how_it_was_measured(measured: tupl
         assert words in measured[1]
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_measured_again(run: Run, measured: tuple[Path, str]) -> None:
     before = measured[0].read_bytes()
     assert run("loadtest", "peers", *QUICK, "--out", measured[0]).stdout == measured[1]
     assert measured[0].read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_server_without_answers_is_reported(measured: tuple[Path, str]) -> None:
     silent = [row.model_copy(update={"answers": 0, "failed": 5}) for row in read_peers(measured[0])]
     assert " | 5 | " in summary(silent)
