@@ -78,7 +78,7 @@ def let_in(server: ServerContext, request: Request) -> None:
     Either may stand in the header X-API-Key or be a bearer token.
     """
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    presented = [request.headers.get("X-API-Key", ""), token.strip() if scheme.lower() == "bearer" else ""]
+    presented = [request.headers.get("X-API-Key", "").strip(), token.strip() if scheme.lower() == "bearer" else ""]
     known = [*server.settings.api_keys, *filter(None, [server.settings.admin_token])]
     # Every key is compared, each in constant time, so that timing does not reveal which key was close.
     if not sum(same(value, secret) for value in presented for secret in known):

@@ -22,6 +22,7 @@ MAX_PARTS = 50_000  # segments, chunks or blocks, each of which is read in Pytho
 # A marker of a JPEG with a length after it, or the end of the picture; 00 and FF are no markers, others have no length.
 MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 EOI, SOS, EXIF_OR_XMP = 0xD9, 0xDA, 0xE1
+FIRST_WITH_LENGTH = 0xC0  # libjpeg has no length for lower markers within a scan: scans could hide in what it seems
 JFIF, ADOBE = 0xE0, 0xEE  # segments that change the colours, and their least lengths
 LEAST = {JFIF: 14, ADOBE: 12}
 BLOCK = re.compile(rb"[!,;]")  # of a GIF: an extension, a picture, the end; Pillow skips other bytes one by one
@@ -66,7 +67,9 @@ def of_jpeg(body: bytes) -> Essentials:
         check_parts(part)
         if not (found := MARKER.search(body, at)) or (marker := found[1][0]) == EOI:
             break
-        start, at = found.start(), found.end() + max(2, int.from_bytes(body[found.end() : found.end() + 2]))
+        start, at = found.start(), found.end()
+        if first_scan is None or marker >= FIRST_WITH_LENGTH:
+            at += max(2, int.from_bytes(body[at : at + 2]))
         arithmetic |= marker in ARITHMETIC
         if marker == SOS:
             scans += 1

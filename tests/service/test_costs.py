@@ -52,6 +52,14 @@ def test_text_that_would_unpack_to_much_is_left_packed(name: str) -> None:
     assert (to_pixels(HARMLESS[name](), SMALL, LIMIT) == 0).all()
 
 
+def test_scans_that_hide_behind_an_unknown_marker_are_counted() -> None:
+    """libjpeg passes over the marker alone where a picture restarts, and decodes what seems to be its contents."""
+    body, scan = jpeg_of_scans(64, 1), b"\xff\xda\0\x08\1\1\0\1\x3f\0"
+    hidden = scan * (MAX_SCANS + 1)
+    with pytest.raises(Problem, match="scans are too many for its size"):
+        opened(body[:-2] + b"\xff\x02" + (2 + len(hidden)).to_bytes(2) + hidden + body[-2:], MEGAPIXELS_50)
+
+
 def noise(edge: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (edge, edge, 3), dtype=np.uint8))
 
