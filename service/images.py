@@ -26,6 +26,7 @@ SIGNATURES = (b"BM", b"GIF8", b"\xff\xd8\xff", b"\x89PNG")
 SMALL = 8192, 64 * 64  # bytes and pixels; such an image decodes in a fraction of a millisecond
 MEDIUM = 128 * 1024, 640 * 480  # bytes and pixels; such an image decodes in some milliseconds
 MAX_SCANS = 200  # in a JPEG; cameras and editors write ten, and each costs a pass over all pixels
+MAX_EDGE = 65_535  # pixels, as in a JPEG; Pillow needs sixty bytes for each row of a picture of one column
 MAX_SCANNED = 1_000_000_000  # pixels times scans in a JPEG: twenty scans of 50 megapixels
 ARITHMETIC = 20  # Huffman-coded scans that cost as much as an arithmetic-coded one
 LEARNING = 0.1  # share by which one image moves the mean
@@ -75,6 +76,8 @@ def opened(body: bytes, max_pixels: int, over: Event | None = None) -> ImageFile
     try:
         parts = essentials(body)
         picture = open_picture(parts, FORMATS, source)
+        if max(picture.size) > MAX_EDGE:
+            raise Problem(413, "too_many_pixels", f"an edge of the image has more than {MAX_EDGE:,} pixels")
         if picture.width * picture.height <= max_pixels:
             check_cost(picture, parts)
             return picture

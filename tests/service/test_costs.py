@@ -13,7 +13,7 @@ from PIL import Image
 from engines.published.preprocess import Preprocess
 from service.errors import Problem
 from service.images import MAX_SCANS, Decoders, RequestOver, Source, decode, opened
-from tests.service.bombs import HARMLESS, jpeg_of_scans
+from tests.service.bombs import HARMLESS, jpeg_of_scans, large_png
 from tests.service.test_images import LIMIT, SMALL, encoded, to_pixels
 
 MEGAPIXELS_50 = 50_000_000
@@ -58,6 +58,14 @@ def test_scans_that_hide_behind_an_unknown_marker_are_counted() -> None:
     hidden = scan * (MAX_SCANS + 1)
     with pytest.raises(Problem, match="scans are too many for its size"):
         opened(body[:-2] + b"\xff\x02" + (2 + len(hidden)).to_bytes(2) + hidden + body[-2:], MEGAPIXELS_50)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 65_536), (65_536, 1)])
+def test_an_edge_is_bounded(width: int, height: int) -> None:
+    with pytest.raises(Problem, match="an edge of the image has more than 65,535 pixels") as raised:
+        opened(large_png(width, height), MEGAPIXELS_50)
+    assert (raised.value.status, raised.value.code) == (413, "too_many_pixels")
+    decode(opened(large_png(width // 65_536 or 1, 65_535), MEGAPIXELS_50), [SMALL], scaled=False)
 
 
 def noise(edge: int) -> Image.Image:
