@@ -34,7 +34,7 @@ LEARNING = 0.1  # share by which one image moves the mean
 silence_pillow()
 
 
-class Source(io.BytesIO):
+class ImageBytes(io.BytesIO):
     """Bytes of an image; reading raises RequestOver once the request is over.
 
     Pillow reads JPEG, PNG, GIF and BMP by blocks of 64 kB, so that their decoding ends within a block. One block, a
@@ -72,7 +72,7 @@ def opened(body: bytes, max_pixels: int, over: Event | None = None) -> ImageFile
         raise Problem(400, "empty_image", "the body is empty; send the bytes of an image")
     if not body.startswith(SIGNATURES) and not (body[:4] == b"RIFF" and body[8:12] == b"WEBP"):
         raise Problem(415, "unsupported_format", f"not an image in a supported format: {', '.join(FORMATS)}")
-    source = partial(Source, over=over) if over else io.BytesIO
+    source = partial(ImageBytes, over=over) if over else io.BytesIO
     try:
         parts = essentials(body)
         picture = open_picture(parts, FORMATS, source)

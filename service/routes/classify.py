@@ -143,7 +143,7 @@ async def compare(
 
 
 @dataclass(eq=False)
-class ComparedModel:
+class ModelRow:
     """Model of a comparison, None if no published model has the name, with the row to show and its error."""
 
     model: ServedModel | None
@@ -158,24 +158,24 @@ class ComparedModel:
             logger.error("%s: %s", self.shown.model, error, exc_info=error)
 
 
-async def rows_of(server: ServerContext, names: list[str]) -> list[ComparedModel]:
+async def rows_of(server: ServerContext, names: list[str]) -> list[ModelRow]:
     """Return a row for each model that `names` name, and a failed row for each name without one."""
-    rows: dict[str, ComparedModel] = {}
+    rows: dict[str, ModelRow] = {}
     for name in names:
         try:
             model = await server.catalog.fresh(partial(server.catalog.find, name))
         except Problem as problem:
-            row = rows[name] = ComparedModel(None, schema.Compared(model=name))
+            row = rows[name] = ModelRow(None, schema.Compared(model=name))
             row.fail(problem)
         else:
             tag, cost = model.manifest.tag, model.manifest.complexity
-            rows[tag] = ComparedModel(model, schema.Compared(model=tag, macs=cost.macs, params=cost.params))
+            rows[tag] = ModelRow(model, schema.Compared(model=tag, macs=cost.macs, params=cost.params))
     return list(rows.values())
 
 
 async def load_all(
-    server: ServerContext, rows: list[ComparedModel], held: ExitStack, until: asyncio.Timeout
-) -> list[tuple[ComparedModel, ServedModel, EngineQueue]]:
+    server: ServerContext, rows: list[ModelRow], held: ExitStack, until: asyncio.Timeout
+) -> list[tuple[ModelRow, ServedModel, EngineQueue]]:
     """Load the models of the rows, keep the engines in use until `held` closes, and return those that are loaded.
 
     The other rows fail. Loading may take a part of the time only, so that the models that are loaded can answer; models
@@ -203,7 +203,7 @@ async def load_all(
     return loaded
 
 
-def comparison(server: ServerContext, rows: list[ComparedModel]) -> schema.Comparison:
+def comparison(server: ServerContext, rows: list[ModelRow]) -> schema.Comparison:
     """Return the rows as an answer, and count those that failed. Raises Problem if all failed."""
     problems = [row.problem for row in rows if row.problem]
     if len(problems) == len(rows):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from engines.published.preprocess import Preprocess
 from service.errors import Problem
-from service.images import MAX_SCANS, Decoders, RequestOver, Source, decode, opened
+from service.images import MAX_SCANS, Decoders, ImageBytes, RequestOver, decode, opened
 from tests.service.bombs import HARMLESS, jpeg_of_scans, large_png
 from tests.service.test_images import LIMIT, SMALL, encoded, to_pixels
 
@@ -103,13 +103,13 @@ def test_no_model_is_prepared_for_after_the_request() -> None:
 
 def test_a_cancelled_request_frees_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decode through a file that is read slowly, as if each block took a tenth of a second."""
-    read = Source.read
+    read = ImageBytes.read
 
-    def slowly(self: Source, size: int | None = -1) -> bytes:
+    def slowly(self: ImageBytes, size: int | None = -1) -> bytes:
         time.sleep(0.1)
         return read(self, size)
 
-    monkeypatch.setattr(Source, "read", slowly)
+    monkeypatch.setattr(ImageBytes, "read", slowly)
     body = encoded(noise(1000), "BMP")  # 46 blocks
 
     async def scenario() -> float:
