@@ -16,7 +16,7 @@ from tqdm import tqdm
 from models.card import Architecture
 from models.complexity import complexity
 from models.cost import FLOAT_BYTES, Complexity
-from models.names import near_names
+from models.names import near_names, suggestion
 from models.tables import Row, aligned, markdown, megabytes, rounded, shape, write_csv
 from models.zoo import ZOO
 
@@ -162,8 +162,7 @@ def main(arguments: list[str]) -> None:
     options = command.parse_args(arguments)
     name, form, layers = options.name, options.form, options.layers
     if name and name not in ZOO:
-        near = " or ".join(near_names(name, ZOO))
-        command.error(f"there is no {name!r}; " + (f"did you mean {near}?" if near else "see `python -m models`"))
+        command.error(f"there is no {name!r}; " + (suggestion(near_names(name, ZOO)) or "see `python -m models`"))
     if name and (options.family or options.data or options.sort or layers or form == "markdown"):
         command.error("--family, --data, --sort, --layers and --markdown are for the list, without a NAME")
     if layers and form != "json":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 
 MOST = 3  # names that are suggested
@@ -35,6 +35,11 @@ def near_names(name: str, known: Iterable[str]) -> list[str]:
             continue
         ranked.append((*rank, candidate))
     return [candidate for *_, candidate in sorted(ranked)[:MOST]]
+
+
+def suggestion(near: Sequence[str]) -> str:
+    """Return the question whether one of the names near a misspelt one was meant; empty if there is none."""
+    return f"did you mean {' or '.join(near)}?" if near else ""
 
 
 def plain(name: str) -> str:

@@ -76,8 +76,7 @@ class ConvServe:
         for name, tag in SETTINGS.pins.items():
             if tag not in self.catalog.models:
                 logger.warning("CONVSERVE_PINS: %s is %s, which is not published", name, tag)
-        datasets = {model.manifest.dataset for model in self.catalog.models.values()}
-        if "dataset" in SETTINGS.model_fields_set and SETTINGS.dataset not in datasets:
+        if "dataset" in SETTINGS.model_fields_set and SETTINGS.dataset not in self.catalog.datasets:
             logger.warning("CONVSERVE_DATASET: no published model is of %s", SETTINGS.dataset)
 
     async def _load(self) -> None:

@@ -13,7 +13,7 @@ from typing import TypeVar
 from engines.measured import records
 from engines.published import store
 from engines.published.store import Survey, Unserved
-from models.names import near_names
+from models.names import near_names, suggestion
 from service.architectures import read_cards
 from service.errors import Problem
 from service.loading import Loader, ServedModel, Slot
@@ -113,8 +113,8 @@ class Catalog:
         """Return the card of an architecture. Raises Problem 404 with similar names if the name is unknown."""
         if name not in self.architectures:
             near = near_names(name, self.architectures)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise Problem(404, "unknown_model", f"there is no model {name[:MAX_NAME]!r}{hint}", near=near)
+            detail = "; ".join(filter(None, [f"there is no model {name[:MAX_NAME]!r}", suggestion(near)]))
+            raise Problem(404, "unknown_model", detail, near=near)
         return self.architectures[name]
 
     def published(self, architecture: str) -> list[ServedModel]:

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from engines.runtimes import registry
 from engines.runtimes.engine import EngineError
 from engines.runtimes.registry import RUNTIMES, Runtime
+from models.names import near_names, suggestion
 from service.architectures import read_cards
 from service.cost import batch_sizes
 
@@ -82,9 +83,8 @@ def of_its_architecture(pins: dict[str, str]) -> dict[str, str]:
     for name, tag in pins.items():
         architecture, at, dataset = name.partition("@")
         if architecture not in architectures:
-            near = get_close_matches(architecture, architectures, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"there is no architecture {architecture!r}{hint}")
+            hint = suggestion(near_names(architecture, architectures)[:1])
+            raise ValueError("; ".join(filter(None, [f"there is no architecture {architecture!r}", hint])))
         match = TAG.fullmatch(tag)
         if not match or match["architecture"] != architecture or (at and match["dataset"] != dataset):
             form = f"{architecture}:{dataset or 'DATASET'}-XXXXXXXX"

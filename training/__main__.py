@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from engines.published.manifest import ManifestError
 from engines.runtimes.engine import EngineError
-from models.names import near_names
+from models.names import near_names, suggestion
 from models.zoo import ZOO
 from training.errors import TrainingError
 from training.machine import check_writable, machine_errors
@@ -101,8 +101,7 @@ def check_names(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
     """End with an error if a name is no architecture."""
     for name in names:
         if name not in ZOO:
-            near = near_names(name, ZOO)
-            hint = f"did you mean {' or '.join(near)}?" if near else "`python -m models` lists them"
+            hint = suggestion(near_names(name, ZOO)) or "`python -m models` lists them"
             parser.error(f"no architecture {name!r}; {hint}")
 
 

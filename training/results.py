@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from scipy.stats import binomtest
 
 from engines import markdown
 from engines.published import files
@@ -17,6 +16,7 @@ from training import jsonl
 from training.checkpoint import Checkpoint
 from training.machine import machine_errors
 from training.recipes import Recipe
+from training.significance import wilson
 
 
 class TrainingResult(Record):
@@ -88,12 +88,6 @@ def result_of(card: Architecture, saved: Checkpoint, held_out: int) -> TrainingR
         device="cuda" if torch.cuda.is_available() else "cpu",
         threads=torch.get_num_threads(),
     )
-
-
-def wilson(right: int, images: int) -> tuple[float, float]:
-    """Return the 95 % Wilson interval of the share `right` / `images`."""
-    low, high = binomtest(right, images).proportion_ci(method="wilson")
-    return float(low), float(high)
 
 
 def add(path: Path, card: Architecture, saved: Checkpoint, held_out: int) -> None:

@@ -12,6 +12,12 @@ DOUBT = 0.05  # probability of an accuracy by chance above which the accuracy pr
 WIDE = 0.1  # half of a 95 % interval that is too wide to compare models by
 
 
+def wilson(right: int, images: int) -> tuple[float, float]:
+    """Return the 95 % Wilson interval of the share `right` / `images`."""
+    low, high = binomtest(right, images).proportion_ci(method="wilson")
+    return float(low), float(high)
+
+
 def warnings(accuracy: Accuracy, targets: NDArray[np.int64]) -> list[str]:
     """Return what to know before relying on a top-1 of images with the true classes `targets`, (N,).
 
@@ -26,7 +32,7 @@ def warnings(accuracy: Accuracy, targets: NDArray[np.int64]) -> list[str]:
             f"top-1 {accuracy.top1:.1%} of {accuracy.images} held-out images cannot be told from chance: always "
             f"answering the most frequent class gives {most_frequent:.1%}"
         )
-    low, high = binomtest(right, accuracy.images).proportion_ci(method="wilson")
+    low, high = wilson(right, accuracy.images)
     if high - low > 2 * WIDE:
         found.append(
             f"only {accuracy.images} images are held out: top-1 on other pictures is between {low:.0%} and {high:.0%} "

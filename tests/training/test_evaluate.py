@@ -12,10 +12,11 @@ from PIL import Image
 from engines.published.store import PublishedModel
 from models.zoo import ZOO
 from tests.conftest import Run
-from training import checkpoint, results
+from training import checkpoint
 from training.evaluate import calibration_error, evaluate
 from training.report import picture_of
 from training.results import add, find, read, table, write_table
+from training.significance import wilson
 
 
 def test_by_hand() -> None:
@@ -74,7 +75,7 @@ def test_results_are_added_once_and_tabled(lenet5_checkpoint: Path, tmp_path: Pa
 
 def test_the_interval_is_wilsons() -> None:
     # Wilson 1927; 97.6 % of 1,000 at 95 %
-    assert results.wilson(976, 1000) == pytest.approx((0.9645, 0.9838), abs=1e-4)
+    assert wilson(976, 1000) == pytest.approx((0.9645, 0.9838), abs=1e-4)
 
 
 def test_the_committed_table_is_of_the_committed_results() -> None:
