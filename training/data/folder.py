@@ -123,7 +123,8 @@ def decodable(root: Path) -> tuple[tuple[str, ...], list[Sample]]:
     Raises DataError if there are fewer than two classes, or a class without such a picture.
     """
     classes = subfolders(root)
-    samples = [(str(path), target) for target, folder in enumerate(classes) for path in pictures(folder)]
+    files = [list(visible_files(folder)) for folder in classes]
+    samples = [(str(path), target) for target, paths in enumerate(files) for path in paths if is_picture(path)]
     labels = tuple(legible(folder.name) for folder in classes)
     if len(classes) < 2:
         found = f"one folder, {labels[0]}, with {len(samples)} pictures" if classes else "no folder"
@@ -133,8 +134,8 @@ def decodable(root: Path) -> tuple[tuple[str, ...], list[Sample]]:
             f"{root}: {', '.join(twins)} hold the same folders, so they are no classes; if they are halves, name them "
             "train and val; else name the one to take, --data folder:PATH"
         )
-    for folder in classes:
-        report_left_out(folder)
+    for label, paths in zip(labels, files, strict=True):
+        report_left_out(label, paths)
     with ThreadPoolExecutor() as pool:
         problems = list(pool.map(decoding_error, (path for path, _ in samples)))
     for (path, _), problem in zip(samples, problems, strict=True):
@@ -157,23 +158,18 @@ def alike(classes: list[Path]) -> list[str]:
     inner = {
         folder.name: frozenset(path.name for path in subfolders(folder))
         for folder in classes
-        if not any(path.is_file() for path in pictures(folder, "*"))
+        if not any(is_picture(path) and path.is_file() for path in folder.iterdir())
     }
     names = list(inner.values())
     return [legible(name) for name, folders in inner.items() if len(folders) > 1 and names.count(folders) > 1]
 
 
-def report_left_out(folder: Path) -> None:
+def report_left_out(label: str, files: list[Path]) -> None:
     """Print how many files of a class, by ending, are no pictures that training reads."""
-    taken = set(pictures(folder))
-    rest = Counter(
-        path.suffix.lower() or path.name
-        for path in folder.rglob("*")
-        if path.is_file() and path not in taken and not any(map(passed_over, path.relative_to(folder).parts))
-    )
+    rest = Counter(path.suffix.lower() or path.name for path in files if not is_picture(path))
     if rest:
         counted = ", ".join(f"{count} of {legible(ending)}" for ending, count in rest.most_common(5))
-        print(f"left out of {legible(folder.name)}, by ending: {counted}", file=sys.stderr)
+        print(f"left out of {label}, by ending: {counted}", file=sys.stderr)
 
 
 def passed_over(name: str) -> bool:
@@ -181,14 +177,19 @@ def passed_over(name: str) -> bool:
     return name.startswith(".") or name in PASSED_OVER
 
 
-def pictures(folder: Path, pattern: str = "**/*") -> Iterator[Path]:
-    """Yield the files below a folder, or those of a glob pattern, whose names end as pictures', by name."""
+def visible_files(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder, by name, without those that are hidden or that systems add."""
+    for path in sorted(folder.rglob("*")):
+        if not any(map(passed_over, path.relative_to(folder).parts)) and path.is_file():
+            yield path
+
+
+def is_picture(path: Path) -> bool:
+    """Return True if a file's name ends as a picture's."""
     from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
-    for path in sorted(folder.glob(pattern)):
-        wanted = not any(map(passed_over, path.relative_to(folder).parts))
-        if wanted and has_file_allowed_extension(path.name, (*IMG_EXTENSIONS, *MORE_ENDINGS)) and path.is_file():
-            yield path
+    ends: bool = has_file_allowed_extension(path.name, (*IMG_EXTENSIONS, *MORE_ENDINGS))
+    return ends
 
 
 def elsewhere(root: Path) -> str:
@@ -196,7 +197,7 @@ def elsewhere(root: Path) -> str:
     waiting = subfolders(root)
     for folder in islice(waiting, CLASSES_SEARCHED):  # the loop goes on with what it adds
         inner = subfolders(folder)
-        if sum(any(pictures(path)) for path in inner) > 1:
+        if sum(any(map(is_picture, visible_files(path))) for path in inner) > 1:
             return f"; {legible(folder)} has one per class: --data folder:{legible(folder)}"
         waiting += inner
     return "; put the pictures of each class, two classes at least, into a folder of its own"
