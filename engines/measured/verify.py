@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors.numpy import load_file
 
 from engines.measured.records import Fidelity
 from engines.published import manifest
+from engines.published.essentials import essentials
+from engines.published.picture import open_picture, upright
 from engines.published.preprocess import draft
 from engines.published.store import PublishedModel
 from engines.runtimes.engine import Engine, in_batches
@@ -30,10 +31,10 @@ def verify_scaled(model: PublishedModel, engine: Engine, jpegs: Sequence[Path]) 
     def logits(scaled: bool) -> NDArray[np.float32]:
         pixels = []
         for path in jpegs:
-            with Image.open(path, formats=["JPEG"]) as picture:
-                if scaled:
-                    draft(picture, [preprocess])
-                pixels.append(preprocess(picture))
+            picture = open_picture(essentials(path.read_bytes()), ("JPEG",))
+            if scaled:
+                draft(picture, [preprocess])
+            pixels.append(preprocess(upright(picture)))
         return all_logits(engine, np.stack(pixels))
 
     return compare(logits(scaled=True), logits(scaled=False), None)
