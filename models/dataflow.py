@@ -10,6 +10,7 @@ not modules.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, NamedTuple
 
 import torch
@@ -69,6 +70,10 @@ class Dataflow(TorchDispatchMode):
     def join(self, start: int, x: Tensor, output: Tensor) -> None:
         """Replace the operations since `start` by one elementwise operation that computes `output` from `x`."""
         self._operations[start:] = [Operation({storage(x)}, {storage(output): output.nbytes}, in_place=True)]
+
+    def reads(self) -> Counter[int]:
+        """Return how many operations read each memory, by the memory's number."""
+        return Counter(number for operation in self._operations for number in operation.reads)
 
     def peak_bytes(self) -> int:
         """Return the most bytes of tensors that exist at once.

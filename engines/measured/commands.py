@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby, product
 from operator import attrgetter
 from pathlib import Path
@@ -85,10 +85,10 @@ def bench_models(
     """Print and record the speed of each engine. Return 1 if a requested precision of a model cannot be opened."""
     failed = False
     rows: list[Speed] = []
-    machine_peak = peak.measure()
+    peaks = peak.measure(runtimes)
     try:
         for model in models:
-            speeds = bench_model(model, specs_of(model, runtimes, precisions, settings), settings, machine_peak)
+            speeds = bench_model(model, specs_of(model, runtimes, precisions, settings), settings, peaks)
             failed |= lacks(model, precisions, {speed.precision for speed in speeds})
             rows += speeds
             if speeds and not as_json:
@@ -114,18 +114,18 @@ def specs_of(
 
 
 def bench_model(
-    model: PublishedModel, specs: Sequence[EngineSpec], settings: BenchSettings, machine_peak: peak.Peak
+    model: PublishedModel, specs: Sequence[EngineSpec], settings: BenchSettings, peaks: Mapping[str | None, peak.Peak]
 ) -> list[Speed]:
     """Return the rows of one model, engine by engine. If none can be opened, print the error and return no row."""
     try:
-        return bench.bench(model, specs, settings.batches, settings.seconds, machine_peak)
+        return bench.bench(model, specs, settings.batches, settings.seconds, peaks)
     except (EngineError, ManifestError) as error:
         print(f"error: {error}", file=sys.stderr)
         return []
 
 
 def print_table(title: str, speeds: Sequence[Speed]) -> None:
-    """Print the rows of one model; the shares are fractions of the machine's peak arithmetic and peak bandwidth."""
+    """Print the rows of one model; the shares are fractions of the device's peak arithmetic and peak bandwidth."""
     print(f"\n{title}")
     print(
         "runtime       precision streams threads batch images/s   p50 ms   p99 ms  runs  GMAC/s  share  memory's     MB"

@@ -1,9 +1,15 @@
-"""Peak rates of this machine in arithmetic and memory bandwidth, and the shares of the peaks that an engine uses."""
+"""Peak rates of this machine in arithmetic and memory bandwidth, and the shares of the peaks that an engine uses.
+
+A processor's peaks are those of OpenVINO, a GPU's those of torch.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
+from collections.abc import Iterable, Mapping
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,15 +19,20 @@ from openvino import opset13 as ops
 
 from engines.published import files, store
 from engines.published.manifest import Record
+from engines.runtimes.engine import EngineError
 from engines.runtimes.machine import processor
 from engines.runtimes.openvino import PRECISIONS, core, supported
+from engines.runtimes.registry import Runtime, check, gpu_of
 from models.cost import FLOAT_BYTES, Complexity
 
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 
 
 class Peak(Record):
-    """Peak rates of OpenVINO: MACs by precision in a large matrix product, and bandwidth in reading large weights."""
+    """Peak rates of a device: MACs by precision in a large matrix product, and the bandwidth of its memory.
+
+    The bandwidth is that of reading large weights on a processor, of a copy, read and written, on a GPU.
+    """
 
     device: str
     runtime_version: str  # for people who compare peaks; no code reads the version
@@ -45,25 +56,50 @@ def bytes_moved(cost: Complexity, precision: str, batch: int) -> float:
     return (weights + batch * activations) * ELEMENT_BYTES[precision] / FLOAT_BYTES
 
 
-def measure() -> Peak:
-    """Measure the peaks of this machine, which takes some seconds, and write them to `path()` for people."""
-    peak = Peak(
-        device=processor(),
-        runtime_version=version("openvino"),
-        gmacs_per_s={
-            precision: round(product_rate(2048, 2048, precision, 4) / 1e9, 1)
-            for precision in PRECISIONS
-            if supported(precision)
-        },
-        gb_per_s=round(FLOAT_BYTES * product_rate(1, 8192, "fp32", 2) / 1e9, 1),
+def measure(runtimes: Iterable[Runtime]) -> dict[str | None, Peak]:
+    """Measure the peaks of the devices that runtimes use, by GPU; None is the processor.
+
+    Takes some seconds. Reports on stderr a GPU that cannot be measured, and writes the peaks to `path()` for people.
+    """
+    peaks: dict[str | None, Peak] = {}
+    for gpu in dict.fromkeys(map(gpu_of, runtimes)):
+        try:
+            peaks[gpu] = peak = of_gpu(gpu) if gpu else of_processor()
+        except EngineError as error:
+            print(f"no shares of the peak of {gpu}: {error}", file=sys.stderr)
+        else:
+            files.write(path(peak.device), peak.model_dump_json(indent=1))
+    return peaks
+
+
+def of_processor() -> Peak:
+    """Measure the peaks of the processor."""
+    products = {name: product_rate(2048, 2048, name, 4) for name in PRECISIONS if supported(name)}
+    return rounded(processor(), "openvino", products, FLOAT_BYTES * product_rate(1, 8192, "fp32", 2))
+
+
+def of_gpu(gpu: str) -> Peak:
+    """Measure the peaks of the GPU of that name. Raises EngineError if torch is missing or cannot use the GPU."""
+    check("torch")
+    try:
+        return rounded(gpu, "torch", *import_module("engines.runtimes.torch").rates())
+    except RuntimeError as error:  # such as too little free memory
+        raise EngineError(str(error)) from error
+
+
+def rounded(device: str, library: str, products: Mapping[str, float], bytes_per_s: float) -> Peak:
+    """Return a peak of rates that were measured in MACs and bytes a second with a library."""
+    return Peak(
+        device=device,
+        runtime_version=version(library),
+        gmacs_per_s={precision: round(rate / 1e9, 1) for precision, rate in products.items()},
+        gb_per_s=round(bytes_per_s / 1e9, 1),
     )
-    files.write(path(), peak.model_dump_json(indent=1))
-    return peak
 
 
-def path() -> Path:
-    """Return the path of the file that holds the peaks of this machine."""
-    name = hashlib.sha256(processor().encode()).hexdigest()[:12]
+def path(device: str) -> Path:
+    """Return the path of the file that holds the peaks of a device."""
+    name = hashlib.sha256(device.encode()).hexdigest()[:12]
     return store.root().parent / "convserve-records" / f"peak-{name}.json"
 
 

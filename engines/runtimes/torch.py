@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,10 +19,12 @@ from engines.published.manifest import WEIGHTS
 from engines.published.store import PublishedModel
 from engines.runtimes.engine import EngineError
 from engines.runtimes.machine import accelerator
+from models.fold import fold_batch_norms
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # batch sizes for which a CUDA graph is recorded
+GIB = 2**30
 
 
 class Normalise(nn.Module):
@@ -65,10 +71,13 @@ class TorchEngine:
         self.precision = precision
         self.device = torch.device(DEVICE)
         torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; matrix products have the same default
+        torch.backends.cudnn.benchmark = True  # times the algorithms of each convolution before a graph is recorded
         self.module = copy.deepcopy(module).eval().to(self.device)
         self.module.net.to(DTYPES[precision]).to(memory_format=torch.channels_last)
         if compiled:
-            # Otherwise all engines of a process share one limit of 8 recompilations.
+            # Compiled for batch 1, and once or twice for all other sizes. The modes with CUDA graphs of their own would
+            # be recorded within ours, and those that tune every convolution take minutes for each network. Without
+            # isolation all engines of a process share one limit of 8 compilations.
             self.module.compile(isolate_recompiles=True)
         self._graphs: dict[int, RecordedModule] = {}
 
@@ -95,6 +104,7 @@ class RecordedModule:
     def __init__(self, module: FromPixels, shape: tuple[int, ...], device: torch.device) -> None:
         self.pixels = torch.zeros(shape, dtype=torch.uint8, device=device)
         warm_up = torch.cuda.Stream(device)
+        warm_up.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(warm_up):  # libraries must choose their kernels before the recording
             for _ in range(3):
                 module(self.pixels)
@@ -111,7 +121,7 @@ class RecordedModule:
 
 
 def open_torch(model: PublishedModel, precision: str, *, compiled: bool = False) -> TorchEngine:
-    """Open a published model's checkpoint.
+    """Open a published model's checkpoint, with batch norms folded into convolutions in fp32.
 
     Raises EngineError if the manifest lacks the normalisation of pixels, or if torch cannot use the machine's GPU.
     """
@@ -127,5 +137,46 @@ def open_torch(model: PublishedModel, precision: str, *, compiled: bool = False)
         raise EngineError(f"{manifest.tag} does not say how its pixels are normalised: publish it again")
     net = ZOO[manifest.architecture].build(len(manifest.labels))
     net.load_state_dict(load_file(model.folder / WEIGHTS))
+    height, width, channels = manifest.preprocess.shape
+    fold_batch_norms(net.eval(), (channels, height, width))
     normalise = Normalise(tuple(normalisation["mean"]), tuple(normalisation["std"]))
     return TorchEngine(FromPixels(net, normalise), precision, compiled=compiled)
+
+
+def rates(width: int = 8192, size: int = GIB, device: str = DEVICE) -> tuple[dict[str, float], float]:
+    """Return the device's rates: MACs a second in a matrix product by precision, and bytes a second in a copy.
+
+    The matrices have `width` rows and columns, and random values, with which a GPU draws more power than with equal
+    ones; the copy reads `size` bytes and writes as many. Precisions that torch cannot multiply in are left out.
+    """
+    random = torch.randint(-128, 128, (width, width), dtype=torch.int8, device=device)
+    products: dict[str, float] = {}
+    for precision, dtype in [*DTYPES.items(), ("int8", torch.int8)]:
+        values = random.to(dtype)
+        multiply = torch._int_mm if dtype == torch.int8 else torch.mm
+        with suppress(RuntimeError):
+            products[precision] = width**3 / fastest(partial(multiply, values, values.t()), device)
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    copied = 2 * size / fastest(partial(torch.empty_like(source).copy_, source), device)
+    del random, values, source
+    torch.cuda.empty_cache()  # does nothing without a GPU
+    return products, copied
+
+
+def fastest(work: Callable[[], object], device: str, runs: int = 8, calls: int = 4) -> float:
+    """Return the least seconds of a call over several runs, each of calls that follow one another at once."""
+    seconds = []
+    for _ in range(runs):
+        synchronise(device)
+        started = time.perf_counter()
+        for _ in range(calls):
+            work()
+        synchronise(device)
+        seconds.append((time.perf_counter() - started) / calls)
+    return min(seconds)
+
+
+def synchronise(device: str) -> None:
+    """Wait until a GPU has done its work; a CPU's is done when a call returns."""
+    if device == "cuda":
+        torch.cuda.synchronize()

@@ -29,11 +29,12 @@ from engines.runtimes.registry import EngineSpec, Measured
 from tests.conftest import Run
 
 PEAK = Peak(device="", runtime_version="", gmacs_per_s={"fp32": 100.0}, gb_per_s=10.0)
+PEAKS: dict[str | None, Peak] = {None: PEAK}
 RUNTIMES: tuple[Measured, ...] = ("openvino", "onnxruntime", "torch")
 
 
 def test_every_engine_has_a_row_per_batch_size(lenet5: PublishedModel) -> None:
-    rows = bench(lenet5, [EngineSpec(runtime, "fp32") for runtime in RUNTIMES], [1, 8], 0.06, PEAK)
+    rows = bench(lenet5, [EngineSpec(runtime, "fp32") for runtime in RUNTIMES], [1, 8], 0.06, PEAKS)
     assert [(row.runtime, row.batch) for row in rows] == [(runtime, batch) for runtime in RUNTIMES for batch in (1, 8)]
     for row in rows:
         assert row.runs >= 3
@@ -43,11 +44,11 @@ def test_every_engine_has_a_row_per_batch_size(lenet5: PublishedModel) -> None:
 
 
 def test_an_engine_that_does_not_open_is_left_out(lenet5: PublishedModel, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = bench(lenet5, [EngineSpec("openvino", "int8"), EngineSpec("openvino", "fp32")], [1], 0.03, PEAK)
+    rows = bench(lenet5, [EngineSpec("openvino", "int8"), EngineSpec("openvino", "fp32")], [1], 0.03, PEAKS)
     assert [row.precision for row in rows] == ["fp32"]
     assert "left out: lenet5:mnist5k-" in capsys.readouterr().err
     with pytest.raises(EngineError, match="none of these engines can be opened"):
-        bench(lenet5, [EngineSpec("openvino", "int8")], [1], 0.03, PEAK)
+        bench(lenet5, [EngineSpec("openvino", "int8")], [1], 0.03, PEAKS)
 
 
 def test_the_command_prints_a_table_or_json(run: Run, lenet5: PublishedModel) -> None:
@@ -75,7 +76,7 @@ def in_process(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[object, str, str]]:
     """Runs `engines bench lenet5` in this process without measuring the peak, and returns exit code, stdout, stderr."""
-    monkeypatch.setattr(peak, "measure", lambda: PEAK)
+    monkeypatch.setattr(peak, "measure", lambda _: PEAKS)
 
     def in_process(*arguments: str) -> tuple[object, str, str]:
         monkeypatch.setattr(sys, "argv", ["engines", "bench", "lenet5", "--seconds", "0.03", *arguments])
@@ -156,7 +157,7 @@ def test_the_error_names_a_model_that_is_not_published(run: Run, lenet5: Publish
 
 
 def test_an_engine_is_bound_by_the_nearer_peak(lenet5: PublishedModel) -> None:
-    (row,) = bench(lenet5, [EngineSpec("openvino", "fp32")], [1], 0.03, PEAK)
+    (row,) = bench(lenet5, [EngineSpec("openvino", "fp32")], [1], 0.03, PEAKS)
 
     def speed(of_compute: float | None, of_bandwidth: float | None) -> Speed:
         return row.model_copy(update={"of_compute": of_compute, "of_bandwidth": of_bandwidth})
