@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +20,16 @@ ROUNDS = 3
 
 
 def bench(
-    model: PublishedModel, specs: Sequence[EngineSpec], batches: Sequence[int], seconds: float, peak: Peak
+    model: PublishedModel,
+    specs: Sequence[EngineSpec],
+    batches: Sequence[int],
+    seconds: float,
+    peaks: Mapping[str | None, Peak],
 ) -> list[Speed]:
     """Time each engine for `seconds` at each batch size, after a warm-up.
 
-    Every engine runs in each of three rounds. Engines that cannot be opened are reported on stderr; raises
-    EngineError if no engine can be opened.
+    Every engine runs in each of three rounds. `peaks` are those of GPUs by name, and of the processor by None. Engines
+    that cannot be opened are reported on stderr; raises EngineError if no engine can be opened.
     """
     shape = model.manifest.preprocess.shape
     pixels = {batch: np.random.default_rng(0).integers(0, 256, (batch, *shape), dtype=np.uint8) for batch in batches}
@@ -44,20 +48,25 @@ def bench(
             run_for(opened[spec], pixels[batch], seconds / ROUNDS / 10)
             times[spec, batch] += run_for(opened[spec], pixels[batch], seconds / ROUNDS)
     return [
-        speed_of(model, spec, memory[spec], peak, batch, np.array(times[spec, batch]))
+        speed_of(model, spec, memory[spec], peaks.get(gpu_of(spec.runtime)), batch, np.array(times[spec, batch]))
         for spec in opened
         for batch in batches
     ]
 
 
 def speed_of(
-    model: PublishedModel, spec: EngineSpec, memory_mb: float | None, peak: Peak, batch: int, times: NDArray[np.float64]
+    model: PublishedModel,
+    spec: EngineSpec,
+    memory_mb: float | None,
+    peak: Peak | None,
+    batch: int,
+    times: NDArray[np.float64],
 ) -> Speed:
-    """Return the speed of an engine, computed from `times`, the seconds of each batch."""
+    """Return the speed of an engine, computed from `times`, the seconds of each batch; no shares without `peak`."""
     cost = model.manifest.complexity
     p50, p99 = np.percentile(times, (50, 99))
     images_per_s = batch / float(p50)
-    shares = None if gpu_of(spec.runtime) else peak.shares(cost, spec.precision, batch, images_per_s)
+    shares = peak.shares(cost, spec.precision, batch, images_per_s) if peak else None
     return Speed(
         tag=model.manifest.tag,
         **spec._asdict(),
