@@ -54,9 +54,10 @@ class ConvServe:
 
     def __init__(self) -> None:
         server = make_context(SETTINGS)
-        self.catalog, self.asgi = server.catalog, create_application(server)
+        self.catalog, self.tuner, self.asgi = server.catalog, server.tuner, create_application(server)
         self._ready = self._leaving = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._tuning: asyncio.Task[None] | None = None
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     async def start(self) -> None:
@@ -89,7 +90,9 @@ class ConvServe:
         gc.collect()
         gc.freeze()
         self._ready = True
-        await self.catalog.follow()
+        async with asyncio.TaskGroup() as group:
+            self._tuning = group.create_task(self.tuner.run())
+            await self.catalog.follow()
 
     def _leave_on(self, number: signal.Signals) -> None:
         """On a signal, report not ready, so that no new requests are routed here, and stop after `drain_s` seconds."""
@@ -98,6 +101,8 @@ class ConvServe:
 
         def leave(number: int, frame: FrameType | None) -> None:
             self._leaving = True
+            if self._tuning:
+                loop.call_soon_threadsafe(self._tuning.cancel)
             if callable(stop):
                 loop.call_soon_threadsafe(loop.call_later, SETTINGS.drain_s, stop, number, frame)
 

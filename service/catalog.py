@@ -216,6 +216,12 @@ class Catalog:
         for tag in sorted(stale & self.models.keys()):
             await self.loader.renew(self.models[tag])
 
+    async def reread(self, tag: str) -> None:
+        """Read the records of a model again, and renew the model's engines."""
+        if model := self.models.get(tag):
+            model.records = await asyncio.to_thread(records.find_all, model.published)
+            await self.loader.renew(model)
+
     def _replaces(self, new: ServedModel) -> bool:
         """Return True if an older version of the model is loaded."""
         return any(

@@ -22,6 +22,7 @@ from service.images import Decoders
 from service.metrics import Metrics
 from service.scheduler import Scheduler
 from service.settings import Settings
+from service.tuning import Tuner
 
 MAX_NAME = 100  # characters of an unknown parameter's name in an error
 
@@ -36,18 +37,21 @@ class ServerContext:
     decoders: Decoders
     bodies: Bodies
     metrics: Metrics
+    tuner: Tuner
     tracer: Tracer
 
 
 def make_context(settings: Settings) -> ServerContext:
     """Build the shared state from the settings."""
+    catalog, metrics = Catalog(settings), Metrics()
     return ServerContext(
         settings=settings,
-        catalog=Catalog(settings),
+        catalog=catalog,
         scheduler=Scheduler(settings.max_waiting),
         decoders=Decoders(settings.decoders, settings.max_pixels),
         bodies=Bodies(settings.max_body_bytes, settings.max_bodies_bytes),
-        metrics=Metrics(),
+        metrics=metrics,
+        tuner=Tuner(settings, catalog, metrics),
         tracer=tracer_provider().get_tracer("convserve"),
     )
 

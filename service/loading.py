@@ -14,7 +14,6 @@ from engines.measured import records
 from engines.measured.memory import resident_mb
 from engines.measured.records import EngineRecord, Speed
 from engines.measured.select_engine import choose, log_passed_over
-from engines.published import manifest
 from engines.published.manifest import Manifest, ManifestError
 from engines.published.store import PublishedModel
 from engines.runtimes.engine import Engine, EngineError
@@ -217,47 +216,43 @@ class Loader:
         settings = self._settings
         named, batches = precision or settings.precision, [1] if precision else settings.warm_batches
         async with self._one_at_a_time:
-            need_mb = self._need_mb(model, precision)
-            self._make_room(need_mb)
+            needed_mb = self._need_mb(model, precision)
+            self._make_room(needed_mb)
             before_mb = resident_mb()
             queue, spec = await asyncio.to_thread(self._open, model, named, batches)
             # The growth can be too small, where the process reuses memory that it had freed.
-            return queue, spec, max(resident_mb() - before_mb, need_mb)
+            return queue, spec, max(resident_mb() - before_mb, needed_mb)
 
-    def _make_room(self, need_mb: float) -> None:
-        """Unload the least recently used idle engines until `need_mb` more fits into the memory budget.
+    def _make_room(self, needed_mb: float) -> None:
+        """Unload the least recently used idle engines until `needed_mb` more fits into the memory budget.
 
-        Raises EngineError if `need_mb` exceeds the whole budget, Busy if engines in use would have to be unloaded.
+        Raises EngineError if `needed_mb` exceeds the whole budget, Busy if engines in use would have to be unloaded.
         """
         budget_mb = self._settings.memory_mb
-        if budget_mb is not None and need_mb > budget_mb:
-            raise EngineError(f"it needs {need_mb:.0f} MB, more than CONVSERVE_MEMORY_MB")
+        if budget_mb is not None and needed_mb > budget_mb:
+            raise EngineError(f"it needs {needed_mb:.0f} MB, more than CONVSERVE_MEMORY_MB")
         idle = [slot for slot in self._slots() if slot.queue and not slot.queue.users]
         idle.sort(key=lambda slot: slot.used_at)
-        if not self._fits(need_mb - sum(slot.memory_mb for slot in idle)):
-            raise Busy(f"it needs {need_mb:.0f} MB, and too little of CONVSERVE_MEMORY_MB is not in use")
-        while not self._fits(need_mb):
+        if not self._fits(needed_mb - sum(slot.memory_mb for slot in idle)):
+            raise Busy(f"it needs {needed_mb:.0f} MB, and too little of CONVSERVE_MEMORY_MB is not in use")
+        while not self._fits(needed_mb):
             idle.pop(0).release()
 
     def has_room(self, model: ServedModel) -> bool:
         """Return True if the default engine fits into the memory budget without unloading another engine."""
         return self._settings.memory_mb is None or self._fits(self._need_mb(model, None))
 
-    def _fits(self, need_mb: float) -> bool:
+    def has_room_beside(self, model: ServedModel, spec: EngineSpec) -> bool:
+        """Return True if an engine of the model fits into the memory budget beside all that are loaded."""
+        return self._fits(need_mb(model, spec))
+
+    def _fits(self, needed_mb: float) -> bool:
         budget_mb = self._settings.memory_mb
-        return budget_mb is None or sum(slot.memory_mb for slot in self._slots()) + need_mb <= budget_mb
+        return budget_mb is None or sum(slot.memory_mb for slot in self._slots()) + needed_mb <= budget_mb
 
     def _need_mb(self, model: ServedModel, precision: str | None) -> float:
-        """Return the memory of an engine in MB: as measured on this machine, else estimated from its file's size."""
-        spec = self._choice(model, precision)
-        engine = (spec.runtime, spec.precision)
-        speeds = [
-            speed for record in model.records for speed in record.speeds if (speed.runtime, speed.precision) == engine
-        ]
-        if measured := max((speed.memory_mb or 0.0 for speed in speeds), default=0.0):
-            return measured
-        graph = model.manifest.files.get(manifest.GRAPHS.get(spec.precision, manifest.ONNX))
-        return graph.bytes / 1e6 * FILE_TIMES if graph else 0.0
+        """Return the memory of the engine that the records choose, in MB."""
+        return need_mb(model, self._choice(model, precision))
 
     def _open(self, model: ServedModel, precision: str, batches: Sequence[int]) -> tuple[EngineQueue, EngineSpec]:
         """Open the chosen engine, and return its queue and the choice.
@@ -266,7 +261,8 @@ class Loader:
         """
         settings, model.records = self._settings, records.find_all(model.published)
         choice = choose(model.records, settings.runtime, precision)
-        log_passed_over(model.records, settings.runtime, precision)
+        if settings.tune == "off":
+            log_passed_over(model.records, settings.runtime, precision)
 
         def opened(spec: EngineSpec) -> EngineQueue:
             engine = open_engine(model.published, spec, batches, settings.max_batch)
@@ -283,6 +279,16 @@ class Loader:
     def _cost(self, model: ServedModel, engine: Engine, spec: EngineSpec) -> BatchCost:
         """Return the predicted cost of an engine, from its benchmark or from timing the engine now."""
         return cost_of(engine, spec, model.records, model.manifest.preprocess.shape, self._settings.max_batch)
+
+
+def need_mb(model: ServedModel, spec: EngineSpec) -> float:
+    """Return the memory of an engine in MB: as measured on this machine, else estimated from its file's size."""
+    engine = (spec.runtime, spec.precision)
+    speeds = (speed for record in model.records for speed in record.speeds)
+    measured = (speed.memory_mb or 0.0 for speed in speeds if (speed.runtime, speed.precision) == engine)
+    if most := max(measured, default=0.0):
+        return most
+    return model.manifest.graph_bytes(spec.precision) / 1e6 * FILE_TIMES
 
 
 def spec_of(speed: Speed) -> EngineSpec:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from platform import python_version
 
@@ -74,6 +74,18 @@ class Metrics:
             ["model", "precision"],
             registry=self._registry,
         )
+        self._trials = Counter(
+            "convserve_tuning_trials",
+            "Engines that self-tuning has tried: faithful, unfaithful or failed",
+            ["model", "result"],
+            registry=self._registry,
+        )
+        self._tuning = Counter(
+            "convserve_tuning_cpu_seconds", "Processor time of self-tuning", ["model"], registry=self._registry
+        )
+        self._left = Gauge(
+            "convserve_tuning_left", "Engines that self-tuning will still try", ["model"], registry=self._registry
+        )
         self._recent: dict[str, deque[dict[str, float]]] = defaultdict(lambda: deque(maxlen=WINDOW))
 
     def failed(self, model: str, code: str) -> None:
@@ -87,6 +99,11 @@ class Metrics:
         for stage, milliseconds in stages_ms.items():
             self._stages.labels(model, stage).observe(milliseconds / 1000)
         self._recent[model].append(stages_ms)
+
+    def tried(self, model: str, result: str, cpu_s: float) -> None:
+        """Count an engine that self-tuning has tried, and the processor seconds of the trial."""
+        self._trials.labels(model, result).inc()
+        self._tuning.labels(model).inc(cpu_s)
 
     def served(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count a request to any route and its duration; `route` is the path template, such as /models/{name}."""
@@ -103,10 +120,15 @@ class Metrics:
             result[stage] = {"p50": float(p50), "p90": float(p90), "p99": float(p99)}
         return len(recent), result
 
-    def text(self, slots: Iterable[tuple[str, Slot]]) -> bytes:
-        """Return all metrics in Prometheus' text format. `slots` are the current slots with their models' tags."""
-        self._depth.clear()
-        self._memory.clear()
+    def text(self, slots: Iterable[tuple[str, Slot]], left: Mapping[str, int]) -> bytes:
+        """Return all metrics in Prometheus' text format.
+
+        `slots` are the current slots with their models' tags, `left` the numbers of engines left to try by tag.
+        """
+        for gauge in (self._depth, self._memory, self._left):
+            gauge.clear()
+        for tag, number in left.items():
+            self._left.labels(tag).set(number)
         for tag, slot in slots:
             if slot.queue:
                 labels = (tag, slot.queue.engine.precision)

@@ -119,6 +119,19 @@ class EngineSummary(BaseModel):
     benchmark: list[Speed]
 
 
+class Tuning(BaseModel):
+    """Self-tuning of a model: `reason` for the engine that serves, with the speeds of the engines that were compared.
+
+    `running` is the engine that is being tried, `left` names the engines that are to be tried while the device is idle,
+    and `failed` has the reason for each engine that cannot run here.
+    """
+
+    reason: str
+    running: str | None
+    left: list[str]
+    failed: dict[str, str]
+
+
 class PublishedModelSummary(BaseModel):
     """Published model and its state; `accuracy` is by precision, on held-out images of `dataset`."""
 
@@ -131,6 +144,7 @@ class PublishedModelSummary(BaseModel):
     memory_mb: float | None
     error: str | None
     engines: list[EngineSummary]
+    tuning: Tuning
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from engines.runtimes import registry
-from engines.runtimes.engine import EngineError
+from engines.runtimes.engine import MAX_BATCH, EngineError
+from engines.runtimes.machine import accelerator, cores
 from engines.runtimes.registry import RUNTIMES, Runtime
 from models.names import near_names, suggestion
 from service.architectures import read_cards
@@ -96,6 +97,16 @@ Secret = Annotated[SecretStr, AfterValidator(sendable)]
 Seconds = Annotated[float, Field(gt=0, le=DAY_S)]
 
 
+def largest_batch() -> int:
+    """Return the largest batch that is tried on this machine's device: a GPU gains up to 128 images."""
+    return 128 if accelerator() else MAX_BATCH
+
+
+def decoding_threads() -> int:
+    """Return the number of decoding threads: one a core, from 2 to 16, since more only wait for Python's lock."""
+    return min(max(cores(), 2), 16)
+
+
 class Settings(BaseSettings):
     """Settings of the server; each field is read from CONVSERVE_<NAME IN CAPITALS>."""
 
@@ -108,13 +119,14 @@ class Settings(BaseSettings):
     scan_s: Seconds = 10.0
     dataset: Annotated[str, Field(pattern="^[a-z0-9_]+$")] = EMBEDDED_DATASET
     pins: Annotated[dict[str, str], NoDecode, BeforeValidator(paired), AfterValidator(of_its_architecture)] = {}
-    max_batch: Annotated[int, Field(ge=1, le=4096)] = 32
+    tune: Literal["auto", "off"] = "auto"
+    max_batch: Annotated[int, Field(ge=1, le=4096, default_factory=largest_batch)]
     max_waiting: Annotated[int, Field(ge=1)] = 256
     max_body_bytes: Annotated[int, Field(ge=1)] = 10 * 1024 * 1024
     max_bodies_bytes: Annotated[int, Field(ge=1)] = 256 * 1024 * 1024
     max_pixels: Annotated[int, Field(ge=1)] = 50_000_000
     scaled_jpeg: bool = False
-    decoders: Annotated[int, Field(ge=1, le=1024)] = 2
+    decoders: Annotated[int, Field(ge=1, le=1024, default_factory=decoding_threads)]
     timeout_s: Seconds = 10.0
     drain_s: Annotated[float, Field(ge=0, le=DAY_S)] = 1.0
     access_log: bool = True

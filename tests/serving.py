@@ -19,13 +19,18 @@ ROOT = Path(__file__).parents[1]
 
 @contextmanager
 def serving(*arguments: str, cwd: Path = ROOT, **environment: str) -> Iterator[tuple[httpx.Client, int]]:
-    """Start `bentoml serve`, wait until it is ready, and yield a client and the process id."""
+    """Start `bentoml serve`, wait until it is ready, and yield a client and the process id.
+
+    Self-tuning would change engines while a test looks at the engines; it is off unless `environment` says otherwise.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "bentoml", "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
     with tempfile.TemporaryFile("w+") as log:  # not a pipe, which would fill up and stop the server
-        process = subprocess.Popen(command, cwd=cwd, env=os.environ | environment, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command, cwd=cwd, env=os.environ | {"CONVSERVE_TUNE": "off"} | environment, stdout=log, stderr=log
+        )
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
                 if not is_ready(client, process):

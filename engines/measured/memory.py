@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from engines.published.store import PublishedModel
-from engines.runtimes.engine import EngineError
+from engines.runtimes.engine import Engine, EngineError
 from engines.runtimes.registry import RUNTIMES, EngineSpec, gpu_of, open_engine
 from engines.runtimes.tensorrt import gpu
 
@@ -29,16 +29,22 @@ def added_mb(model: PublishedModel, spec: EngineSpec, batch: int) -> float | Non
 
 
 def grown_mb(model: PublishedModel, spec: EngineSpec, batch: int) -> float:
-    """Return the growth of the memory in use, in MB; the import of the runtime's library is not counted."""
+    """Return the growth of the memory in use, in MB, as `opened` does."""
+    return opened(model, spec, batch)[1]
+
+
+def opened(model: PublishedModel, spec: EngineSpec, batch: int) -> tuple[Engine, float]:
+    """Open an engine, run `batch` images, and return the engine and the growth of the memory in use, in MB.
+
+    The import of the runtime's library is not counted. Raises EngineError if the runtime cannot run the model.
+    """
     module = import_module(f"engines.runtimes.{RUNTIMES[spec.runtime].module}")
     if spec.runtime == "openvino":
         module.supported(spec.precision)  # loads OpenVINO's CPU plugin, which all engines share
     used_mb = gpu.used_mb if gpu_of(spec.runtime) else resident_mb
     before = used_mb()
     engine = open_engine(model, spec, (batch,), batch)
-    grown = used_mb() - before
-    del engine
-    return grown
+    return engine, used_mb() - before
 
 
 def resident_mb() -> float:

@@ -63,8 +63,8 @@ class Speed(Record):
     """Speed of one engine on batches of one size, one after another.
 
     Percentiles are of a batch's latency; `images_per_s` and `gmacs_per_s` (10^9 multiply-accumulates) are computed from
-    the median latency. `of_compute` and `of_bandwidth` are shares of this machine's peaks in OpenVINO, or None on a
-    GPU and for a precision without a measured peak. `memory_mb` is the growth of the process's memory, or of the GPU
+    the median latency. `of_compute` and `of_bandwidth` are shares of the peaks of this machine's processor or GPU, or
+    None for a precision without a measured peak. `memory_mb` is the growth of the process's memory, or of the GPU
     memory in use, when the engine is opened and runs the largest timed batch.
     """
 
@@ -119,6 +119,11 @@ class EngineRecord(Record):
             batch = COMPARED_AT_BATCH
             return f"not timed here at batch {batch}: python -m engines bench {self.tag} --batches {batch}"
         return self.fidelity.problem
+
+    @property
+    def complete(self) -> bool:
+        """True if this engine is known to be faithful and its speed is known, or if the engine is not faithful."""
+        return self.fidelity is not None and (bool(self.decisive) or self.fidelity.problem is not None)
 
     @property
     def decisive(self) -> tuple[Speed, ...]:

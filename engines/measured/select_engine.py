@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Literal
 
-from engines.measured.records import EngineRecord, Speed
-from engines.runtimes.registry import EngineSpec, Runtime, preferred
+from engines.measured.records import COMPARED_AT_BATCH, EngineRecord, Speed
+from engines.published.store import PublishedModel
+from engines.runtimes.engine import EngineError
+from engines.runtimes.registry import RUNTIMES, EngineSpec, Measured, Runtime, check, preferred
 
+ON_GPU: tuple[Measured, ...] = ("tensorrt", "tensorrt_rtx", "torch", "torch_compile")
 STREAMS_GAIN = 1.1  # with a smaller gain, one stream is kept, since a single image then uses all threads
+PRECISION_GAIN = 1.05  # with a smaller gain, fp32 is kept
 logger = logging.getLogger("bentoml.convserve")
 
 
@@ -18,7 +23,8 @@ def choose(records: Sequence[EngineRecord], runtime: Runtime | Literal["auto"], 
 
     `records` are the records of one model. The fastest engine has the most images a second at batch 8 among the engines
     that `python -m engines verify` recorded as faithful and `python -m engines bench` has timed; several streams must
-    gain more than a tenth. Without such an engine, "auto" is fp32 on TensorRT or torch on a GPU, else on OpenVINO.
+    gain more than a tenth, and another precision than fp32 more than a twentieth. Without such an engine, "auto" is
+    fp32 on TensorRT or torch on a GPU, else on OpenVINO.
     """
     explicit = "auto" not in {runtime, precision}
     default = preferred("fp32" if precision == "auto" else precision) if runtime == "auto" else runtime
@@ -43,6 +49,68 @@ def candidates(
     ]
 
 
+def explain(records: Sequence[EngineRecord], runtime: Runtime | Literal["auto"], precision: str) -> str:
+    """Return the reason for the choice of `choose` as one line, with the speeds of the engines that were compared."""
+    chosen = choose(records, runtime, precision)
+    faithful = [record for record in candidates(records, runtime, precision) if not record.problem]
+    rates: dict[tuple[Runtime, str, int], float] = {
+        (speed.runtime, speed.precision, speed.streams): speed.images_per_s
+        for record in faithful
+        for speed in record.decisive
+    }
+    best = rates.pop((chosen.runtime, chosen.precision, chosen.streams), None)
+    if best is None:
+        return f"{named(*chosen[:3])}: no engine has been found faithful and timed here yet"
+    others = [f"{named(*engine)} {written(images_per_s)}" for engine, images_per_s in rates.items()]
+    return "; ".join([f"{named(*chosen[:3])}: {written(best)} images/s at batch {COMPARED_AT_BATCH}", *others])
+
+
+def written(images_per_s: float) -> str:
+    """Return a rate with three digits or more."""
+    return f"{images_per_s:,.0f}" if images_per_s >= 100 else f"{images_per_s:.3g}"
+
+
+def named(runtime: str, precision: str, streams: int = 1) -> str:
+    """Return the name of an engine for people, such as "openvino int8, 2 streams"."""
+    return f"{runtime} {precision}" + (f", {streams} streams" if streams > 1 else "")
+
+
+def runnable(model: PublishedModel, runtime: Runtime | Literal["auto"], precision: str) -> list[tuple[Measured, str]]:
+    """Return runtime and precision of each engine of a model that a server on this machine may choose from.
+
+    The engine that serves a model without records is the first. ONNX Runtime is not among the engines, nor any CPU
+    runtime on a machine with a usable GPU, unless `runtime` names the runtime.
+    """
+    default = preferred("fp32") if runtime == "auto" else runtime
+    if default == "null":
+        return []
+    others = [other for other in ON_GPU if can_run(other)] if runtime == "auto" and RUNTIMES[default].on_gpu else []
+    return [
+        (name, supported)
+        for name in dict.fromkeys([default, *others])
+        for supported in RUNTIMES[name].precisions
+        if precision in {"auto", supported} and has_precision(model, name, supported)
+    ]
+
+
+def can_run(runtime: Measured) -> bool:
+    """Return True if a GPU runtime can run on this machine."""
+    try:
+        check(runtime)
+    except EngineError:
+        return False
+    return True
+
+
+def has_precision(model: PublishedModel, runtime: Measured, precision: str) -> bool:
+    """Return True if a model can run in a precision on a runtime and this machine's processor."""
+    if RUNTIMES[runtime].library == "torch":
+        return True
+    if runtime == "openvino" and not import_module("engines.runtimes.openvino").supported(precision):
+        return False
+    return precision in model.manifest.precisions
+
+
 def log_passed_over(records: Sequence[EngineRecord], runtime: Runtime | Literal["auto"], precision: str) -> None:
     """Log the reason for each engine that "auto" must not choose."""
     if "auto" in {runtime, precision}:
@@ -52,5 +120,6 @@ def log_passed_over(records: Sequence[EngineRecord], runtime: Runtime | Literal[
 
 
 def rate(speed: Speed) -> float:
-    """Return images a second, reduced for several streams by the gain they must exceed."""
-    return speed.images_per_s / (STREAMS_GAIN if speed.streams > 1 else 1)
+    """Return images a second, divided by the gain that several streams and other precisions than fp32 need."""
+    needed = (STREAMS_GAIN if speed.streams > 1 else 1) * (PRECISION_GAIN if speed.precision != "fp32" else 1)
+    return speed.images_per_s / needed

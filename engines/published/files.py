@@ -55,6 +55,22 @@ def link(path: Path, other: Path) -> None:
 
 
 @contextmanager
+def lock_if_free(path: Path) -> Iterator[bool]:
+    """Hold an exclusive lock on the file `path` as `locked` does, unless another holder has the lock.
+
+    Yields True if the lock is held.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+@contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on the file `path`, among threads and processes. The lock ends with its process."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -130,7 +130,7 @@ async def load(name: str, server: Shared) -> schema.PublishedModelSummary:
     """Load the default engine of a model, unless loaded already."""
     model = await server.catalog.fresh(lambda: server.catalog.find(name))
     await server.catalog.loader.queue(model)
-    return published_model(model)
+    return published_model(server, model)
 
 
 @router.post("/models/{name}/unload", dependencies=[Depends(admin)], responses=problems(401, 403, 404, 409))
@@ -138,18 +138,20 @@ async def unload(name: str, server: Shared) -> schema.PublishedModelSummary:
     """Unload all engines of a model; the next request for the model loads its engine again."""
     model = await server.catalog.fresh(lambda: server.catalog.find(name))
     server.catalog.loader.unload(model)
-    return published_model(model)
+    return published_model(server, model)
 
 
 def summary(server: ServerContext, card: schema.ArchitectureCard, published: list[ServedModel]) -> schema.ModelSummary:
     """Return an architecture's card with its total cost and the published models, without the layers."""
     return schema.ModelSummary(
-        **vars(card), models=list(map(published_model, published)), unserved=server.catalog.unserved(card.name)
+        **vars(card),
+        models=[published_model(server, model) for model in published],
+        unserved=server.catalog.unserved(card.name),
     )
 
 
-def published_model(model: ServedModel) -> schema.PublishedModelSummary:
-    """Return a published model with its load status and engines."""
+def published_model(server: ServerContext, model: ServedModel) -> schema.PublishedModelSummary:
+    """Return a published model with its load status, its engines, and the state of self-tuning."""
     slot = model.chosen
     engine = slot.queue.engine if slot.queue else None
     return schema.PublishedModelSummary(
@@ -171,4 +173,5 @@ def published_model(model: ServedModel) -> schema.PublishedModelSummary:
             )
             for record in model.records
         ],
+        tuning=server.tuner.state(model),
     )

@@ -11,6 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+from engines.measured.records import Speed
+from engines.measured.select_engine import rate
 from engines.published.store import PublishedModel
 from tests.conftest import Run
 from tests.processor import INT8_OVERFLOWS
@@ -49,7 +51,7 @@ def test_the_catalogue_lists_engines_and_the_fastest_faithful_one_serves(home: P
         problem = by_engine["onnxruntime", "fp32"]["problem"]
         assert problem.startswith("not timed here at batch 8: python -m engines bench lenet5:")
         rates = {
-            precision: {row["batch"]: row["images_per_s"] for row in by_engine["openvino", precision]["benchmark"]}
+            precision: {row["batch"]: rate(Speed(**row)) for row in by_engine["openvino", precision]["benchmark"]}
             for precision in PRECISIONS
         }
         faithful = [precision for precision in PRECISIONS if not by_engine["openvino", precision]["problem"]]
@@ -76,7 +78,7 @@ def test_a_running_server_takes_up_records_without_a_failed_request(home: Path, 
         while (answer := classify(client).json())["precision"] != rates.get(max(rates, default=0)):
             assert time.monotonic() < deadline, (answer, rates)
             rates = {
-                row["images_per_s"]: precision
+                rate(Speed(**row)): precision
                 for (_, precision), engine in engines(client).items()
                 for row in engine["benchmark"]
                 if row["batch"] == 8 and not engine["problem"]
