@@ -1,8 +1,12 @@
-"""BentoML with adaptive batching: `batchable=True` over a list of images, with the limits of its documentation."""
+"""BentoML with adaptive batching: `batchable=True` over a list of images, with the limits of its documentation.
+
+As installed, with the limits that a route has without any, as in BentoML's README.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import bentoml
@@ -10,7 +14,10 @@ import numpy as np
 from _bentoml_sdk.io_models import IORootModel
 from PIL.Image import Image
 
+from loadtest.peers import AS_INSTALLED
 from loadtest.peers.model import MAX_BATCH, PeerModel
+
+LIMITS = {} if os.environ["PEER_PRECISION"] == AS_INSTALLED else {"max_batch_size": MAX_BATCH, "max_latency_ms": 1000}
 
 
 class Predictions(IORootModel[list[dict[str, Any]]]):  # type: ignore[misc]
@@ -28,9 +35,7 @@ class Batchable:
     def __init__(self) -> None:
         self.model = PeerModel()
 
-    @bentoml.api(  # type: ignore[untyped-decorator]
-        batchable=True, max_batch_size=MAX_BATCH, max_latency_ms=1000, output_spec=Predictions
-    )
+    @bentoml.api(batchable=True, output_spec=Predictions, **LIMITS)  # type: ignore[untyped-decorator]
     def classify(self, image: list[Image]) -> list[dict[str, Any]]:
         """Classify one batch of images."""
         logits = self.model.infer(np.stack([self.model.pixels(picture) for picture in image]))

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from loadtest.options import RESULTS, names, numbers
+from loadtest.peers import AS_INSTALLED
 from loadtest.peers.compare import PeerComparison, compare
 from loadtest.peers.photos import FOLDER
 
@@ -24,7 +25,21 @@ def peers_command(arguments: list[str]) -> None:
     )
     parser.add_argument("--rounds", type=int, default=5, help="over all servers in turn (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=10, help="of each run (default: %(default)s)")
-    parser.add_argument("--precision", default="fp32", help="default: %(default)s")
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument("--precision", default="fp32", help="default: %(default)s")
+    precision.add_argument(
+        "--as-installed",
+        action="store_const",
+        dest="precision",
+        const=AS_INSTALLED,
+        help="each server as its README has it, in the precision that it chooses",
+    )
+    parser.add_argument(
+        "--rest",
+        type=float,
+        default=300,
+        help="as installed: seconds after the first start, in which convserve may tune itself (default: %(default)s)",
+    )
     parser.add_argument("--images", type=Path, default=FOLDER, help="folder of JPEGs (default: scikit-image's photos)")
     parser.add_argument(
         "--out", type=Path, default=RESULTS / "peers.jsonl", help="results; those there are kept (default: %(default)s)"
@@ -38,6 +53,7 @@ def peers_command(arguments: list[str]) -> None:
         seconds=options.seconds,
         precision=options.precision,
         images=options.images,
+        rest_s=options.rest,
     )
     print(compare(comparison, options.out))
 

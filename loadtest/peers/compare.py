@@ -18,9 +18,20 @@ from typing import Any
 
 from loadtest.load_run import LoadRun
 from loadtest.measure import measure
-from loadtest.peers.launch import PEERS, SERVERS, UPPER_BOUNDS, Peer, PeerServer, environment, run_module, serving
+from loadtest.peers import AS_INSTALLED
+from loadtest.peers.launch import (
+    INSTALLED,
+    PEERS,
+    SERVERS,
+    UPPER_BOUNDS,
+    Peer,
+    PeerServer,
+    environment,
+    run_module,
+    serving,
+)
 from loadtest.peers.photos import HEADERS, find_photos, form
-from loadtest.peers.results import PeerRow, read_peers, summary
+from loadtest.peers.results import CONVSERVE, PeerRow, read_peers, summary
 from loadtest.scenarios import SCENARIOS
 from loadtest.store import write_rows
 from loadtest.tally import Tally
@@ -32,14 +43,21 @@ PACKAGES = (
     *("bentoml", "litserve", "fastapi", "starlette", "uvicorn", "uvloop", "httptools", "pydantic"),
     *("openvino", "numpy", "pillow", "locust"),
 )
-NOTE = (
+HOW = (
     "One server at a time, restarted for each model and round; each photo is a form that was encoded before the run,"
     " the same bytes for all servers. convserve / server: ratio of the requests/s. CPU and memory (proportional set"
     " size, after the run) are those of all processes of the server, or of the one process without HTTP; the client"
-    " shares the cores. wrong: another label than the engine's for the photo alone. failed: BentoML answers 503 to"
-    " requests that wait longer than max_latency_ms, 1,000 in its documentation. LitServe installs uvloop and"
-    " httptools, which uvicorn then uses for every server. The peers are in loadtest/peers/; their other settings are"
-    " the libraries' defaults."
+    " shares the cores. wrong: another label than the engine's for the photo alone. LitServe installs uvloop and"
+    " httptools, which uvicorn then uses for every server. The peers are in loadtest/peers/."
+)
+NOTE = (
+    f"{HOW} failed: BentoML answers 503 to requests that wait longer than max_latency_ms, 1,000 in its documentation."
+    " Other settings of the peers are the libraries' defaults."
+)
+NOTE_INSTALLED = (
+    f"{HOW} The engine whose labels are right is convserve's in fp32. convserve is `bentoml serve`; the others run the"
+    " fp32 file by OpenVINO without options: FastAPI in a `def` route with a lock, since OpenVINO refuses concurrent"
+    " calls, LitServe with max_batch_size=1, BentoML with batchable=True."
 )
 
 
@@ -51,8 +69,14 @@ class PeerComparison:
     connections: list[int]
     rounds: int
     seconds: float
-    precision: str
+    precision: str  # or AS_INSTALLED
     images: Path
+    rest_s: float
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """Names of the servers to compare, and of the upper bounds of servers in one precision."""
+        return tuple(INSTALLED) if self.precision == AS_INSTALLED else SERVERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +100,16 @@ def compare(comparison: PeerComparison, out: Path) -> str:
     photos = [path.resolve() for path in find_photos(comparison.images)]
     models = [load_model(name, comparison.precision, photos) for name in comparison.models]
     setting = describe(comparison, models[0])
+    servers = comparison.servers
     for turn, model in itertools.product(range(comparison.rounds), models):
-        first = turn % len(SERVERS)  # each round starts with another server, so that none always follows the same one
-        for server in (*SERVERS[first:], *SERVERS[:first]):
+        first = turn % len(servers)  # each round starts with another server, so that none always follows the same one
+        for server in (*servers[first:], *servers[:first]):
             todo = [n for n in comparison.connections if (setting, model.tag, n, server, turn) not in done]
             if not todo:
                 continue
             with opened(server, model, comparison) as measure_run:
+                if server == CONVSERVE and turn == 0 and comparison.precision == AS_INSTALLED:
+                    time.sleep(comparison.rest_s)
                 for connections in todo:
                     row = PeerRow(
                         setting=setting,
@@ -97,14 +124,16 @@ def compare(comparison: PeerComparison, out: Path) -> str:
                     write_rows(out, done.values())
                     print(f"round {turn + 1}: {row.progress}", file=sys.stderr)
     tags = [model.tag for model in models]
-    keys = itertools.product([setting], tags, comparison.connections, SERVERS, range(comparison.rounds))
+    keys = itertools.product([setting], tags, comparison.connections, servers, range(comparison.rounds))
     rows = [done[key] for key in keys]
     dates = " to ".join(sorted({min(row.date for row in rows), max(row.date for row in rows)}))
-    return f"{summary(rows)}\n\n{dates}; medians, rounds: {comparison.rounds}; {setting}. {NOTE}"
+    note = NOTE_INSTALLED if comparison.precision == AS_INSTALLED else NOTE
+    return f"{summary(rows)}\n\n{dates}; medians, rounds: {comparison.rounds}; {setting}. {note}"
 
 
 def load_model(name: str, precision: str, photos: list[Path]) -> ComparedModel:
     """Return the model of a name, with its engine's labels. Raises ScenarioError if the model is not published."""
+    precision = "fp32" if precision == AS_INSTALLED else precision
     answer = json.loads(run_module("labels", name, precision, *map(str, photos)))
     images = [form(path, label) for path, label in zip(photos, answer["labels"], strict=True)]
     return ComparedModel(tag=answer["tag"], processor=answer["processor"], photos=photos, images=images)
@@ -114,9 +143,12 @@ def describe(comparison: PeerComparison, model: ComparedModel) -> str:
     """Describe in words everything that must be the same for rows to be compared."""
     size = sum(len(image.body) for image in model.images)
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    precision = f"OpenVINO in {comparison.precision}"
+    if comparison.precision == AS_INSTALLED:
+        precision = f"each server as installed, convserve {comparison.rest_s:g} s after its first start"
     return (
-        f"{model.processor}, {platform.system()}, Python {platform.python_version()}, {packages}; OpenVINO in"
-        f" {comparison.precision}; {len(model.images)} JPEG photos, {size / len(model.images) / 1000:.0f} kB each on"
+        f"{model.processor}, {platform.system()}, Python {platform.python_version()}, {packages};"
+        f" {precision}; {len(model.images)} JPEG photos, {size / len(model.images) / 1000:.0f} kB each on"
         f" average; {comparison.seconds:g} s a turn after {WARM_UP_S:g} s of warm-up"
     )
 

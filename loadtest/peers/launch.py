@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import requests
 
+from loadtest.peers import AS_INSTALLED
 from loadtest.peers.photos import HEADERS
 from loadtest.traffic import LabelledImage, ScenarioError, path_of
 
@@ -39,22 +40,33 @@ class Peer:
 
 
 BENTOML = ("-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", "{port}")
-PEERS = {
-    "convserve": Peer(BENTOML, path=path_of("{model}")),
-    "FastAPI with a lock": Peer(("-m", "uvicorn", "loadtest.peers.fastapi_lock:app", "--port", "{port}")),
+CONVSERVE = {"convserve": Peer(BENTOML, path=path_of("{model}"))}
+FASTAPI = Peer(("-m", "uvicorn", "loadtest.peers.fastapi_lock:app", "--port", "{port}"))
+BATCHABLE = Peer((*BENTOML, "loadtest.peers.bentoml_batchable:Batchable"))
+TUNED = CONVSERVE | {
+    "FastAPI with a lock": FASTAPI,
     "LitServe with batching": Peer(("-m", "loadtest.peers.litserve_batching", "{port}")),
-    "BentoML, batchable": Peer((*BENTOML, "loadtest.peers.bentoml_batchable:Batchable")),
+    "BentoML, batchable": BATCHABLE,
     "empty mounted route": Peer((*BENTOML, "loadtest.peers.empty_route:Empty"), checked=False),
 }
+INSTALLED = CONVSERVE | {
+    "FastAPI": FASTAPI,
+    "LitServe": Peer(("-m", "loadtest.peers.litserve_readme", "{port}"), path="/predict"),
+    "BentoML": BATCHABLE,
+}
+PEERS = TUNED | INSTALLED
 UPPER_BOUNDS = {"decoding + engine, no HTTP": "decode_engine", "engine alone, no HTTP": "engine"}  # in upper_bound.py
-SERVERS = (*PEERS, *UPPER_BOUNDS)
+SERVERS = (*TUNED, *UPPER_BOUNDS)
 
 
 def environment(tag: str, precision: str) -> dict[str, str]:
-    """Return the environment of a process that runs one model in one precision."""
+    """Return the environment of a process that runs one model in one precision, or as installed, without settings."""
     convserve = {"CONVSERVE_RUNTIME": "openvino", "CONVSERVE_PRECISION": precision, "CONVSERVE_LOAD": "first_use"}
     keys = ("CONVSERVE_API_KEY", "CONVSERVE_API_KEYS")  # of another server
     inherited = {name: value for name, value in os.environ.items() if name not in keys}
+    if precision == AS_INSTALLED:
+        convserve = {}
+        inherited = {name: value for name, value in inherited.items() if not name.startswith("CONVSERVE_")}
     return inherited | convserve | {"PEER_MODEL": tag, "PEER_PRECISION": precision}
 
 

@@ -1,53 +1,71 @@
-"""Model that every peer runs: the same file, precision, preprocessing and form of answer."""
+"""Model that every peer runs: the same file, preprocessing and form of answer, in one precision or OpenVINO's own."""
 
 from __future__ import annotations
 
 import io
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino
 from numpy.typing import NDArray
 from PIL import Image
 
 from engines.measured import records
 from engines.measured.select_engine import choose
 from engines.published import store
+from engines.published.store import PublishedModel
 from engines.runtimes.engine import EngineError
-from engines.runtimes.registry import open_engine
+from engines.runtimes.registry import graph_of, open_engine
+from loadtest.peers import AS_INSTALLED
 
 MAX_BATCH = 32  # convserve's default, for every peer that batches
 BATCHES = (1, 2, 4, 8, 16, 32)  # what convserve runs before it serves
 
+Infer = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
 
 class PeerModel:
-    """Published model of the tag `$PEER_MODEL`, run by OpenVINO in `$PEER_PRECISION`."""
+    """Published model of the tag `$PEER_MODEL`, run by OpenVINO in `$PEER_PRECISION`; `infer` returns its logits."""
 
     def __init__(self, batches: Sequence[int] = BATCHES) -> None:
-        """Load the model, and run it once at each of these batch sizes."""
+        """Load the model, and run it once at each of these batch sizes unless it is served as installed."""
         tag = os.environ["PEER_MODEL"]
+        precision = os.environ["PEER_PRECISION"]
         (model,) = (model for model in store.published() if model.manifest.tag == tag)
         self.labels, self._preprocess = model.manifest.labels, model.manifest.preprocess
-        # As in convserve, a record of this machine may choose several streams.
-        spec = choose(records.find_all(model), "openvino", os.environ["PEER_PRECISION"])
-        self._engine = open_engine(model, spec, batches)
+        self.infer = infer_as_installed(model) if precision == AS_INSTALLED else infer_tuned(model, precision, batches)
 
     def pixels(self, picture: Image.Image) -> NDArray[np.uint8]:
         """Return the pixels of one picture, (H, W, C), as the model expects them."""
         return self._preprocess(picture)
-
-    def infer(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the logits of a batch, (N, classes)."""
-        return self._engine.infer(batch)
 
     def top(self, logits: NDArray[np.float32]) -> list[dict[str, Any]]:
         """Return the most probable class of one image, as the list of predictions in an answer."""
         exponentials = np.exp(logits - logits.max())
         index = int(logits.argmax())
         return [{"label": self.labels[index], "probability": float(exponentials[index] / exponentials.sum())}]
+
+
+def infer_tuned(model: PublishedModel, precision: str, batches: Sequence[int]) -> Infer:
+    """Return the function from pixels to logits of convserve's engine, after a run of each batch size."""
+    # As in convserve, a record of this machine may choose several streams.
+    spec = choose(records.find_all(model), "openvino", precision)
+    return open_engine(model, spec, batches).infer
+
+
+def infer_as_installed(model: PublishedModel) -> Infer:
+    """Return the function from pixels to logits of OpenVINO as its README has it, without any option."""
+    compiled = openvino.Core().compile_model(graph_of(model, "fp32"), "CPU")
+
+    def infer(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = compiled({0: pixels})[0]
+        return logits
+
+    return infer
 
 
 class PeerPhotos:

@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from engines.published.store import PublishedModel
-from loadtest.peers.launch import SERVERS
+from loadtest.peers import AS_INSTALLED
+from loadtest.peers.launch import INSTALLED, SERVERS, environment
 from loadtest.peers.results import read_peers, summary
 from loadtest.traffic import ScenarioError
 from tests.conftest import Run
@@ -67,6 +68,26 @@ def test_what_is_there_is_not_measured_again(run: Run, measured: tuple[Path, str
 def test_a_server_without_answers_is_reported(measured: tuple[Path, str]) -> None:
     silent = [row.model_copy(update={"answers": 0, "failed": 5}) for row in read_peers(measured[0])]
     assert " | 5 | " in summary(silent)
+
+
+@pytest.mark.slow
+def test_every_server_answers_as_installed(run: Run, lenet5: PublishedModel, tmp_path: Path) -> None:
+    assert lenet5
+    out = tmp_path / "peers.jsonl"
+    table = run("loadtest", "peers", *QUICK, "--as-installed", "--rest", "1", "--out", out).stdout
+    rows = {row.server: row for row in read_peers(out)}
+    assert tuple(rows) == tuple(INSTALLED)
+    for server, row in rows.items():
+        assert row.answers > 0
+        assert (row.failed, row.error) == (0, None)
+        assert f"| 2 | {server} |" in table
+    assert "each server as installed, convserve 1 s after its first start" in table
+
+
+def test_as_installed_a_server_has_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVSERVE_MAX_BATCH", "7")
+    assert not [name for name in environment("lenet5", AS_INSTALLED) if name.startswith("CONVSERVE_")]
+    assert environment("lenet5", "int8")["CONVSERVE_PRECISION"] == "int8"
 
 
 @pytest.mark.parametrize(
