@@ -14,6 +14,7 @@ from torch._dynamo.utils import counters
 
 from engines.measured import bench, peak
 from engines.measured.peak import Peak
+from engines.measured.select_engine import choose
 from engines.published.manifest import WEIGHTS
 from engines.published.preprocess import Preprocess
 from engines.published.store import PublishedModel
@@ -22,6 +23,7 @@ from engines.runtimes.engine import EngineError
 from engines.runtimes.registry import EngineSpec
 from engines.runtimes.torch import FromPixels, Normalise, TorchEngine, open_torch, rates
 from models.zoo import ZOO
+from tests.engines.test_choose import FAITHFUL, record
 from tests.training.test_export import after_a_step
 
 CARD = "Card of these tests"
@@ -56,6 +58,12 @@ def test_a_compiled_network_is_not_compiled_for_each_batch(lenet5: PublishedMode
     assert 2 <= counters["stats"]["unique_graphs"] <= 3
 
 
+def test_a_compiled_network_is_chosen_where_it_is_faster() -> None:
+    eager = record("torch", "fp16", FAITHFUL, 100)
+    for rate, runtime in ((120, "torch_compile"), (90, "torch")):
+        assert choose([eager, record("torch_compile", "fp16", FAITHFUL, rate)], "auto", "auto")[:2] == (runtime, "fp16")
+
+
 def test_rates_are_measured_in_every_precision() -> None:
     products, copied = SMALL()
     assert products.keys() == {"fp32", "bf16", "fp16", "int8"}
@@ -64,7 +72,7 @@ def test_rates_are_measured_in_every_precision() -> None:
 
 
 def test_a_gpus_peaks_are_torchs(lenet5: PublishedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Takes torch on the processor as the GPU `CARD`."""
+    """Take torch on the processor as the GPU `CARD`."""
     for module in (peak, bench):
         monkeypatch.setattr(module, "gpu_of", lambda runtime: CARD if runtime == "torch" else None)
     monkeypatch.setattr(peak, "check", lambda _: None)
