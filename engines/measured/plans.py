@@ -11,10 +11,19 @@ from engines.published.store import PublishedModel
 from engines.runtimes.engine import EngineError
 from engines.runtimes.registry import graph_of
 from engines.runtimes.tensorrt.engine import layers_of
-from engines.runtimes.tensorrt.inspect import EngineLayer, computed_in, engine_layers, fallen_back, nodes_of, report
+from engines.runtimes.tensorrt.inspect import (
+    EngineLayer,
+    computed_in,
+    engine_layers,
+    fallen_back,
+    nodes_of,
+    report,
+    traffic,
+)
 from engines.runtimes.tensorrt.library import TensorRT
 from engines.runtimes.tensorrt.plan import Plan, prepare
 
+BATCHES = (1, 8, 32)  # images, for which `inspect` sums the bytes that a plan moves
 HEAD = ("| model | input |", "| --- | --- |")
 
 
@@ -95,6 +104,9 @@ def inspect(model: PublishedModel, precision: str, target: Target) -> Iterator[s
     weighted = sum(node.module is not None for node in nodes.values())
     counts = ", ".join(f"{count} in {kind}" for kind, count in computed.items())
     yield f"{len(nodes)} nodes in {len(layers)} layers; {weighted} convolutions and linear layers, {counts}"
+    moved = traffic(layers)
+    batches = ", ".join(f"{moved.of(images) / 1e6:,.2f} MB for {images}" for images in BATCHES)
+    yield f"reads and writes {moved.image / 1e6:,.2f} MB an image and {moved.batch / 1e6:,.2f} MB a batch: {batches}"
     if missing := weighted - computed.total():
         raise EngineError(f"{missing} of them are in no layer that is understood")
     if fallen := fallen_back(nodes, layers):

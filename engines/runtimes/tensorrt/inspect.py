@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,20 +14,36 @@ from engines.runtimes.engine import EngineError
 RTX_TENSOR = re.compile(r"Dimensions: \[([-\d,]*)\].*?Datatype: (\w+), Format: \(?(\w+)")  # of TensorRT for RTX
 TENSOR = re.compile(r"Dimensions: \[([-\d,]*)\].*?Format/Datatype: ([^}]+?)\.? *\}")  # of TensorRT
 TYPES = {"uint8": "uint8", "int8": "int8", "half": "half", "fp16": "half", "float": "float", "fp32": "float"}
+BYTES = {"bool": 1, "uint8": 1, "int8": 1, "half": 2, "bfloat16": 2, "float": 4, "int32": 4, "int64": 8}
 SECTION = re.compile(r"(Inputs|Constants|Outputs): \[((?: ?\{[^{}]*\},?)*)\]")
 GENERATED = "kgen"  # code that TensorRT generates, mostly for the operations before and after a weighted layer
 QUANTISING = ("DequantizeLinear", "QuantizeLinear")
 
 
 class Tensor(NamedTuple):
-    """Input, constant or output of a layer: shape of one image, element type, memory layout."""
+    """Input, constant or output of a layer: dimensions, of which the batch is -1, element type, memory layout."""
 
-    shape: tuple[int, ...]
+    dimensions: tuple[int, ...]
     type: str
     layout: str
 
     def __str__(self) -> str:
         return f"{self.type} {'x'.join(map(str, self.shape))} {self.layout}"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Dimensions without the first, which of activations is the batch."""
+        return self.dimensions[1:]
+
+    @property
+    def batched(self) -> bool:
+        """Growth with the batch: true of activations, not of constants."""
+        return -1 in self.dimensions
+
+    @property
+    def bytes(self) -> int:
+        """Size of the tensor, of one image if the tensor grows with the batch."""
+        return prod(size for size in self.dimensions if size != -1) * BYTES[self.type]
 
 
 class EngineLayer(NamedTuple):
@@ -44,6 +61,17 @@ class EngineLayer(NamedTuple):
         weights = {tensor.type for tensor in self.constants}
         pixels = self.inputs[0].type
         return pixels if pixels in weights or not weights else f"{pixels} and {', '.join(sorted(weights))}"
+
+
+class Traffic(NamedTuple):
+    """Bytes that the layers of a plan read and write: for each image, and once for each batch (weights)."""
+
+    image: int
+    batch: int
+
+    def of(self, images: int) -> int:
+        """Return the bytes that a batch of `images` moves."""
+        return images * self.image + self.batch
 
 
 class Node(NamedTuple):
@@ -66,6 +94,18 @@ def engine_layers(description: str) -> list[EngineLayer]:
     return layers
 
 
+def traffic(plan: Sequence[EngineLayer]) -> Traffic:
+    """Return the bytes that the layers of a plan read and write if no tensor stays in a cache.
+
+    Each layer reads its inputs and constants and writes its outputs. Raises EngineError for an unknown element type.
+    """
+    moved = [tensor for layer in plan for tensor in (*layer.inputs, *layer.constants, *layer.outputs)]
+    if unknown := {tensor.type for tensor in moved} - BYTES.keys():
+        raise EngineError(f"TensorRT's description has types of unknown size: {', '.join(sorted(unknown))}")
+    image = sum(tensor.bytes for tensor in moved if tensor.batched)
+    return Traffic(image, sum(tensor.bytes for tensor in moved) - image)
+
+
 def parsed(line: str) -> EngineLayer:
     """Parse `Name: .., LayerType: .., Inputs: [{..}], Constants: .., Outputs: .., Metadata: [ONNX Layer: ..]`."""
     kind = re.search(r"LayerType: (\w+)", line)
@@ -82,15 +122,15 @@ def parsed(line: str) -> EngineLayer:
 def tensors(text: str) -> Iterator[Tensor]:
     """Yield the tensors in a section of a line."""
     for sizes, element, layout in RTX_TENSOR.findall(text):
-        yield Tensor(shape_of(sizes), element.lower(), layout)
+        yield Tensor(numbers(sizes), element.lower(), layout)
     for sizes, words in TENSOR.findall(text):
         element = next((name for word, name in TYPES.items() if word in words.lower()), words)
-        yield Tensor(shape_of(sizes), element, words)
+        yield Tensor(numbers(sizes), element, words)
 
 
-def shape_of(sizes: str) -> tuple[int, ...]:
-    """Return the shape of one image from sizes such as "8,3,32,32", whose first is the batch."""
-    return tuple(int(size) for size in sizes.split(",")[1:])
+def numbers(sizes: str) -> tuple[int, ...]:
+    """Return the dimensions in a text such as "-1,3,32,32"."""
+    return tuple(int(size) for size in sizes.split(",") if size)
 
 
 def nodes_of(path: Path) -> dict[str, Node]:
