@@ -166,9 +166,8 @@ def publish_command(arguments: list[str]) -> None:
     parser.add_argument("checkpoint", type=Path, help="folder of the checkpoint")
     parser.add_argument(
         "--precisions",
-        default="fp32",
         metavar="LIST",
-        help="fp32, fp16, int8, separated by commas (default: %(default)s)",
+        help="fp32, fp16, int8, separated by commas (default: all; of imported weights without --calibrate fp32,fp16)",
     )
     parser.add_argument(
         "--calibrate",
@@ -176,8 +175,8 @@ def publish_command(arguments: list[str]) -> None:
         help="data set whose training images calibrate int8 (default: the checkpoint's own)",
     )
     options = parser.parse_args(arguments)
-    precisions = options.precisions.split(",")
-    if not {*precisions} <= {"fp32", "fp16", "int8"}:
+    precisions = options.precisions.split(",") if options.precisions is not None else None
+    if precisions is not None and not {*precisions} <= {"fp32", "fp16", "int8"}:
         parser.error(f"--precisions are of fp32, fp16, int8, not {options.precisions}")
 
     home = Path(os.environ.get("BENTOML_HOME", "~/bentoml")).expanduser()

@@ -8,13 +8,16 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import onnx_ir
 import torch
 from torch import Tensor, nn
 
 from engines.published.preprocess import Preprocess
 from engines.runtimes.torch import FromPixels
+from training.graphs import refer_to_weights
 
 OPSET = 20
+UNFOLDED = "convserve"  # domain that hides batch norms from the exporter's optimiser, which would fold them
 
 
 class OneLRN(nn.Module):
@@ -63,8 +66,29 @@ class PaddedMaxPool(nn.Module):
         return torch.onnx.ops.symbolic("MaxPool", (x,), attributes, dtype=x.dtype, shape=(*x.shape[:2], *sizes))
 
 
-def export(module: FromPixels, preprocess: Preprocess, path: Path) -> None:
-    """Write `module` as ONNX to `path`: input `pixels`, output `logits`, any batch size."""
+class OneBatchNorm(nn.Module):
+    """Batch normalisation as ONNX's operator of that name, with the tensors of the layer that it replaces."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.attributes: dict[str, Any] = {"epsilon": norm.eps}
+        self.weight, self.bias = norm.weight, norm.bias
+        self.register_buffer("running_mean", norm.running_mean)
+        self.register_buffer("running_var", norm.running_var)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tensors = x, self.weight, self.bias, self.get_buffer("running_mean"), self.get_buffer("running_var")
+        operator = f"{UNFOLDED}::BatchNormalization"
+        return torch.onnx.ops.symbolic(operator, tensors, self.attributes, dtype=x.dtype, shape=x.shape)
+
+
+def export(module: FromPixels, preprocess: Preprocess, path: Path, weights: Path | None = None) -> None:
+    """Write `module` as ONNX to `path`: input `pixels`, output `logits`, any batch size.
+
+    With `weights`, the safetensors file of the network in the folder of `path`, the graph refers to this file's
+    tensors, and keeps batch norms as they are. Without, the graph holds its weights, and batch norms are folded into
+    the layers before them.
+    """
     module = copy.deepcopy(module).eval()
     for parent in list(module.modules()):
         for name, child in parent.named_children():
@@ -72,6 +96,8 @@ def export(module: FromPixels, preprocess: Preprocess, path: Path) -> None:
                 setattr(parent, name, OneLRN(child))
             elif isinstance(child, nn.MaxPool2d) and child.ceil_mode:
                 setattr(parent, name, PaddedMaxPool(child))
+            elif isinstance(child, nn.BatchNorm2d) and weights:
+                setattr(parent, name, OneBatchNorm(child))
     # The example has two images because the exporter takes a batch of one for a constant. Its strides are such that
     # the network sees NCHW: for other strides global pooling is exported with a Gather.
     height, width, channels = preprocess.shape
@@ -90,4 +116,12 @@ def export(module: FromPixels, preprocess: Preprocess, path: Path) -> None:
             verbose=False,
         )
     assert program is not None
-    program.save(path, include_initializers=True)
+    model = program.model
+    for node in model.graph:
+        node.metadata_props.clear()  # stack traces, with the folders of this machine
+        if node.domain == UNFOLDED:
+            node.domain = ""
+    model.graph.opset_imports.pop(UNFOLDED, None)
+    if weights:
+        refer_to_weights(model, weights)
+    onnx_ir.save(model, path)

@@ -26,8 +26,8 @@ from training import jsonl
 from training.data import sample_pixels
 from training.errors import TrainingError
 from training.export import export
+from training.graphs import halve
 from training.machine import check_appendable
-from training.precisions import export_half
 from training.quantize import quantize
 
 CALIBRATION_IMAGES = 8
@@ -89,12 +89,11 @@ def graphs(card: Architecture, precisions: Sequence[str]) -> Iterator[tuple[str,
     settle(module, pixels)
     with TemporaryDirectory() as folder:
         fp32 = Path(folder) / GRAPHS["fp32"]
-        if {"fp32", "int8"} & {*precisions}:
-            export(module, preprocess, fp32)
+        export(module, preprocess, fp32)
         for precision in precisions:
             path = Path(folder) / GRAPHS[precision]
             if precision == "fp16":
-                export_half(module, preprocess, path)
+                halve(fp32, path)
             if precision == "int8":
                 how = Calibration(images=len(pixels), method="minmax", in_float=())
                 quantize(fp32, path, pixels, how, Path(folder) / "ranges.json")

@@ -1,8 +1,7 @@
-"""Graphs of lower precision: fp16 from the half-precision module, INT8 by calibration on training images."""
+"""INT8 graphs by calibration on training images."""
 
 from __future__ import annotations
 
-import copy
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,21 +13,11 @@ from numpy.typing import NDArray
 from engines.measured.verify import all_logits
 from engines.published.graph import gates, layers
 from engines.published.manifest import Calibration
-from engines.published.preprocess import Preprocess
 from engines.runtimes.openvino import OpenVINOEngine
-from engines.runtimes.torch import FromPixels
-from training.export import export
 from training.quantize import METHODS, quantize
 
 CALIBRATION_IMAGES = 320
 AGREEMENT = 0.995  # share of calibration images with the same top-1 as in fp32 that a calibration must reach
-
-
-def export_half(module: FromPixels, preprocess: Preprocess, path: Path) -> None:
-    """Write the graph with weights and activations in float16; normalisation and logits are in float32."""
-    half = copy.deepcopy(module)
-    half.net.half()
-    export(half, preprocess, path)
 
 
 def export_int8(source: Path, path: Path, pixels: NDArray[np.uint8]) -> Calibration:

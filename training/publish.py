@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from safetensors.numpy import save
 
 from engines.measured.verify import all_logits, logit_error
 from engines.published import files, manifest, store
-from engines.published.manifest import GRAPHS, Accuracy, Calibration, File, Manifest, ManifestError
+from engines.published.manifest import GRAPHS, Accuracy, File, Manifest, ManifestError
 from engines.runtimes.engine import Engine, EngineError
 from engines.runtimes.openvino import OpenVINOEngine
 from engines.runtimes.torch import FromPixels, TorchEngine
@@ -25,63 +28,127 @@ from training.checkpoint import Checkpoint
 from training.data import DataSet, load, sample_pixels
 from training.errors import CheckpointError
 from training.export import export
-from training.precisions import CALIBRATION_IMAGES, export_half, export_int8
+from training.graphs import fold, halve
+from training.precisions import CALIBRATION_IMAGES, export_int8
 from training.significance import warnings
 
+PRECISIONS = ("fp32", "fp16", "int8")  # of the graphs; bf16 runs the fp32 one
 VERIFICATION_IMAGES = 256
 TOLERANCE = 1e-3  # of the largest logit, between the engine and torch, both in fp32
 
 
-def publish(folder: Path, precisions: Sequence[str] = ("fp32",), calibrate: str | None = None) -> str:
-    """Publish the checkpoint in `folder` with graphs in fp32 and in `precisions`; return the tag.
+def publish(folder: Path, precisions: Sequence[str] | None = None, calibrate: str | None = None) -> str:
+    """Publish the checkpoint in `folder` with graphs in fp32 and in `precisions`, and return the tag.
 
-    A complete published model is kept, or replaced if it lacks one of `precisions`; its INT8 graph stays unless
-    `calibrate` is named. INT8 is calibrated on the training images of the data set `calibrate`, by default of the
-    checkpoint's own. Raises CheckpointError if the checkpoint is damaged, unfinished, of an unknown architecture, or
-    imported and to be calibrated without `calibrate`; DataError if its data set is missing; EngineError if the exported
-    graph's logits differ from torch's.
+    Default are fp32, fp16 and, if training images to calibrate on are known, INT8. A complete published model keeps its
+    graphs, and only missing ones are added; INT8 is calibrated anew if `calibrate` is named. INT8 is calibrated on the
+    training images of the data set `calibrate`, by default of the checkpoint's own. Raises CheckpointError if the
+    checkpoint is damaged, unfinished, of an unknown architecture, or imported and to be calibrated without `calibrate`;
+    DataError if its data set is missing; EngineError if the exported graph's logits differ from torch's.
     """
     saved = checkpoint.load(folder)
     if not saved.done and saved.recipe:
         raise CheckpointError(f"{folder} has {len(saved.epochs)} of {saved.recipe.epochs} epochs: train with --resume")
     tag = manifest.tag(saved.architecture, saved.dataset, saved.weights.sha256)
+    requested = {"fp32", *(precisions or by_default(saved, calibrate))}
+    renewed = {"int8"} if calibrate else set()
     with store.staging() as stage:
         present = complete_entry(tag)
-        if present and set(precisions) <= set(present.precisions):
+        missing = requested - ({*present.precisions} - renewed if present else set())
+        if present and not missing:
             print(f"{tag} is published already; to export it again: bentoml models delete {tag}")
             return tag
         out = stage / "files"
         out.mkdir()
-        shutil.copyfile(folder / saved.weights.file, out / manifest.WEIGHTS)
-        module = checkpoint.network(folder, saved)
-        print(f"exporting {saved.architecture} to ONNX")
-        export(module, saved.input.preprocess, out / manifest.ONNX)
-        data = data_of(saved)
-        accuracy = check(saved, module, data, out)
-        accuracies = {"fp32": accuracy} if accuracy else {}
-        requested = {*precisions, *(present.precisions if present else ())}
-        if "fp16" in requested:
-            print("exporting the fp16 graph")
-            export_half(module, saved.input.preprocess, out / GRAPHS["fp16"])
-        calibration = present.calibration if present and not calibrate else None
-        if "int8" in requested:
-            if calibration:  # its images may be of a data set that is named no more
-                print("keeping the INT8 graph")
-                shutil.copyfile(store.folder_of(tag) / manifest.INT8, out / manifest.INT8)
-            else:
-                print("quantising to INT8")
-                pixels = calibration_pixels(saved, data, calibrate)
-                calibration = export_int8(out / manifest.ONNX, out / manifest.INT8, pixels)
-            if data:
-                accuracies["int8"] = held_out_accuracy(saved, data, OpenVINOEngine(out / manifest.INT8, "int8"))
-        store.add(out, describe(saved, accuracies, calibration, out), stage)
+        data = data_of(saved) if missing & {"fp32", "int8"} else None
+        if present:
+            kept = {*present.precisions} - missing
+            print(f"keeping {', '.join(precision for precision in PRECISIONS if precision in kept)}")
+            copy_files(present, kept, out)
+            published = present
+        else:
+            shutil.copyfile(folder / saved.weights.file, out / manifest.WEIGHTS)
+            published = export_fp32(saved, checkpoint.network(folder, saved), data, out)
+        if missing & {"fp16", "int8"}:
+            published = add_precisions(published, missing, partial(calibration_pixels, saved, data, calibrate), out)
+        if "int8" in missing and data:
+            engine = OpenVINOEngine(out / manifest.INT8, "int8")
+            accuracy = published.accuracy | {"int8": held_out_accuracy(saved, data, engine)}
+            published = published.model_copy(update={"accuracy": accuracy})
+        published = published.model_copy(update={"created": datetime.now(UTC), "files": files_in(out)})
+        store.add(out, published, stage)
+    report(published, data)
+    return tag
+
+
+def by_default(saved: Checkpoint, calibrate: str | None) -> Sequence[str]:
+    """Return the precisions that are published by default; print a line if INT8 is none of them."""
+    if saved.imported and not calibrate:
+        print(
+            "no INT8 graph: the training images of imported weights are not known; "
+            "--calibrate NAME[:PATH] names a data set to calibrate on"
+        )
+        return ("fp32", "fp16")
+    return PRECISIONS
+
+
+def copy_files(published: Manifest, precisions: set[str], out: Path) -> None:
+    """Copy a published model's weights, verification set, and graphs in `precisions` to `out`."""
+    graphs = {GRAPHS[precision] for precision in precisions}
+    for name in published.files:
+        if name in graphs or name not in GRAPHS.values():
+            shutil.copyfile(store.folder_of(published.tag) / name, out / name)
+
+
+def export_fp32(saved: Checkpoint, module: FromPixels, data: DataSet | None, out: Path) -> Manifest:
+    """Write the fp32 graph and the verification set to `out`, beside the weights; return a manifest without files."""
+    print(f"exporting {saved.architecture} to ONNX")
+    with costs(out, "fp32", manifest.WEIGHTS, manifest.ONNX):
+        export(module, saved.input.preprocess, out / manifest.ONNX, out / manifest.WEIGHTS)
+    accuracy = check(saved, module, data, out)
+    return describe(saved, {"fp32": accuracy} if accuracy else {})
+
+
+def add_precisions(
+    published: Manifest, precisions: Collection[str], pixels: Callable[[], NDArray[np.uint8]], out: Path
+) -> Manifest:
+    """Write the graphs in fp16 and INT8, if in `precisions`, to `out`, made of the fp32 graph there.
+
+    Returns the manifest with INT8's calibration on `pixels`.
+    """
+    folded = out / "folded.onnx"
+    fold(out / manifest.ONNX, folded)
+    if "fp16" in precisions:
+        with costs(out, "fp16", GRAPHS["fp16"]):
+            halve(folded, out / GRAPHS["fp16"])
+    if "int8" in precisions:
+        print("quantising to INT8")
+        with costs(out, "int8", manifest.INT8):
+            calibration = export_int8(folded, out / manifest.INT8, pixels())
+        published = published.model_copy(update={"calibration": calibration})
+    folded.unlink()
+    return published
+
+
+@contextmanager
+def costs(folder: Path, precision: str, *names: str) -> Iterator[None]:
+    """Print what making the files `names` of a precision costs: seconds, and bytes in the store."""
+    started = time.perf_counter()
+    yield
+    sizes = " and ".join(f"{name} of {(folder / name).stat().st_size / 1e6:,.2f} MB" for name in names)
+    print(f"{precision}: {time.perf_counter() - started:.1f} s, {sizes}", flush=True)
+
+
+def report(published: Manifest, data: DataSet | None) -> None:
+    """Print the tag, the accuracy and the size of a published model, and warnings about the accuracy."""
+    accuracy = published.accuracy.get("fp32")
     measured = f"top-1 {accuracy.top1:.2%} of {accuracy.images} held-out images" if accuracy else "imported"
-    print(f"published {tag}: {measured}")
+    size = sum(file.bytes for file in published.files.values()) / 1e6
+    print(f"published {published.tag}: {measured}; {', '.join(published.precisions)}, {size:,.1f} MB")
     print("a running server serves the model within 10 s (CONVSERVE_SCAN_S), or when a request names the model")
     if accuracy and data:
         for warning in warnings(accuracy, data.held_out.targets):
             print(f"WARNING: {warning}")
-    return tag
 
 
 def complete_entry(tag: str) -> Manifest | None:
@@ -150,8 +217,8 @@ def held_out_accuracy(saved: Checkpoint, data: DataSet, engine: Engine) -> Accur
     return evaluate.accuracy(logits, data.held_out.targets)
 
 
-def describe(saved: Checkpoint, accuracy: dict[str, Accuracy], calibration: Calibration | None, out: Path) -> Manifest:
-    """Return the manifest of the files in `out`, with the checkpoint's recipe, epochs and versions as provenance."""
+def describe(saved: Checkpoint, accuracy: dict[str, Accuracy]) -> Manifest:
+    """Return a manifest, without files yet, with the checkpoint's recipe, epochs and versions as provenance."""
     height, width, channels = saved.input.preprocess.shape
     return Manifest(
         architecture=saved.architecture,
@@ -159,13 +226,17 @@ def describe(saved: Checkpoint, accuracy: dict[str, Accuracy], calibration: Cali
         labels=saved.labels,
         preprocess=saved.input.preprocess,
         accuracy=accuracy,
-        calibration=calibration,
         complexity=complexity(ZOO[saved.architecture], (channels, height, width), len(saved.labels)),
         provenance=saved.model_dump(
             mode="json", include={"data", "split", "input", "recipe", "seed", "imported", "epochs", "versions"}
         ),
         created=datetime.now(UTC),
-        files={
-            path.name: File(sha256=manifest.sha256(path), bytes=path.stat().st_size) for path in sorted(out.iterdir())
-        },
+        files={},
     )
+
+
+def files_in(folder: Path) -> dict[str, File]:
+    """Return the identity of each file in a folder, by name."""
+    return {
+        path.name: File(sha256=manifest.sha256(path), bytes=path.stat().st_size) for path in sorted(folder.iterdir())
+    }

@@ -85,6 +85,16 @@ class Manifest(Record):
         """Precisions in which the published graphs can run."""
         return tuple(precision for precision, graph in GRAPHS.items() if graph in self.files)
 
+    def graph_bytes(self, precision: str) -> int:
+        """Return the bytes of the graph in a precision, weights included; 0 without such a graph.
+
+        The fp32 graph refers to the checkpoint's tensors, except in models that older versions published.
+        """
+        graph = self.files.get(GRAPHS.get(precision, ONNX))
+        if graph is None:
+            return 0
+        return max(graph.bytes, self.files[WEIGHTS].bytes) if graph == self.files[ONNX] else graph.bytes
+
     def check_files(self, folder: Path) -> None:
         """Raise ManifestError unless every file can be read and has its published SHA-256."""
         for name, expected in self.files.items():

@@ -102,8 +102,12 @@ def core() -> openvino.Core:
     The first core reserves a signal stack for the thread that creates the core. When the core's last user was deleted
     in another thread, OpenVINO freed the stack while it was still in use, and the next signal killed the process
     (OpenVINO 2026.4).
+
+    Weights are read into memory: if a mapped file is overwritten in place, the next inference kills the process.
     """
-    return openvino.Core()
+    shared = openvino.Core()
+    shared.set_property({"ENABLE_MMAP": False})
+    return shared
 
 
 @cache

@@ -24,7 +24,7 @@ from tests.serving import ROOT, serving
 from tests.training.test_export import after_a_step, quick_input
 from training.data import DataSet
 from training.export import export
-from training.precisions import export_half
+from training.graphs import halve
 from training.quantize import quantize
 
 pytestmark = pytest.mark.gpu
@@ -56,7 +56,7 @@ def test_ten_nets_agree_with_the_cpu(runtime: TensorRT, name: str, digits: DataS
     module = after_a_step(module, torch.from_numpy(digits.train.pixels(inputs.preprocess, np.arange(16))))
     paths = {precision: tmp_path / f"{precision}.onnx" for precision in TOLERANCE}
     export(module, inputs.preprocess, paths["fp32"])
-    export_half(module, inputs.preprocess, paths["fp16"])
+    halve(paths["fp32"], paths["fp16"])
     calibration = Calibration(images=50, method="minmax", in_float=())
     quantize(paths["fp32"], paths["int8"], pixels, calibration, tmp_path / "ranges.json")
     with torch.inference_mode():

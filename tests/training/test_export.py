@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from engines.published.graph import LAYERS, gates, layers
@@ -53,12 +54,17 @@ def quick_input(name: str, digits: DataSet) -> Input:
     return input_of(ZOO[name], quick(ZOO[name], digits), digits)
 
 
-def difference(build_net: Callable[[int], nn.Module], entry: Input, path: Path) -> float:
-    """Return the error between ONNX and torch as a share of the largest logit."""
+def difference(build_net: Callable[[int], nn.Module], entry: Input, path: Path, weights: Path | None = None) -> float:
+    """Return the error between ONNX and torch as a share of the largest logit.
+
+    The graph refers to the file `weights`, which is written.
+    """
     torch.manual_seed(0)
     pixels = torch.randint(256, (4, *entry.preprocess.shape), dtype=torch.uint8)
     module = after_a_step(FromPixels(build_net(10), Normalise(entry.mean, entry.std)), pixels)
-    export(module, entry.preprocess, path)
+    if weights:
+        save_file({name: tensor.contiguous() for name, tensor in module.net.state_dict().items()}, weights)
+    export(module, entry.preprocess, path, weights)
     expected = TorchEngine(module).infer(pixels.numpy())
     outputs = OpenVINOEngine(path, "fp32").infer(pixels.numpy())
     return float(np.abs(outputs - expected).max() / np.abs(expected).max())
@@ -165,6 +171,6 @@ def test_pooling_may_reach_beyond_the_map(edge: int, digits: DataSet, tmp_path: 
 @pytest.mark.parametrize("name", ZOO)
 def test_every_graph_answers_as_torch_does(name: str, digits: DataSet, tmp_path: Path) -> None:
     started = time.perf_counter()
-    found = difference(ZOO[name].build, quick_input(name, digits), tmp_path / "model.onnx")
+    found = difference(ZOO[name].build, quick_input(name, digits), tmp_path / "model.onnx", tmp_path / "weights")
     print(f"{name}: {found:.1e} of the largest logit, in {time.perf_counter() - started:.0f} s")  # shown by -s
     assert found <= TOLERANCE

@@ -79,7 +79,7 @@ def test_the_same_logits_of_the_same_photos(name: str, run: Run, tmp_path: Path)
     imported = run("training", "import", name, "--file", tmp_path / "weights.pth", "--out", tmp_path / "checkpoint")
     assert re.search(r"BSD-3-Clause|apache-2.0", imported.stdout)
     home = tmp_path / "bentoml"
-    done = run("training", "publish", tmp_path / "checkpoint", BENTOML_HOME=str(home))
+    done = run("training", "publish", tmp_path / "checkpoint", "--precisions", "fp32", BENTOML_HOME=str(home))
     assert f"published {name}:imagenet-" in done.stdout
     model = only_model(home)
     engine = OpenVINOEngine(model.folder / "model.onnx", "fp32")
@@ -97,7 +97,7 @@ def test_imported_weights_are_served(run: Run, tmp_path: Path) -> None:
     save_file(theirs.state_dict(), tmp_path / "weights.safetensors")
     run("training", "import", "resnet18", "--file", tmp_path / "weights.safetensors", "--out", tmp_path / "checkpoint")
     home = str(tmp_path / "bentoml")
-    run("training", "publish", tmp_path / "checkpoint", BENTOML_HOME=home)
+    run("training", "publish", tmp_path / "checkpoint", "--precisions", "fp32", BENTOML_HOME=home)
     photo("chelsea").save(tmp_path / "chelsea.png")
     with serving(BENTOML_HOME=home) as (client, _):
         body = (tmp_path / "chelsea.png").read_bytes()
@@ -147,7 +147,8 @@ def test_a_file_of_ones_own_with_the_data_it_was_trained_on(run: Run, lenet5_che
     report = run("training", "evaluate", out, "--picture", tmp_path / "confusion.png").stdout
     assert re.search(rf"top-1 +{trained.epochs[-1].top1:.2%}", report)
     said = run("training", "publish", out, BENTOML_HOME=str(tmp_path / "bentoml")).stdout
-    assert re.search(r"published lenet5:mnist5k-.*: top-1 9\d", said)
+    assert "no INT8 graph: the training images of imported weights are not known; --calibrate NAME[:PATH] names" in said
+    assert re.search(r"published lenet5:mnist5k-.*: top-1 9\d.*; fp32, bf16, fp16, ", said)
 
 
 def test_old_densenets_keys_are_known() -> None:

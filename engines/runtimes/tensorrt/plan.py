@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from engines.runtimes import cache
 from engines.runtimes.engine import EngineError
+from engines.runtimes.tensorrt.fold import fold_batch_norms
 from engines.runtimes.tensorrt.library import (
     PRECISIONS,
     TensorRT,
@@ -83,6 +84,7 @@ def build(runtime: TensorRT, onnx: Path, max_batch: int, capabilities: Sequence[
         if not parser.parse_from_file(str(onnx)):
             problems = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
             raise EngineError(f"{runtime} cannot read {onnx}: {problems}")
+        weights = fold_batch_norms(runtime, network)
         config = builder.create_builder_config()
         config.clear_flag(trt.BuilderFlag.TF32)  # on by default, but fp32 means fp32
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that the inspector reports every layer
@@ -96,6 +98,7 @@ def build(runtime: TensorRT, onnx: Path, max_batch: int, capabilities: Sequence[
             data: trt.IHostMemory | None = builder.build_serialized_network(network, config)
         else:
             data = with_timings(builder, network, config)
+        del weights  # which had to exist until now
         if data is None:
             raise EngineError(f"{runtime} cannot build {onnx}: {messages.reason}")
         return Plan(content(data), messages.layers)
