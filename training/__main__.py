@@ -321,7 +321,8 @@ def plans_command(arguments: list[str]) -> None:
     try:
         plans.sweep(options.names or list(ZOO), target, options.results)
     finally:
-        print(f"{target}\n\n{plans.table(plans.read(options.results, target))}")
+        rows = plans.read(options.results, target)
+        print(f"{target}\n\n{plans.table(rows)}\n\n{plans.bytes_table(rows)}")
 
 
 COMMANDS = {

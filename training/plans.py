@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from engines.measured.plans import Built, Figures, Target, build, head, line
+from engines.measured.plans import BATCHES, Built, Figures, Target, build, head, line
 from engines.published.manifest import GRAPHS, Calibration, Record
 from engines.published.preprocess import Preprocess
 from engines.runtimes.engine import EngineError
 from engines.runtimes.tensorrt import plan
-from engines.runtimes.tensorrt.inspect import Node, computed_in, fallen_back, nodes_of
+from engines.runtimes.tensorrt.inspect import Node, Traffic, computed_in, fallen_back, nodes_of, traffic
 from engines.runtimes.tensorrt.library import PRECISIONS, library
 from engines.runtimes.torch import FromPixels, Normalise
 from models.card import Architecture
@@ -36,7 +36,8 @@ CALIBRATION_IMAGES = 8
 class PlanResult(Record):
     """Figures of one plan.
 
-    `computed_in` counts the convolutions and linear layers by the precision in which the plan computes them.
+    `computed_in` counts the convolutions and linear layers by the precision in which the plan computes them. The layers
+    read and write `image_bytes` for each image and `batch_bytes` for each batch; rows of older versions lack both.
     """
 
     architecture: str
@@ -50,6 +51,14 @@ class PlanResult(Record):
     layers: int
     computed_in: dict[str, int]
     fallen_back: tuple[str, ...]
+    image_bytes: int | None = None
+    batch_bytes: int | None = None
+
+    @property
+    def moved(self) -> Traffic | None:
+        """Bytes that the plan's layers read and write, if known."""
+        known = self.image_bytes is not None and self.batch_bytes is not None
+        return Traffic(self.image_bytes or 0, self.batch_bytes or 0) if known else None
 
 
 def sweep(names: Sequence[str], target: Target, file: Path) -> None:
@@ -117,6 +126,7 @@ def result_of(
     card: Architecture, precision: str, built: Built, nodes: Mapping[str, Node], target: Target
 ) -> PlanResult:
     """Return the figures of a plan that was built, whose ONNX file has `nodes`."""
+    image_bytes, batch_bytes = traffic(built.layers)
     return PlanResult(
         architecture=card.name,
         input_shape=card.input_shape,
@@ -127,6 +137,8 @@ def result_of(
         nodes=len(nodes),
         computed_in=computed_in(nodes, built.layers),
         fallen_back=tuple(fallen_back(nodes, built.layers)),
+        image_bytes=image_bytes,
+        batch_bytes=batch_bytes,
     )
 
 
@@ -145,3 +157,22 @@ def table(rows: Sequence[PlanResult]) -> str:
         if any((name, precision) in figures for precision in PRECISIONS)
     ]
     return "\n".join([head(PRECISIONS), *lines])
+
+
+def bytes_table(rows: Sequence[PlanResult]) -> str:
+    """Return the MB that the layers of fp16 and INT8 plans read and write, as a Markdown table.
+
+    For each batch size: the MB in both precisions, and INT8's as a multiple of fp16's.
+    """
+    moved = {(row.architecture, row.precision): row.moved for row in rows}
+    lines = [
+        "| model |" + "".join(f" batch {images}: fp16 | int8 | times |" for images in BATCHES),
+        "| --- |" + " ---: | ---: | ---: |" * len(BATCHES),
+    ]
+    for name in ZOO:
+        half, int8 = moved.get((name, "fp16")), moved.get((name, "int8"))
+        if half and int8:
+            pairs = [(half.of(images), int8.of(images)) for images in BATCHES]
+            cells = [f" {fp16 / 1e6:,.1f} | {low / 1e6:,.1f} | {low / fp16:.2f} |" for fp16, low in pairs]
+            lines.append(f"| `{name}` |{''.join(cells)}")
+    return "\n".join(lines)

@@ -1,6 +1,6 @@
-"""INT8 graphs: explicit Q/DQ pairs around convolutions and linear layers, everything else in float.
+"""INT8 graphs: explicit Q/DQ pairs around convolutions and linear layers, everything else in float16.
 
-Quantisation is symmetric, weights are per channel, biases in float: TensorRT and OpenVINO both accept such graphs.
+Quantisation is symmetric, weights are per channel, biases in float16: TensorRT and OpenVINO both accept such graphs.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 
 from engines.published.graph import LAYERS
 from engines.published.manifest import Calibration
+from training.graphs import halve
+from training.scales import share_scales
 
 CALIBRATION_BATCH = 8  # images; the activations of all layers are in memory for that many at a time
 METHODS = {
@@ -81,3 +83,5 @@ def quantize(source: Path, out: Path, pixels: NDArray[np.uint8], calibration: Ca
             )
     finally:
         logging.disable(before)
+    share_scales(out)
+    halve(out, out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ from engines.runtimes.tensorrt.inspect import (
     fallen_back,
     nodes_of,
     report,
+    traffic,
 )
 from engines.runtimes.torch import FromPixels, Normalise
 from models.zoo import ZOO
@@ -35,7 +37,7 @@ from tests.conftest import Run
 from tests.training.test_export import SE_RESNEXT, after_a_step, quick_input
 from training.data import DataSet
 from training.export import export
-from training.precisions import export_half
+from training.graphs import halve
 from training.quantize import quantize
 
 CAPABILITIES = ("8.6", "8.9", "12.0")
@@ -64,7 +66,7 @@ def graphs(
     module = after_a_step(module, torch.from_numpy(pixels))
     paths = {precision: folder / f"{precision}.onnx" for precision in TYPES}
     export(module, recipe_input.preprocess, paths["fp32"])
-    export_half(module, recipe_input.preprocess, paths["fp16"])
+    halve(paths["fp32"], paths["fp16"])
     calibration = Calibration(images=len(pixels), method="minmax", in_float=())
     quantize(paths["fp32"], paths["int8"], pixels, calibration, folder / "ranges.json")
     return paths
@@ -83,6 +85,18 @@ def test_a_plan_is_built_in_the_precision_of_its_file(graphs: dict[str, Path], p
     assert not fallen_back(nodes, layers)
     lines = "\n".join(report(nodes, layers))
     assert all(f" {node.module}" in lines for node in nodes.values() if node.module)
+
+
+def test_a_lower_precision_moves_fewer_bytes(graphs: dict[str, Path]) -> None:
+    moved = {}
+    for precision, path in graphs.items():
+        moved[precision] = traffic(engine_layers(plan.build("tensorrt_rtx", path, 32, ["8.9"]).layers))
+        tensors = onnx.load(path).graph.initializer
+        weights = sum(tensor.ByteSize() for tensor in tensors if len(tensor.dims) > 1)
+        assert 0.8 * weights < moved[precision].batch < 2 * weights
+    assert moved["fp16"].image < 0.6 * moved["fp32"].image
+    assert moved["int8"].image < 0.85 * moved["fp32"].image  # 1.3 with a float32 graph
+    assert moved["int8"].batch < 0.8 * moved["fp16"].batch
 
 
 def test_layers_that_fall_back_are_named(graphs: dict[str, Path]) -> None:
@@ -106,14 +120,14 @@ def test_a_layer_in_float_in_the_file_is_no_fallback(lenet5_everywhere: Publishe
     assert not fallen_back(nodes, layers)
     first = computing(names[0], layers)
     assert first
-    assert first.inputs[0].type == "float"
+    assert first.inputs[0].type == "half"
 
 
-TENSOR = "{ Name: t, Dimensions: [-1,%s], Strides: [9,1], StrideOrder: [1,0], Datatype: %s, Format: (%s) in words }"
+TENSOR = "{ Name: t, Dimensions: [%s], Strides: [9,1], StrideOrder: [1,0], Datatype: %s, Format: (%s) in words }"
 LINE = (
-    f"Name: node_conv_myl0_2, LayerType: correlation, Inputs: [ {TENSOR % ('4,32,32', 'Int8', 'NHWC')}], Constants: [ "
-    f"{TENSOR % ('4,3,3', 'Int8', 'Linear')}], Outputs: [ {TENSOR % ('8,32,32', 'Half', 'Linear')}], TacticName: x, "
-    "StreamId: 0, Metadata: [ONNX Layer: node_conv][ONNX Layer: node_relu]"
+    f"Name: node_conv_myl0_2, LayerType: correlation, Inputs: [ {TENSOR % ('-1,4,32,32', 'Int8', 'NHWC')}], "
+    f"Constants: [ {TENSOR % ('8,4,3,3', 'Int8', 'Linear')}], Outputs: [ {TENSOR % ('-1,8,32,32', 'Half', 'Linear')}], "
+    "TacticName: x, StreamId: 0, Metadata: [ONNX Layer: node_conv][ONNX Layer: node_relu]"
 )
 OTHER_LINE = (  # from NVIDIA's documentation of TensorRT
     "Name: node_conv, LayerType: CaskConvolution, Inputs: [ { Name: x, Location: Device, Dimensions: [8,4,32,32], "
@@ -121,13 +135,13 @@ OTHER_LINE = (  # from NVIDIA's documentation of TensorRT
     "Device, Dimensions: [8,8,32,32], Format/Datatype: Row major linear FP16 format }], ParameterType: Convolution, "
     "Kernel: [3,3], TacticName: x, StreamId: 0, Metadata: [ONNX Layer: node_conv]"
 )
-HALF = Tensor((8, 32, 32), "half", "Linear")
-WEIGHTS = "[-1,4,3,3], Strides: [9,1], StrideOrder: [1,0], Datatype: "
+HALF = Tensor((-1, 8, 32, 32), "half", "Linear")
+WEIGHTS = "[8,4,3,3], Strides: [9,1], StrideOrder: [1,0], Datatype: "
 WAITS = "Name: w, LayerType: wait, Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 1, Metadata: "
 
 
 def test_a_layer_of_tensorrt_rtx_is_parsed() -> None:
-    source, weights, target = Tensor((4, 32, 32), "int8", "NHWC"), Tensor((4, 3, 3), "int8", "Linear"), HALF
+    source, weights, target = Tensor((-1, 4, 32, 32), "int8", "NHWC"), Tensor((8, 4, 3, 3), "int8", "Linear"), HALF
     layer = EngineLayer("correlation", (source,), (weights,), (target,), ("node_conv", "node_relu"))
     assert engine_layers(f"Layers:\n{LINE}\n{WAITS}\n\nI/O Tensors:\n") == [layer]
     nodes = {"node_conv": Node("Conv", "stem.conv", True), "node_relu": Node("Relu", None, False)}
@@ -135,6 +149,11 @@ def test_a_layer_of_tensorrt_rtx_is_parsed() -> None:
     columns = "correlation int8 4x32x32 NHWC -> half 8x32x32 Linear stem.conv, Relu"
     assert line.split() == columns.split()
     assert not fallen_back(nodes, [layer])
+    moved = traffic([layer, layer])
+    assert moved == (2 * (4 * 32 * 32 + 2 * 8 * 32 * 32), 2 * 8 * 4 * 3 * 3)
+    assert moved.of(8) == 8 * moved.image + moved.batch
+    with pytest.raises(EngineError, match="types of unknown size: int4"):
+        traffic(engine_layers(LINE.replace("Half", "Int4")))
 
 
 def test_a_layer_of_tensorrt_is_parsed() -> None:
@@ -207,7 +226,8 @@ def test_the_commands(run: Run, lenet5_everywhere: PublishedModel, tmp_path: Pat
     printed = run("engines", "inspect", "lenet5", "--precisions", "int8", "--capability", "8.9", **here).stdout
     assert "uint8 32x32x1" in printed
     assert " c3.six" in printed
-    assert printed.splitlines()[-1].endswith("6 convolutions and linear layers, 6 in int8")
+    assert printed.splitlines()[-2].endswith("6 convolutions and linear layers, 6 in int8")
+    assert re.fullmatch(r"reads and writes 0.\d+ MB an image and 0.\d+ MB a batch: .* for 32", printed.splitlines()[-1])
     for arguments, error in (
         (("--capability", "9.0"), "tensorrt_rtx has no compute capability 9.0"),
         (("--runtime", "tensorrt", "--capability", "8.9"), "tensorrt builds for the GPU of the machine"),

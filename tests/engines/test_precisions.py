@@ -27,23 +27,29 @@ from tests.processor import INT8_OVERFLOWS
 from training.quantize import CALIBRATION_BATCH, METHODS, quantize
 
 
-def test_int8_is_explicit_symmetric_and_by_channel(lenet5_everywhere: PublishedModel) -> None:
+def test_int8_is_explicit_symmetric_and_by_channel_and_the_rest_is_half(lenet5_everywhere: PublishedModel) -> None:
     graph = onnx.load(graph_of(lenet5_everywhere, "int8")).graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     producers = {output: node for node in graph.node for output in node.output}
+    users = {name: node for node in graph.node for name in node.input}
     layers = [node for node in graph.node if node.op_type in {"Conv", "Gemm"}]
     assert {"c1", "c3", "c5", "f6"} <= {node.input[1].split(".")[1] for node in layers}
     for layer in layers:
-        pixels, weights, *bias = (producers.get(name) for name in layer.input)
+        pixels, weights = (producers.get(name) for name in layer.input)
         assert pixels is not None
         assert weights is not None
         assert pixels.op_type == weights.op_type == "DequantizeLinear"
         assert constants[weights.input[0]].data_type == TensorProto.INT8
-        assert list(constants[weights.input[1]].dims) == [constants[weights.input[0]].dims[0]]  # one scale per channel
-        assert bias in ([None], [])  # the bias is a constant in float
+        assert not constants[weights.input[1]].dims  # else TensorRT for RTX writes float32
+        times = users[layer.output[0]]
+        assert times.op_type == "Mul"
+        assert np.prod(constants[times.input[1]].dims) == constants[weights.input[0]].dims[0]  # one scale per channel
     for node in graph.node:
         if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
             assert not onnx.numpy_helper.to_array(constants[node.input[2]]).any()
+    in_float = {name for name, tensor in constants.items() if tensor.data_type == TensorProto.FLOAT}
+    assert {node.op_type for node in graph.node if in_float & {*node.input}} <= {"Div", "Sub", "QuantizeLinear"}
+    assert graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
     calibration = lenet5_everywhere.manifest.calibration
     assert calibration
     assert calibration.images == 320

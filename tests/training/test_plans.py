@@ -12,7 +12,7 @@ from models.zoo import ZOO
 from service.architectures import read_layers
 from tests.serving import ROOT
 from training.errors import TrainingError
-from training.plans import PlanResult, read, sweep, table
+from training.plans import PlanResult, bytes_table, read, sweep, table
 
 RESULTS = ROOT / "docs" / "plans.jsonl"
 ADA, AMPERE, TURING = (Target("tensorrt_rtx", 8, [capability]) for capability in ("8.9", "8.6", "7.5"))
@@ -25,6 +25,13 @@ def test_what_is_missing_is_built(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert [row.precision for row in rows] == list(PRECISIONS)
     assert [row.computed_in for row in rows] == [{"float": 5}, {"half": 5}, {"int8": 5}]
     assert all(row.bytes > 60_000 and row.seconds > 0 and row.layers >= 5 for row in rows)
+    fp32_moves, fp16_moves, int8_moves = (row.moved for row in rows)
+    assert fp32_moves
+    assert fp16_moves
+    assert int8_moves
+    assert fp16_moves.image < int8_moves.image < fp32_moves.image
+    assert int8_moves.batch < fp16_moves.batch < fp32_moves.batch
+    assert f"| {int8_moves.of(8) / fp16_moves.of(8):.2f} |" in bytes_table(rows)
     fp32, _, int8 = file.read_text().splitlines(keepends=True)
     file.write_text(fp32 + int8)
     capsys.readouterr()
