@@ -103,6 +103,7 @@ class RecordedModule:
 
     def __init__(self, module: FromPixels, shape: tuple[int, ...], device: torch.device) -> None:
         self.pixels = torch.zeros(shape, dtype=torch.uint8, device=device)
+        self.staged = torch.empty(shape, dtype=torch.uint8, pin_memory=True)  # the GPU reads pinned memory by itself
         warm_up = torch.cuda.Stream(device)
         warm_up.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(warm_up):  # libraries must choose their kernels before the recording
@@ -114,8 +115,12 @@ class RecordedModule:
             self.logits: Tensor = module(self.pixels)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Return logits, (batch, classes), for at most `batch` images; rows beyond their number are stale."""
-        self.pixels[: len(pixels)].copy_(pixels)
+        """Return logits, (batch, classes), for at most `batch` images; rows beyond their number are stale.
+
+        The logits must be copied to the CPU before the next call, which overwrites them and the pixels.
+        """
+        staged = self.staged[: len(pixels)].copy_(pixels)
+        self.pixels[: len(pixels)].copy_(staged, non_blocking=True)
         self.graph.replay()
         return self.logits
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 from torch._dynamo.utils import counters
@@ -21,32 +22,67 @@ from engines.published.store import PublishedModel
 from engines.runtimes import torch as torch_runtime
 from engines.runtimes.engine import EngineError
 from engines.runtimes.registry import EngineSpec
-from engines.runtimes.torch import FromPixels, Normalise, TorchEngine, open_torch, rates
+from engines.runtimes.torch import FromPixels, Normalise, open_torch, rates
 from models.zoo import ZOO
 from tests.engines.test_choose import FAITHFUL, record
 from tests.training.test_export import after_a_step
 
 CARD = "Card of these tests"
+TOLERANCE = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 1e-1}  # of the largest logit
+Logits = NDArray[np.float32]
 SMALL = partial(rates, 256, 2**20, "cpu")
 
 
-def test_a_published_network_runs_with_folded_batch_norms(lenet5: PublishedModel, tmp_path: Path) -> None:
+def publish(name: str, lenet5: PublishedModel, folder: Path) -> tuple[PublishedModel, NDArray[np.uint8], Logits]:
+    """Return a published network without ONNX files, pixels, and the logits of the network as it was trained."""
     torch.manual_seed(0)
-    pixels = torch.randint(256, (2, 32, 32, 3), dtype=torch.uint8)
+    pixels = torch.randint(256, (16, 32, 32, 3), dtype=torch.uint8)
     normalise = Normalise((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
-    module = after_a_step(FromPixels(ZOO["resnet20_cifar"].build(10), normalise), pixels)
-    save_file(module.net.state_dict(), tmp_path / WEIGHTS)
+    module = after_a_step(FromPixels(ZOO[name].build(10), normalise), pixels)
+    save_file(module.net.state_dict(), folder / WEIGHTS)
     manifest = lenet5.manifest.model_copy(
         update={
-            "architecture": "resnet20_cifar",
+            "architecture": name,
             "preprocess": Preprocess(mode="RGB", resize_edge=32, crop=32),
             "provenance": {"input": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}},
         }
     )
-    engine = open_torch(PublishedModel(tmp_path, manifest), "fp32")
+    with torch.inference_mode():
+        return PublishedModel(folder, manifest), pixels.numpy(), module(pixels).numpy()
+
+
+def test_a_published_network_runs_with_folded_batch_norms(lenet5: PublishedModel, tmp_path: Path) -> None:
+    model, pixels, expected = publish("resnet20_cifar", lenet5, tmp_path)
+    engine = open_torch(model, "fp32")
     assert not [norm for norm in engine.module.modules() if isinstance(norm, nn.BatchNorm2d)]
-    expected = TorchEngine(module).infer(pixels.numpy())
-    assert np.abs(engine.infer(pixels.numpy()) - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert np.abs(engine.infer(pixels) - expected).max() <= TOLERANCE["fp32"] * np.abs(expected).max()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch has no GPU here")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("name", "compiled"),
+    [("resnet20_cifar", False), ("preact_resnet110", False), ("densenet_bc_100_12", False), ("resnet20_cifar", True)],
+)
+def test_a_gpu_returns_the_logits_of_the_cpu(
+    lenet5: PublishedModel, tmp_path: Path, name: str, compiled: bool, precision: str
+) -> None:
+    model, pixels, expected = publish(name, lenet5, tmp_path)
+    engine = open_torch(model, precision, compiled=compiled)
+    for batch in (1, 3, 8, 16, 5):
+        error = np.abs(engine.infer(pixels[:batch]) - expected[:batch]).max() / np.abs(expected).max()
+        assert error <= TOLERANCE[precision], batch
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch has no GPU here")
+def test_a_gpu_has_peaks_in_every_precision() -> None:
+    (of_gpu,) = peak.measure(["torch"]).values()
+    products = of_gpu.gmacs_per_s
+    assert products["fp32"] < products["fp16"]
+    assert products.keys() == {"fp32", "bf16", "fp16", "int8"}
+    assert of_gpu.gb_per_s > 10
 
 
 @pytest.mark.slow
