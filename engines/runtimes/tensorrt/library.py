@@ -18,7 +18,7 @@ TensorRT = Literal["tensorrt", "tensorrt_rtx"]
 PRECISIONS = ("fp32", "fp16", "int8")
 DRIVER = 13000  # CUDA 13, which drivers support from version 580 on
 OLDEST = (7, 5)  # oldest compute capability that both libraries support
-TURING = "7.5"  # TensorRT for RTX has neither float32 linear layers nor INT8 for this compute capability
+TURING = "7.5"  # TensorRT for RTX has neither float32 linear layers nor INT8 convolutions for this compute capability
 building = threading.RLock()  # held while a plan is built or loaded: the journal has the messages of one plan
 
 
