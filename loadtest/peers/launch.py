@@ -82,8 +82,13 @@ class PeerServer:
         return [self.process, *self.process.children(recursive=True)]
 
     def cpu_s(self) -> float:
-        """Return the processor time of all processes since their start, in seconds."""
-        return sum(times.user + times.system for times in (process.cpu_times() for process in self.tree()))
+        """Return the processor time of all processes since their start, in seconds, also of those that have ended."""
+        seconds = 0.0
+        for process in self.tree():
+            with suppress(psutil.NoSuchProcess):  # convserve tries each engine in a process that ends
+                times = process.cpu_times()
+                seconds += times.user + times.system + times.children_user + times.children_system
+        return seconds
 
     def settle(self) -> None:
         """Wait until the server is idle: most servers still work on requests whose clients are gone."""
@@ -96,7 +101,11 @@ class PeerServer:
 
     def pss_bytes(self) -> int:
         """Return the memory of all processes in bytes; shared memory is counted once."""
-        return sum(process.memory_full_info().pss for process in self.tree())
+        used = 0
+        for process in self.tree():
+            with suppress(psutil.NoSuchProcess):
+                used += process.memory_full_info().pss
+        return used
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -13,7 +14,7 @@ import pytest
 
 from engines.published.store import PublishedModel
 from loadtest.peers import AS_INSTALLED
-from loadtest.peers.launch import INSTALLED, SERVERS, environment
+from loadtest.peers.launch import INSTALLED, SERVERS, PeerServer, environment
 from loadtest.peers.results import read_peers, summary
 from loadtest.traffic import ScenarioError
 from tests.conftest import Run
@@ -129,12 +130,33 @@ def test_results_of_something_else_are_not_overwritten(tmp_path: Path) -> None:
         read_peers(tmp_path / "peers.jsonl")
 
 
+def runs_bentoml(process: psutil.Process) -> bool:
+    """Return True for a process of BentoML that has not ended."""
+    with suppress(psutil.NoSuchProcess):
+        return "bentoml" in process.cmdline()
+    return False
+
+
+def test_time_of_processes_that_have_ended_is_counted() -> None:
+    work = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'sum(range(10**7))']); input()"
+    with subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.PIPE) as parent:
+        server = PeerServer("", psutil.Process(parent.pid))
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and sum(server.process.cpu_times()[2:4]) < 0.05:
+            time.sleep(0.02)
+        assert len(server.tree()) == 1
+        assert server.cpu_s() >= sum(server.process.cpu_times()[:4]) - 0.02
+        assert server.cpu_s() > sum(server.process.cpu_times()[:2])
+        assert server.pss_bytes() > 1e6
+        parent.communicate(b"\n")
+
+
 def test_a_command_that_is_terminated_stops_its_server(lenet5: PublishedModel, tmp_path: Path) -> None:
     assert lenet5
     command = [sys.executable, "-m", "loadtest", "peers", *QUICK, "--out", str(tmp_path / "peers.jsonl")]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as peers:
         process = psutil.Process(peers.pid)
-        while not (servers := [child for child in process.children(recursive=True) if "bentoml" in child.cmdline()]):
+        while not (servers := [child for child in process.children(recursive=True) if runs_bentoml(child)]):
             assert peers.poll() is None
             time.sleep(0.1)
         peers.terminate()
