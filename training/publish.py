@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from training.precisions import CALIBRATION_IMAGES, export_int8
 from training.significance import warnings
 
 PRECISIONS = ("fp32", "fp16", "int8")  # of the graphs; bf16 runs the fp32 one
+FOLDED = "folded.onnx"  # the fp32 graph that further precisions are made of; not published
 VERIFICATION_IMAGES = 256
 TOLERANCE = 1e-3  # of the largest logit, between the engine and torch, both in fp32
 
@@ -50,10 +50,11 @@ def publish(folder: Path, precisions: Sequence[str] | None = None, calibrate: st
     if not saved.done and saved.recipe:
         raise CheckpointError(f"{folder} has {len(saved.epochs)} of {saved.recipe.epochs} epochs: train with --resume")
     tag = manifest.tag(saved.architecture, saved.dataset, saved.weights.sha256)
-    requested = {"fp32", *(precisions or by_default(saved, calibrate))}
     renewed = {"int8"} if calibrate else set()
+    started = time.perf_counter()
     with store.staging() as stage:
         present = complete_entry(tag)
+        requested = {"fp32", *(precisions or by_default(saved, calibrate, present))}
         missing = requested - ({*present.precisions} - renewed if present else set())
         if present and not missing:
             print(f"{tag} is published already; to export it again: bentoml models delete {tag}")
@@ -70,19 +71,23 @@ def publish(folder: Path, precisions: Sequence[str] | None = None, calibrate: st
             shutil.copyfile(folder / saved.weights.file, out / manifest.WEIGHTS)
             published = export_fp32(saved, checkpoint.network(folder, saved), data, out)
         if missing & {"fp16", "int8"}:
-            published = add_precisions(published, missing, partial(calibration_pixels, saved, data, calibrate), out)
-        if "int8" in missing and data:
-            engine = OpenVINOEngine(out / manifest.INT8, "int8")
-            accuracy = published.accuracy | {"int8": held_out_accuracy(saved, data, engine)}
-            published = published.model_copy(update={"accuracy": accuracy})
+            fold(out / manifest.ONNX, out / FOLDED)
+            if "fp16" in missing:
+                with costs(out, "fp16", GRAPHS["fp16"]):
+                    halve(out / FOLDED, out / GRAPHS["fp16"])
+            if "int8" in missing:
+                published = add_int8(saved, published, data, calibrate, out)
+            (out / FOLDED).unlink()
         published = published.model_copy(update={"created": datetime.now(UTC), "files": files_in(out)})
         store.add(out, published, stage)
-    report(published, data)
+    report(published, data, time.perf_counter() - started)
     return tag
 
 
-def by_default(saved: Checkpoint, calibrate: str | None) -> Sequence[str]:
-    """Return the precisions that are published by default; print a line if INT8 is none of them."""
+def by_default(saved: Checkpoint, calibrate: str | None, present: Manifest | None) -> Sequence[str]:
+    """Return the precisions that are published by default; print a line if no INT8 graph is made or `present`."""
+    if present and "int8" in present.precisions:
+        return PRECISIONS
     if saved.imported and not calibrate:
         print(
             "no INT8 graph: the training images of imported weights are not known; "
@@ -105,29 +110,25 @@ def export_fp32(saved: Checkpoint, module: FromPixels, data: DataSet | None, out
     print(f"exporting {saved.architecture} to ONNX")
     with costs(out, "fp32", manifest.WEIGHTS, manifest.ONNX):
         export(module, saved.input.preprocess, out / manifest.ONNX, out / manifest.WEIGHTS)
-    accuracy = check(saved, module, data, out)
+        accuracy = check(saved, module, data, out)
     return describe(saved, {"fp32": accuracy} if accuracy else {})
 
 
-def add_precisions(
-    published: Manifest, precisions: Collection[str], pixels: Callable[[], NDArray[np.uint8]], out: Path
+def add_int8(
+    saved: Checkpoint, published: Manifest, data: DataSet | None, calibrate: str | None, out: Path
 ) -> Manifest:
-    """Write the graphs in fp16 and INT8, if in `precisions`, to `out`, made of the fp32 graph there.
+    """Write the INT8 graph to `out`, made of the folded fp32 graph there.
 
-    Returns the manifest with INT8's calibration on `pixels`.
+    Returns the manifest with the calibration and, if there is `data`, the held-out accuracy.
     """
-    folded = out / "folded.onnx"
-    fold(out / manifest.ONNX, folded)
-    if "fp16" in precisions:
-        with costs(out, "fp16", GRAPHS["fp16"]):
-            halve(folded, out / GRAPHS["fp16"])
-    if "int8" in precisions:
-        print("quantising to INT8")
-        with costs(out, "int8", manifest.INT8):
-            calibration = export_int8(folded, out / manifest.INT8, pixels())
-        published = published.model_copy(update={"calibration": calibration})
-    folded.unlink()
-    return published
+    print("quantising to INT8")
+    with costs(out, "int8", manifest.INT8):
+        pixels = calibration_pixels(saved, data, calibrate)
+        changes: dict[str, Any] = {"calibration": export_int8(out / FOLDED, out / manifest.INT8, pixels)}
+        if data:
+            engine = OpenVINOEngine(out / manifest.INT8, "int8")
+            changes["accuracy"] = published.accuracy | {"int8": held_out_accuracy(saved, data, engine)}
+    return published.model_copy(update=changes)
 
 
 @contextmanager
@@ -139,12 +140,12 @@ def costs(folder: Path, precision: str, *names: str) -> Iterator[None]:
     print(f"{precision}: {time.perf_counter() - started:.1f} s, {sizes}", flush=True)
 
 
-def report(published: Manifest, data: DataSet | None) -> None:
-    """Print the tag, the accuracy and the size of a published model, and warnings about the accuracy."""
+def report(published: Manifest, data: DataSet | None, seconds: float) -> None:
+    """Print the tag, the accuracy and the costs of a published model, and warnings about the accuracy."""
     accuracy = published.accuracy.get("fp32")
     measured = f"top-1 {accuracy.top1:.2%} of {accuracy.images} held-out images" if accuracy else "imported"
     size = sum(file.bytes for file in published.files.values()) / 1e6
-    print(f"published {published.tag}: {measured}; {', '.join(published.precisions)}, {size:,.1f} MB")
+    print(f"published {published.tag}: {measured}; {', '.join(published.precisions)}, {size:,.1f} MB, {seconds:.1f} s")
     print("a running server serves the model within 10 s (CONVSERVE_SCAN_S), or when a request names the model")
     if accuracy and data:
         for warning in warnings(accuracy, data.held_out.targets):
