@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import ceil
+
+import numpy as np
 
 from engines.measured import records
 from engines.measured.memory import resident_mb
@@ -18,7 +20,7 @@ from engines.published.manifest import Manifest, ManifestError
 from engines.published.store import PublishedModel
 from engines.runtimes.engine import Engine, EngineError
 from engines.runtimes.registry import EngineSpec, open_engine
-from service.cost import BatchCost, cost_of
+from service.cost import BatchCost, batch_sizes, cost_of
 from service.errors import Problem
 from service.scheduler import EngineQueue
 from service.schema import Status
@@ -213,13 +215,13 @@ class Loader:
 
     async def _opened(self, model: ServedModel, precision: str | None) -> tuple[EngineQueue, EngineSpec, float]:
         """Make room for the chosen engine, open it in a thread; return its queue, the choice and its memory in MB."""
-        settings = self._settings
-        named, batches = precision or settings.precision, [1] if precision else settings.warm_batches
+        named = precision or self._settings.precision
+        warm = precision is None and self._settings.load == "start"  # else a request waits for the loading
         async with self._one_at_a_time:
             needed_mb = self._need_mb(model, precision)
             self._make_room(needed_mb)
             before_mb = resident_mb()
-            queue, spec = await asyncio.to_thread(self._open, model, named, batches)
+            queue, spec = await asyncio.to_thread(self._open, model, named, warm)
             # The growth can be too small, where the process reuses memory that it had freed.
             return queue, spec, max(resident_mb() - before_mb, needed_mb)
 
@@ -254,10 +256,11 @@ class Loader:
         """Return the memory of the engine that the records choose, in MB."""
         return need_mb(model, self._choice(model, precision))
 
-    def _open(self, model: ServedModel, precision: str, batches: Sequence[int]) -> tuple[EngineQueue, EngineSpec]:
+    def _open(self, model: ServedModel, precision: str, warm: bool) -> tuple[EngineQueue, EngineSpec]:
         """Open the chosen engine, and return its queue and the choice.
 
-        If `auto` chose an engine that cannot be opened, the queue is that of an engine on OpenVINO.
+        With `warm` the engine runs once at each power of two up to the largest batch that will be formed. If `auto`
+        chose an engine that cannot be opened, the queue is that of an engine on OpenVINO.
         """
         settings, model.records = self._settings, records.find_all(model.published)
         choice = choose(model.records, settings.runtime, precision)
@@ -265,8 +268,11 @@ class Loader:
             log_passed_over(model.records, settings.runtime, precision)
 
         def opened(spec: EngineSpec) -> EngineQueue:
-            engine = open_engine(model.published, spec, batches, settings.max_batch)
-            return EngineQueue(engine, self._cost(model, engine, spec))
+            engine = open_engine(model.published, spec, max_batch=settings.max_batch)
+            queue = EngineQueue(engine, self._cost(model, engine, spec))
+            for batch in batch_sizes(queue.cost.best_batch)[1:] if warm else ():
+                engine.infer(np.zeros((batch, *model.manifest.preprocess.shape), np.uint8))
+            return queue
 
         try:
             return opened(choice), choice

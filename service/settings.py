@@ -19,7 +19,6 @@ from engines.runtimes.machine import accelerator, cores
 from engines.runtimes.registry import RUNTIMES, Runtime
 from models.names import near_names, suggestion
 from service.architectures import read_cards
-from service.cost import batch_sizes
 
 EMBEDDED_DATASET = "mnist5k"  # training has a recipe of this data set for every architecture
 PREFIX = "CONVSERVE_"
@@ -147,16 +146,6 @@ class Settings(BaseSettings):
             one = f"CONVSERVE_MAX_BODY_BYTES ({self.max_body_bytes:,})"
             raise ValueError(f"CONVSERVE_MAX_BODIES_BYTES: less than one body, {one}")
         return self
-
-    @property
-    def warm_batches(self) -> list[int]:
-        """Batch sizes that an engine runs before it serves: powers of two, and the largest.
-
-        With `load` "first_use" a request waits for the loading, so only one image is run.
-        """
-        if self.load == "first_use":
-            return [1]
-        return batch_sizes(self.max_batch)
 
 
 def read_settings() -> Settings:

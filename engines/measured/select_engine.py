@@ -23,8 +23,8 @@ def choose(records: Sequence[EngineRecord], runtime: Runtime | Literal["auto"], 
 
     `records` are the records of one model. The fastest engine has the most images a second at batch 8 among the engines
     that `python -m engines verify` recorded as faithful and `python -m engines bench` has timed; several streams must
-    gain more than a tenth, and another precision than fp32 more than a twentieth. Without such an engine, "auto" is
-    fp32 on TensorRT or torch on a GPU, else on OpenVINO.
+    gain more than a tenth, and more than a single image loses by them, and another precision than fp32 more than a
+    twentieth. Without such an engine, "auto" is fp32 on TensorRT or torch on a GPU, else on OpenVINO.
     """
     explicit = "auto" not in {runtime, precision}
     default = preferred("fp32" if precision == "auto" else precision) if runtime == "auto" else runtime
@@ -33,6 +33,7 @@ def choose(records: Sequence[EngineRecord], runtime: Runtime | Literal["auto"], 
         for record in candidates(records, runtime, precision)
         if explicit or not record.problem
         for speed in record.decisive
+        if pays(speed, record)
     ]
     if not speeds:
         return EngineSpec(default, "fp32" if precision == "auto" else precision)
@@ -117,6 +118,16 @@ def log_passed_over(records: Sequence[EngineRecord], runtime: Runtime | Literal[
         for record in candidates(records, runtime, precision):
             if record.problem:
                 logger.info("%s: not %s in %s: %s", record.tag, record.runtime, record.precision, record.problem)
+
+
+def pays(speed: Speed, record: EngineRecord) -> bool:
+    """Return True for one stream, and for several if they gain more at batch 8 than they lose at batch 1."""
+    rates = {(row.streams, row.batch): row.images_per_s for row in record.speeds}
+    known = [(streams, batch) for streams in (1, speed.streams) for batch in (1, COMPARED_AT_BATCH)]
+    if speed.streams == 1 or not rates.keys() >= set(known):
+        return True
+    one, one_batch, several, several_batch = (rates[key] for key in known)
+    return several_batch / one_batch > one / several
 
 
 def rate(speed: Speed) -> float:

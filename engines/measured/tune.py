@@ -30,7 +30,7 @@ from engines.runtimes.registry import EngineSpec, Measured
 SIZES = (32, 128)  # images; batches are timed at 1 and 8 too, and times between are interpolated
 ROUNDS = 5
 SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
-SECONDS = 0.05  # least time for one size of batch in one round
+SECONDS = 0.1  # least time for one size of batch in one round
 
 
 class Outcome(Record):

@@ -68,6 +68,22 @@ def test_several_streams_must_gain_more_than_a_tenth() -> None:
     assert choose([FP32, much], "openvino", "fp32").streams == 2  # streams are chosen even if the engine is requested
 
 
+def test_several_streams_must_gain_more_than_a_single_image_loses() -> None:
+    def both(alone: float) -> EngineRecord:
+        """Return a record in which two streams gain a fifth at batch 8, and run single images at the rate `alone`."""
+        rows = [(1, 1, 100.0), (1, 8, 100.0), (2, 1, alone), (2, 8, 120.0)]
+        records = [record("openvino", "fp32", FAITHFUL, rate, streams=n, batch=batch) for n, batch, rate in rows]
+        return FP32.model_copy(update={"speeds": tuple(row for each in records for row in each.speeds)})
+
+    assert choose([both(alone=90.0)], "auto", "auto").streams == 2
+    assert choose([both(alone=60.0)], "auto", "auto").streams == 1
+
+
+def test_another_precision_must_gain_more_than_a_twentieth() -> None:
+    assert choose([FP32, record("openvino", "bf16", FAITHFUL, 104)], "auto", "auto").precision == "fp32"
+    assert choose([FP32, record("openvino", "bf16", FAITHFUL, 106)], "auto", "auto").precision == "bf16"
+
+
 def test_a_record_states_why_an_engine_is_not_chosen() -> None:
     assert FP32.problem is None
     assert record("openvino", "bf16", FAITHLESS, 1).problem == "it agrees with torch on 98.0% of 256 images"
