@@ -15,7 +15,7 @@ from engines.measured import commands, plans
 from engines.measured.table import table
 from engines.published import store
 from engines.published.store import PublishedModel
-from engines.runtimes.engine import MAX_BATCH
+from engines.runtimes.engine import GPU_MAX_BATCH
 from engines.runtimes.registry import Measured, preferred
 from engines.runtimes.tensorrt.library import TensorRT
 
@@ -50,7 +50,9 @@ def main() -> None:
             "--capability",
             help="compute capabilities such as 8.9, separated by commas (default: this machine's GPU)",
         )
-        subparser.add_argument("--max-batch", type=positive, default=MAX_BATCH, help="in images (default: %(default)s)")
+        subparser.add_argument(
+            "--max-batch", type=positive, default=GPU_MAX_BATCH, help="in images (default: %(default)s)"
+        )
     verify_parser.add_argument("--jpegs", type=jpegs, help="folder: also verify the decoding of its .jpg scaled down")
     bench_parser.add_argument("--batches", type=positives, default="1,8,16,32", help="in images (default: %(default)s)")
     bench_parser.add_argument("--streams", type=positives, default="1", help="OpenVINO streams (default: %(default)s)")

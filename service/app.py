@@ -90,6 +90,8 @@ class ConvServe:
         gc.collect()
         gc.freeze()
         self._ready = True
+        if self._leaving:
+            return
         async with asyncio.TaskGroup() as group:
             self._tuning = group.create_task(self.tuner.run())
             await self.catalog.follow()

@@ -48,7 +48,7 @@ async def answers(
     errors = [refusal(server, model, queue, deadline) for model, queue in requested]
     if all(errors):
         return list(filter(None, errors))
-    with server.tuner.paused(), server.bodies.hold() as body, ExitStack() as places:
+    with server.bodies.hold() as body, ExitStack() as places:
         image = await body.read(request)
         wait_s = server.decoders.wait_s()
         held = []

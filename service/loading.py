@@ -146,10 +146,12 @@ class Loader:
         """
         for precision, slot in list(model.slots.items()):
             choice = self._choice(model, precision)
+            if slot.loading:
+                with suppress(Problem):  # loaded by older records, perhaps
+                    await asyncio.shield(slot.loading)
             if not slot.queue or slot.loading:
                 continue
-            if choice == slot.spec:
-                self._renew_cost(model, slot.queue, choice)
+            if choice == slot.spec and self._renew_cost(model, slot.queue, choice):
                 continue
             slot.spec = choice
             if not self._fits(self._need_mb(model, precision)):
@@ -160,11 +162,18 @@ class Loader:
             with suppress(Problem):  # the error is logged
                 await asyncio.shield(slot.loading)
 
-    def _renew_cost(self, model: ServedModel, queue: EngineQueue, spec: EngineSpec) -> None:
-        """Let a new benchmark predict the times of an engine that stays loaded."""
+    def _renew_cost(self, model: ServedModel, queue: EngineQueue, spec: EngineSpec) -> bool:
+        """Let a new benchmark predict the times of an engine that stays loaded.
+
+        Returns False if the engine would get larger batches than before: a new engine is warmed up for these.
+        """
         opened = (queue.engine.runtime, queue.engine.precision) == (spec.runtime, spec.precision)
         if opened and any(spec == spec_of(speed) for record in model.records for speed in record.speeds):
-            queue.cost = self._cost(model, queue.engine, spec)
+            cost = self._cost(model, queue.engine, spec)
+            if cost.best_batch > queue.cost.best_batch:
+                return False
+            queue.cost = cost
+        return True
 
     async def _replace(self, model: ServedModel, slot: Slot, precision: str | None) -> EngineQueue:
         """Load the chosen engine, and let the slot serve from it. Raises Problem 503 if the engine cannot be loaded."""
@@ -216,7 +225,9 @@ class Loader:
     async def _opened(self, model: ServedModel, precision: str | None) -> tuple[EngineQueue, EngineSpec, float]:
         """Make room for the chosen engine, open it in a thread; return its queue, the choice and its memory in MB."""
         named = precision or self._settings.precision
-        warm = precision is None and self._settings.load == "start"  # else a request waits for the loading
+        slot = model.slots.get(precision)
+        # Else a request waits for the loading.
+        warm = bool(slot and slot.queue) or (precision is None and self._settings.load == "start")
         async with self._one_at_a_time:
             needed_mb = self._need_mb(model, precision)
             self._make_room(needed_mb)
@@ -270,8 +281,8 @@ class Loader:
         def opened(spec: EngineSpec) -> EngineQueue:
             engine = open_engine(model.published, spec, max_batch=settings.max_batch)
             queue = EngineQueue(engine, self._cost(model, engine, spec))
-            for batch in batch_sizes(queue.cost.best_batch)[1:] if warm else ():
-                engine.infer(np.zeros((batch, *model.manifest.preprocess.shape), np.uint8))
+            if warm:
+                warm_up(model, queue)
             return queue
 
         try:
@@ -285,6 +296,18 @@ class Loader:
     def _cost(self, model: ServedModel, engine: Engine, spec: EngineSpec) -> BatchCost:
         """Return the predicted cost of an engine, from its benchmark or from timing the engine now."""
         return cost_of(engine, spec, model.records, model.manifest.preprocess.shape, self._settings.max_batch)
+
+
+def warm_up(model: ServedModel, queue: EngineQueue) -> None:
+    """Run an engine once at each power of two up to the largest batch that will be formed, since a first run compiles.
+
+    Raises EngineError if the engine cannot run a batch.
+    """
+    try:
+        for batch in batch_sizes(queue.cost.best_batch)[1:]:
+            queue.engine.infer(np.zeros((batch, *model.manifest.preprocess.shape), np.uint8))
+    except RuntimeError as error:
+        raise EngineError(f"{queue.engine.runtime} cannot run {model.manifest.tag}: {error}") from error
 
 
 def need_mb(model: ServedModel, spec: EngineSpec) -> float:

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from engines.runtimes import registry
-from engines.runtimes.engine import MAX_BATCH, EngineError
+from engines.runtimes.engine import GPU_MAX_BATCH, MAX_BATCH, EngineError
 from engines.runtimes.machine import accelerator, cores
 from engines.runtimes.registry import RUNTIMES, Runtime
 from models.names import near_names, suggestion
@@ -98,7 +98,7 @@ Seconds = Annotated[float, Field(gt=0, le=DAY_S)]
 
 def largest_batch() -> int:
     """Return the largest batch that is tried on this machine's device: a GPU gains up to 128 images."""
-    return 128 if accelerator() else MAX_BATCH
+    return GPU_MAX_BATCH if accelerator() else MAX_BATCH
 
 
 def decoding_threads() -> int:

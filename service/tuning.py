@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,9 +47,9 @@ class Trial(NamedTuple):
 class Tuner:
     """Tuner of all loaded models: one engine at a time, in a process that runs while nothing else wants the processor.
 
-    The process is stopped while any request is in progress. Records are kept as by
-    `python -m engines verify` and `bench`, so that nothing is tried twice: not after a restart, and not by two servers
-    with one store, of which one at a time tunes.
+    The process is stopped while any request is in progress. Records are kept as by `python -m engines verify` and
+    `bench`, so that no engine is verified or timed twice: not after a restart, and not by two servers with one store,
+    of which one at a time tunes. An engine that cannot run is tried once by each server.
     """
 
     def __init__(self, settings: Settings, catalog: Catalog, metrics: Metrics) -> None:
@@ -60,11 +60,14 @@ class Tuner:
         self._requests = 0  # in progress
 
     async def run(self) -> None:
-        """Try one engine after another, and look every `scan_s` seconds for more. Never returns."""
+        """Try one engine after another, and look every `scan_s` seconds for more; return if no record can be kept."""
         while self._settings.tune == "auto":
             try:
                 while (trial := self._next()) and await self._turn(trial):
                     pass
+            except OSError as error:
+                logger.warning("no self-tuning: %s", error)
+                return
             except Exception:  # one bad model must not stop the others
                 logger.exception("cannot tune")
             await asyncio.sleep(self._settings.scan_s)
@@ -80,8 +83,17 @@ class Tuner:
         """Return what has been tried of a model, what is left, and the reason for the engine that serves."""
         failed = {trial.name: reason for trial, reason in self._failed.items() if trial.tag == model.manifest.tag}
         running = self._running.name if self._running and self._running.tag == model.manifest.tag else None
-        reason = explain(model.records, self._settings.runtime, self._settings.precision)
+        reason = self._reason(model)
         return Tuning(reason=reason, running=running, left=[trial.name for trial in self._left(model)], failed=failed)
+
+    def _reason(self, model: ServedModel) -> str:
+        """Return the reason for the engine that the records choose, and the engine that serves if it is another."""
+        reason = explain(model.records, self._settings.runtime, self._settings.precision)
+        if queue := model.chosen.queue:
+            serving = named(queue.engine.runtime, queue.engine.precision)
+            if not reason.startswith(serving):
+                reason += f"; {serving} serves still"
+        return reason
 
     def _left(self, model: ServedModel) -> list[Trial]:
         """Return the engines of a model that have not been tried on this machine, the safe engine first."""
@@ -113,8 +125,7 @@ class Tuner:
                 await self._try(trial)
         await self._catalog.reread(trial.tag)
         if trial.tag in self._catalog.models and not self._left(model):
-            reason = explain(model.records, self._settings.runtime, self._settings.precision)
-            logger.info("%s is tuned: %s", trial.tag, reason)
+            logger.info("%s is tuned: %s", trial.tag, self._reason(self._catalog.models[trial.tag]))
         return True
 
     async def _try(self, trial: Trial) -> None:
@@ -141,14 +152,14 @@ class Tuner:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, process_group=0
         )
         self._process = process
-        yield_processor(process.pid)
-        if self._requests:
-            process.send_signal(signal.SIGSTOP)
         try:
+            yield_processor(process.pid)
+            if self._requests:
+                send(process, signal.SIGSTOP)
             printed = await asyncio.to_thread(output_of, process)
         finally:
             self._process = None
-            process.kill()
+            send(process, signal.SIGKILL)
         if not printed:
             return Outcome(error=f"its process ended with status {process.returncode}", cpu_s=0.0)
         return Outcome.model_validate_json(printed.splitlines()[-1])
@@ -158,13 +169,13 @@ class Tuner:
         """Stop the process of a trial while the context of any request is open."""
         self._requests += 1
         if self._process and self._requests == 1:
-            self._process.send_signal(signal.SIGSTOP)
+            send(self._process, signal.SIGSTOP)
         try:
             yield
         finally:
             self._requests -= 1
             if self._process and not self._requests:
-                self._process.send_signal(signal.SIGCONT)
+                send(self._process, signal.SIGCONT)
 
 
 def output_of(process: subprocess.Popen[bytes]) -> bytes:
@@ -176,7 +187,14 @@ def output_of(process: subprocess.Popen[bytes]) -> bytes:
 
 def yield_processor(pid: int) -> None:
     """Let a process that has just begun, and its later threads, run only while nothing else wants the processor."""
-    if hasattr(os, "SCHED_IDLE"):
+    try:
         os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
-    else:
+    except (AttributeError, OSError):  # not on Linux, or not allowed in this container
         os.setpriority(os.PRIO_PROCESS, pid, 19)
+
+
+def send(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Send a signal to a process that leads a group, and to the compilers that the process may have started."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)

@@ -62,10 +62,10 @@ class Fidelity(Record):
 class Speed(Record):
     """Speed of one engine on batches of one size, one after another.
 
-    Percentiles are of a batch's latency; `images_per_s` and `gmacs_per_s` (10^9 multiply-accumulates) are computed from
-    the median latency. `of_compute` and `of_bandwidth` are shares of the peaks of this machine's processor or GPU, or
-    None for a precision without a measured peak. `memory_mb` is the growth of the process's memory, or of the GPU
-    memory in use, when the engine is opened and runs the largest timed batch.
+    Percentiles are of a batch's latency, by self-tuning of the faster half; `images_per_s` and `gmacs_per_s` (10^9
+    multiply-accumulates) are computed from the median latency. `of_compute` and `of_bandwidth` are shares of the peaks
+    of this machine's processor or GPU, or None for a precision without a measured peak. `memory_mb` is the growth of
+    the process's memory, or of the GPU memory in use, when the engine is opened and runs the largest timed batch.
     """
 
     tag: str

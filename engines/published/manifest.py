@@ -86,13 +86,13 @@ class Manifest(Record):
         return tuple(precision for precision, graph in GRAPHS.items() if graph in self.files)
 
     def graph_bytes(self, precision: str) -> int:
-        """Return the bytes of the graph in a precision, weights included; 0 without such a graph.
+        """Return the bytes of the graph in a precision, weights included; without such a graph those of the weights.
 
         The fp32 graph refers to the checkpoint's tensors, except in models that older versions published.
         """
         graph = self.files.get(GRAPHS.get(precision, ONNX))
-        if graph is None:
-            return 0
+        if graph is None:  # torch reads the checkpoint
+            return self.files[WEIGHTS].bytes
         return max(graph.bytes, self.files[WEIGHTS].bytes) if graph == self.files[ONNX] else graph.bytes
 
     def check_files(self, folder: Path) -> None:

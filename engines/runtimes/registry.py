@@ -14,7 +14,7 @@ import numpy as np
 
 from engines.published.manifest import GRAPHS
 from engines.published.store import PublishedModel
-from engines.runtimes.engine import MAX_BATCH, Engine, EngineError
+from engines.runtimes.engine import GPU_MAX_BATCH, Engine, EngineError
 from engines.runtimes.machine import accelerator
 from engines.runtimes.tensorrt import gpu, library
 from engines.runtimes.tensorrt.library import TensorRT
@@ -98,17 +98,17 @@ def check(runtime: Runtime) -> None:
 
 
 def open_engine(
-    model: PublishedModel, spec: EngineSpec, batches: Sequence[int] = (1,), max_batch: int = MAX_BATCH
+    model: PublishedModel, spec: EngineSpec, batches: Sequence[int] = (1,), max_batch: int | None = None
 ) -> Engine:
     """Open an engine and run it once at each size of `batches`, so that no request waits for a compilation.
 
-    TensorRT reserves memory for `max_batch` images. Raises ManifestError if a file is missing or differs from the
-    published one, EngineError if the runtime cannot run the model.
+    TensorRT reserves memory for `max_batch` images, by default as many as a server on a GPU. Raises ManifestError if a
+    file is missing or differs from the published one, EngineError if the runtime cannot run the model.
     """
     manifest = model.manifest
     manifest.check_files(model.folder)
     try:
-        engine = make_engine(model, spec, max_batch)
+        engine = make_engine(model, spec, max_batch or GPU_MAX_BATCH)
         for batch in batches:
             logits = engine.infer(np.zeros((batch, *manifest.preprocess.shape), np.uint8))
     except ModuleNotFoundError as error:
@@ -132,7 +132,7 @@ def graph_of(model: PublishedModel, precision: str) -> Path:
     return model.folder / GRAPHS[precision]
 
 
-def make_engine(model: PublishedModel, spec: EngineSpec, max_batch: int = MAX_BATCH) -> Engine:
+def make_engine(model: PublishedModel, spec: EngineSpec, max_batch: int = GPU_MAX_BATCH) -> Engine:
     """Create an engine without running it. The runtime's library is imported by this call, not before."""
     runtime, precision, streams, threads = spec
     match runtime:

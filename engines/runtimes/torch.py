@@ -19,7 +19,6 @@ from engines.published.manifest import WEIGHTS
 from engines.published.store import PublishedModel
 from engines.runtimes.engine import EngineError
 from engines.runtimes.machine import accelerator
-from models.fold import fold_batch_norms
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -130,6 +129,7 @@ def open_torch(model: PublishedModel, precision: str, *, compiled: bool = False)
 
     Raises EngineError if the manifest lacks the normalisation of pixels, or if torch cannot use the machine's GPU.
     """
+    from models.fold import fold_batch_norms
     from models.zoo import ZOO
 
     if accelerator() and DEVICE == "cpu":  # records would name the GPU

@@ -76,6 +76,12 @@ router = APIRouter()
 )
 async def classify(request: Request, server: Shared, query: Annotated[ClassifyQuery, Query()]) -> Response:
     """Classify one image: the body is the image itself, or a form with a part `image`."""
+    with server.tuner.paused():
+        return await classified(request, server, query)
+
+
+async def classified(request: Request, server: ServerContext, query: ClassifyQuery) -> Response:
+    """Return the answer to a request to /classify."""
     async with asyncio.timeout_at(deadline_of(server, query.deadline_ms)) as until:
         model, choice = await server.catalog.fresh(lambda: model_for(server, query))
         request.state.tag = model.manifest.tag
@@ -130,7 +136,7 @@ async def compare(
         raise Problem(422, "invalid_parameter", "models: a name is empty; the form is lenet5,resnet18")
     async with asyncio.timeout_at(deadline_of(server, deadline_ms)) as until:
         rows = await rows_of(server, names)
-        with ExitStack() as held:
+        with server.tuner.paused(), ExitStack() as held:
             loaded = await load_all(server, rows, held, until)
             results = await answers(server, request, [(model, queue) for _, model, queue in loaded], top_k, until)
     for (row, model, _), result in zip(loaded, results, strict=True):

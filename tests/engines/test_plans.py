@@ -218,7 +218,7 @@ def test_the_commands(run: Run, lenet5_everywhere: PublishedModel, tmp_path: Pat
     shutil.copytree(folder, home / "models" / folder.parent.name / folder.name)
     here = {"BENTOML_HOME": str(home)}
     lines = run("engines", "build", "lenet5", "--capability", "8.6,8.9", **here).stdout.splitlines()
-    assert lines[0].endswith("for compute capability 8.6, 8.9, batches of 1 to 32")
+    assert lines[0].endswith("for compute capability 8.6, 8.9, batches of 1 to 128")
     cells = [cell.strip() for cell in lines[-1].split("|")]
     assert cells[1:3] == ["`lenet5`", "1x32x32"]
     assert all(float(cell) > 0 for cell in cells[3:-1])
