@@ -3,8 +3,9 @@ BIN := $(VENV)/bin
 export BENTOML_PORT ?= 3000
 MODELS ?= lenet5
 comma := ,
+OVER_HTTP := $(addprefix tests/service/test_,server.py hostile.py lifecycle.py upgrade.py engines.py fuzz.py access.py)
 
-.PHONY: serve test test-all test-gpu check report bento architectures clean
+.PHONY: serve test test-all test-fronts test-gpu check report bento architectures clean
 
 serve: $(VENV)/training.installed images/mnist5k ## install, train and publish lenet5 if none is, and serve on port $BENTOML_PORT
 	@$(BIN)/python -m service.address
@@ -27,6 +28,10 @@ test: check ## install, lint, check types, test
 
 test-all: check ## the same with the slow tests (`pytest -m slow --collect-only -q` lists them): more networks, the packed Bento, the peers, two processes
 	$(BIN)/pytest -n auto --dist loadfile -m "not gpu"
+
+test-fronts: check ## the tests of a real server with two fronts, and with one and with two device processes
+	CONVSERVE_FRONTS=2 $(BIN)/pytest -n auto --dist loadfile -m "not slow and not gpu" $(OVER_HTTP)
+	CONVSERVE_FRONTS=2 CONVSERVE_DEVICES=2 $(BIN)/pytest -n auto --dist loadfile -m "not slow and not gpu" $(OVER_HTTP)
 
 test-gpu: check ## the tests that need an NVIDIA GPU, and no others
 	$(BIN)/pytest -m gpu

@@ -1,28 +1,40 @@
-"""BentoML service, which `bentoml serve` runs."""
+"""BentoML services, which `bentoml serve` runs: one that does it all, or fronts for HTTP and processes for devices."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
+import os
 import signal
+from contextlib import suppress
 from types import FrameType
+from typing import Any
 
 import bentoml
-from bentoml import get_current_service  # `bentoml.get_current_service` would be looked up on each call
+from bentoml import get_current_service, server_context  # `bentoml.get_current_service` would be looked up on each call
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from service import framework_patches
+from service import framework_patches, processes
 from service.address import default_host
 from service.application import create_application
-from service.context import make_context
+from service.context import ServerContext, make_context, make_front
+from service.device import LocalDevice
+from service.device_process import DeviceProcess
 from service.settings import check_runtime, read_settings, unknown
 
+STOP_S = 5.0  # beyond the longest request, for which a device process waits for its fronts
+FRONT_NICE = 5  # fronts leave the processor to the device processes, so that refusals do not slow answers down
 logger = logging.getLogger("bentoml.convserve")
 
 SETTINGS = read_settings()
 check_runtime(SETTINGS)
+LAYOUT = processes.layout(SETTINGS)
+if LAYOUT.split:
+    processes.folder()  # made by the first process, before it starts the others
+    framework_patches.share_metrics(processes.folder())
+else:
+    framework_patches.keep_metrics_in_memory()
 
 
 async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
@@ -37,82 +49,66 @@ if not SETTINGS.tracing:
 framework_patches.use_http_protocol("service.http_limits:BoundedProtocol")
 framework_patches.check_address()
 
+# BentoML's metrics, which label by raw path, and BentoML's access log are off: service/metrics.py and
+# service/request_log.py replace them.
+QUIET: Any = {"metrics": {"enabled": False}, "logging": {"access": {"enabled": False}}}
 
-# There is one worker, since the scheduler owns the device. BentoML's metrics, which label by raw path, and BentoML's
-# access log are off: service/metrics.py and service/request_log.py replace them.
-@bentoml.service(
-    name="convserve",
-    workers=1,
-    http={"host": default_host()},  # BENTOML_HOST and --host override the default
-    traffic={"timeout": SETTINGS.timeout_s + 5},
-    metrics={"enabled": False},
-    logging={"access": {"enabled": False}},
-)
-@bentoml.asgi_app(mounted, path="/")
-class ConvServe:
-    """Service that serves every published model."""
+
+class Lifecycle:
+    """Start, readiness and end of a process of the server."""
+
+    server: ServerContext
 
     def __init__(self) -> None:
-        server = make_context(SETTINGS)
-        self.catalog, self.tuner, self.asgi = server.catalog, server.tuner, create_application(server)
-        self._ready = self._leaving = False
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._tuning: asyncio.Task[None] | None = None
+        self._leaving = False
+        self._end: asyncio.Task[None] | None = None
+        self._running: asyncio.Task[None] | None = None
 
-    @bentoml.on_startup  # type: ignore[untyped-decorator]
-    async def start(self) -> None:
-        """Begin to load models. Until they are loaded the process is alive but not ready."""
+    def begin(self) -> None:
+        """Begin to load models, or to follow the device processes. Until that is done the process is not ready."""
         if problem := self._nothing_readable():
             logger.error(problem)
-        elif not self.catalog.models:
+        elif not self.server.catalog.models:
             logger.warning("no model is published: run `make serve`, or `python -m training publish`")
-        self._warn()
-        self._tasks.add(asyncio.create_task(self._load()))
-        self._leave_on(signal.SIGTERM)
+        self._running = asyncio.create_task(self.server.device.run())
+        self._running.add_done_callback(ended)
 
-    def _warn(self) -> None:
+    def warn(self) -> None:
         """Log a warning for each setting that may be a mistake."""
+        catalog = self.server.catalog
         for name in unknown():
             logger.warning("%s is not a setting, and is ignored", name)
         for name, tag in SETTINGS.pins.items():
-            if tag not in self.catalog.models:
+            if tag not in catalog.models:
                 logger.warning("CONVSERVE_PINS: %s is %s, which is not published", name, tag)
-        if "dataset" in SETTINGS.model_fields_set and SETTINGS.dataset not in self.catalog.datasets:
+        if "dataset" in SETTINGS.model_fields_set and SETTINGS.dataset not in catalog.datasets:
             logger.warning("CONVSERVE_DATASET: no published model is of %s", SETTINGS.dataset)
 
-    async def _load(self) -> None:
-        try:
-            if SETTINGS.load == "start":
-                await self.catalog.load_all()
-        except Exception:  # the models that could be loaded are served
-            logger.exception("cannot load every published model")
-        # Full collections stopped the process for 150 ms: they would walk all loaded objects and free none of them.
-        gc.collect()
-        gc.freeze()
-        self._ready = True
-        if self._leaving:
-            return
-        async with asyncio.TaskGroup() as group:
-            self._tuning = group.create_task(self.tuner.run())
-            await self.catalog.follow()
-
-    def _leave_on(self, number: signal.Signals) -> None:
-        """On a signal, report not ready, so that no new requests are routed here, and stop after `drain_s` seconds."""
-        stop = signal.getsignal(number)
+    def leave_at_sigterm(self) -> None:
+        """At SIGTERM report not ready, so that proxies route elsewhere, and stop when `last_request` returns."""
+        stop = signal.getsignal(signal.SIGTERM)
         loop = asyncio.get_running_loop()
 
-        def leave(number: int, frame: FrameType | None) -> None:
-            self._leaving = True
-            if self._tuning:
-                loop.call_soon_threadsafe(self._tuning.cancel)
+        async def leave(number: int, frame: FrameType | None) -> None:
+            if self._running:
+                self._running.cancel()  # follows, tunes and links nothing new; what has begun is answered
+            await self.last_request()
             if callable(stop):
-                loop.call_soon_threadsafe(loop.call_later, SETTINGS.drain_s, stop, number, frame)
+                stop(number, frame)
 
-        signal.signal(number, leave)
+        def at_signal(number: int, frame: FrameType | None) -> None:
+            self._leaving = True
+            loop.call_soon_threadsafe(lambda: setattr(self, "_end", loop.create_task(leave(number, frame))))
+
+        signal.signal(signal.SIGTERM, at_signal)
+
+    async def last_request(self) -> None:
+        """Wait until no new requests come: proxies have seen that this process is not ready."""
+        await asyncio.sleep(SETTINGS.drain_s)
 
     def _nothing_readable(self) -> str | None:
         """Return an error if there are published models and the server cannot serve any of them."""
-        if self.catalog.models or not (unserved := self.catalog.unserved()):
+        if self.server.catalog.models or not (unserved := self.server.catalog.unserved()):
             return None
         return f"no published model can be served: {'; '.join(unserved)}"
 
@@ -121,7 +117,77 @@ class ConvServe:
 
         Raises HTTPException 503, which BentoML sends as text, with the reason while the service is not ready.
         """
-        reason = "about to stop" if self._leaving else self._nothing_readable() if self._ready else "loading models"
+        reason = "about to stop" if self._leaving else self.server.device.problem or self._nothing_readable()
         if reason:
             raise HTTPException(503, reason)
         return True
+
+
+def ended(running: asyncio.Task[None]) -> None:
+    """Log the error of a task that should never end."""
+    if not running.cancelled() and (error := running.exception()):
+        logger.error("models are not followed any more", exc_info=error)
+
+
+@bentoml.service(name="convserve_device", workers=LAYOUT.devices, **QUIET)
+class DeviceService(Lifecycle):
+    """Service of the device processes: scheduler and engines, for the fronts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        number = server_context.worker_index or 1
+        processes.take_gpu(number)
+        self.server = make_context(SETTINGS, processes.folder())
+        assert isinstance(self.server.device, LocalDevice)
+        self._process = DeviceProcess(self.server.device, self.server.catalog, processes.socket_of(number))
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @bentoml.on_startup  # type: ignore[untyped-decorator]
+    async def start(self) -> None:
+        """Begin to load models and to accept fronts."""
+        self.begin()
+        self._tasks.add(asyncio.create_task(self._process.serve()))
+        self.leave_at_sigterm()
+
+    async def last_request(self) -> None:
+        """Wait until the fronts have answered their last requests and have gone."""
+        await super().last_request()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SETTINGS.timeout_s + STOP_S):
+                await self._process.deserted.wait()
+
+
+FRONT: Any = {
+    "name": "convserve",
+    "workers": LAYOUT.fronts,
+    "http": {"host": default_host()},  # BENTOML_HOST and --host override the default
+    "traffic": {"timeout": SETTINGS.timeout_s + 5},
+}
+
+
+@bentoml.service(**FRONT, **QUIET)
+@bentoml.asgi_app(mounted, path="/")
+class ConvServe(Lifecycle):
+    """Service that answers HTTP for every published model."""
+
+    if LAYOUT.split:
+        device = bentoml.depends(DeviceService)
+
+    def __init__(self) -> None:
+        super().__init__()
+        if LAYOUT.split:
+            os.nice(FRONT_NICE)
+            devices = [processes.socket_of(number) for number in range(1, LAYOUT.devices + 1)]
+            self.server = make_front(SETTINGS, devices, processes.folder())
+        else:
+            self.server = make_context(SETTINGS)
+        self.asgi = create_application(self.server)
+
+    @bentoml.on_startup  # type: ignore[untyped-decorator]
+    async def start(self) -> None:
+        """Begin to load or to follow, and to answer requests."""
+        self.begin()
+        if (server_context.worker_index or 1) == 1:
+            self.warn()
+            logger.info("fronts: %d, device processes: %d (%s)", *LAYOUT)
+        self.leave_at_sigterm()

@@ -68,5 +68,5 @@ async def index() -> RedirectResponse:
 @router.get("/metrics", response_class=Response, responses=problems(401))
 async def metrics(server: Shared) -> Response:
     """Return the metrics in Prometheus' text format."""
-    text = server.metrics.text(server.catalog.slots, server.tuner.left())
+    text = server.metrics.text(server.catalog.slots, server.device.left())
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")

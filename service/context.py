@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from secrets import compare_digest
 from typing import Annotated
 
@@ -16,13 +17,15 @@ from pydantic import SecretStr
 from service import errors, schema
 from service.body import Bodies
 from service.catalog import Catalog
+from service.device import Device, LocalDevice
 from service.errors import Problem
 from service.framework_patches import tracer_provider
 from service.images import Decoders
 from service.metrics import Metrics
-from service.scheduler import Scheduler
+from service.refusals import Refusals
+from service.remote import RemoteDevice
+from service.scheduler import Admission
 from service.settings import Settings
-from service.tuning import Tuner
 
 MAX_NAME = 100  # characters of an unknown parameter's name in an error
 
@@ -33,25 +36,41 @@ class ServerContext:
 
     settings: Settings
     catalog: Catalog
-    scheduler: Scheduler
+    device: Device
     decoders: Decoders
     bodies: Bodies
+    refusals: Refusals
     metrics: Metrics
-    tuner: Tuner
     tracer: Tracer
 
+    @property
+    def scheduler(self) -> Admission:
+        """Admission to the device's queues."""
+        return self.device.admission
 
-def make_context(settings: Settings) -> ServerContext:
-    """Build the shared state from the settings."""
-    catalog, metrics = Catalog(settings), Metrics()
+
+def make_context(settings: Settings, shared_metrics: Path | None = None) -> ServerContext:
+    """Build the shared state of a process with a device; `shared_metrics` is the folder of the server's metrics."""
+    catalog, metrics = Catalog(settings), Metrics(shared_metrics)
+    return with_device(settings, catalog, metrics, LocalDevice(settings, catalog, metrics))
+
+
+def make_front(settings: Settings, devices: Sequence[Path], shared_metrics: Path) -> ServerContext:
+    """Build the shared state of a front, whose devices are processes that listen on these sockets."""
+    catalog = Catalog(settings)
+    return with_device(settings, catalog, Metrics(shared_metrics), RemoteDevice(settings, catalog, devices))
+
+
+def with_device(settings: Settings, catalog: Catalog, metrics: Metrics, device: Device) -> ServerContext:
+    """Build the shared state around a device."""
     return ServerContext(
         settings=settings,
         catalog=catalog,
-        scheduler=Scheduler(settings.max_waiting),
+        device=device,
         decoders=Decoders(settings.decoders, settings.max_pixels),
         bodies=Bodies(settings.max_body_bytes, settings.max_bodies_bytes),
+        refusals=Refusals(device.admission.clock),
         metrics=metrics,
-        tuner=Tuner(settings, catalog, metrics),
         tracer=tracer_provider().get_tracer("convserve"),
     )
 

@@ -7,10 +7,12 @@ not, the server ends at its start with one line, instead of serving without the 
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from importlib import import_module
 from importlib.metadata import version
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from bentoml.exceptions import BentoMLException
@@ -128,10 +130,17 @@ def check_address() -> None:
 def keep_metrics_in_memory() -> None:
     """Keep Prometheus' values in memory instead of BentoML's files. An update takes a third of the time.
 
-    The files exist so that several workers can share values; this service has one worker.
+    The files exist so that several processes can share values.
     """
     in_memory = private("prometheus_client", "0.26.0", "prometheus_client.values", "MutexValue")
     replace("prometheus_client", "0.26.0", "prometheus_client.values", "ValueClass", in_memory)
+
+
+def share_metrics(folder: Path) -> None:
+    """Keep Prometheus' values in files of this server's own folder; BentoML's is shared by all servers of a user."""
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+    in_files = private("prometheus_client", "0.26.0", "prometheus_client.values", "MultiProcessValue")
+    replace("prometheus_client", "0.26.0", "prometheus_client.values", "ValueClass", in_files())
 
 
 def silence_pillow() -> None:

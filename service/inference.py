@@ -47,6 +47,7 @@ async def answers(
     assert deadline is not None
     errors = [refusal(server, model, queue, deadline) for model, queue in requested]
     if all(errors):
+        await server.refusals.turn(deadline)
         return list(filter(None, errors))
     with server.bodies.hold() as body, ExitStack() as places:
         image = await body.read(request)
@@ -122,12 +123,13 @@ async def infer(
 ) -> schema.Classification:
     """Wait for the device and return the labelled answer; count the answer in metrics and spans."""
     manifest, engine = model.manifest, place.queue.engine
-    answer = await place.infer(pixels)
+    answer = await place.infer(pixels, decode_ms)
     timing = schema.Timing(
         decode=round(decode_ms, 3), queue=round(answer.queue_ms, 3), inference=round(answer.inference_ms, 3)
     )
     stages = timing.model_dump()
     server.metrics.answered(manifest.tag, answer.batch_size, stages)
+    server.device.answered(model, (decode_ms, answer.queue_ms, answer.inference_ms))
     trace(server.tracer, stages)
     return schema.Classification(
         model=manifest.tag,

@@ -108,6 +108,7 @@ class Loader:
     def __init__(self, settings: Settings, slots: Callable[[], Iterable[Slot]]) -> None:
         self._settings = settings
         self._slots = slots
+        self.changed: Callable[[], None] = lambda: None  # called when a state that others see changes
         self._one_at_a_time = asyncio.Lock()  # so that the growth of memory is one engine's
 
     async def queue(self, model: ServedModel, precision: str | None = None) -> EngineQueue:
@@ -187,6 +188,7 @@ class Loader:
         finally:
             slot.loading = None
         slot.loaded(queue)
+        self.changed()
         engine = queue.engine
         logger.info("%s is served on %s, %s from now on, by its new records", tag, engine.runtime, engine.precision)
         same = model.slots.get(engine.precision)
@@ -200,10 +202,12 @@ class Loader:
             raise Problem(409, "loading", f"{model.manifest.tag} is being loaded")
         for slot in model.slots.values():
             slot.release()
+        self.changed()
 
     async def _load(self, model: ServedModel, slot: Slot, precision: str | None) -> EngineQueue:
         tag = model.manifest.tag
         slot.status = "loading"
+        self.changed()
         try:
             queue, slot.spec, slot.memory_mb = await self._opened(model, precision)
         except Busy as error:
@@ -217,8 +221,10 @@ class Loader:
             raise not_loadable(model, slot) from error
         finally:
             slot.loading = None
+            self.changed()
         slot.loaded(queue)
         model.proven = True
+        self.changed()
         logger.info("%s is ready on %s, %s", tag, queue.engine.runtime, queue.engine.precision)
         return queue
 

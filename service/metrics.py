@@ -1,44 +1,35 @@
-"""Metrics of the serving process: Prometheus metrics, and recent latencies by stage."""
+"""Prometheus metrics of the server."""
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from importlib.metadata import version
+from pathlib import Path
 from platform import python_version
 
-import numpy as np
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    Info,
-    ProcessCollector,
-    generate_latest,
-)
+import psutil
+from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from engines.runtimes.machine import processor
-from service.framework_patches import keep_metrics_in_memory
 from service.loading import Slot
 
-WINDOW = 1000  # recent requests kept per model
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 LIBRARIES = ("bentoml", "openvino")
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
-
-keep_metrics_in_memory()
 
 
 class Metrics:
     """Metrics of one process. The label `model` is a full tag, or "" if a request named no known model."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared: Path | None = None) -> None:
+        """Count in this process, or with `shared` in files of that folder, whose sums any process can tell."""
+        self._shared = shared
         self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)  # CPU seconds, resident memory
-        Info("convserve", "Processor, Python and library versions", registry=self._registry).info(
-            {"processor": processor(), "python": python_version()} | {name: version(name) for name in LIBRARIES}
-        )
         self._requests = Counter(
             "convserve_requests",
             "Images to classify, by model and outcome",
@@ -62,18 +53,6 @@ class Metrics:
             buckets=SECONDS,
             registry=self._registry,
         )
-        self._depth = Gauge(
-            "convserve_queue_depth",
-            "Admitted images that have not started to run",
-            ["model", "precision"],
-            registry=self._registry,
-        )
-        self._memory = Gauge(
-            "convserve_loaded_bytes",
-            "Memory of a loaded engine",
-            ["model", "precision"],
-            registry=self._registry,
-        )
         self._trials = Counter(
             "convserve_tuning_trials",
             "Engines that self-tuning has tried: faithful, unfaithful or failed",
@@ -83,10 +62,6 @@ class Metrics:
         self._tuning = Counter(
             "convserve_tuning_cpu_seconds", "Processor time of self-tuning", ["model"], registry=self._registry
         )
-        self._left = Gauge(
-            "convserve_tuning_left", "Engines that self-tuning will still try", ["model"], registry=self._registry
-        )
-        self._recent: dict[str, deque[dict[str, float]]] = defaultdict(lambda: deque(maxlen=WINDOW))
 
     def failed(self, model: str, code: str) -> None:
         """Count a request that was answered with the problem `code`."""
@@ -98,7 +73,6 @@ class Metrics:
         self._batches.labels(model).observe(batch_size)
         for stage, milliseconds in stages_ms.items():
             self._stages.labels(model, stage).observe(milliseconds / 1000)
-        self._recent[model].append(stages_ms)
 
     def tried(self, model: str, result: str, cpu_s: float) -> None:
         """Count an engine that self-tuning has tried, and the processor seconds of the trial."""
@@ -109,29 +83,55 @@ class Metrics:
         """Count a request to any route and its duration; `route` is the path template, such as /models/{name}."""
         self._http.labels(route, method, status).observe(seconds)
 
-    def percentiles(self, model: str) -> tuple[int, dict[str, dict[str, float]]]:
-        """Return the number of recent requests (at most 1,000), and p50, p90 and p99 in ms by stage."""
-        recent = self._recent.get(model)
-        if not recent:
-            return 0, {}
-        result = {}
-        for stage in recent[0]:
-            p50, p90, p99 = np.percentile([stages[stage] for stages in recent], (50, 90, 99))
-            result[stage] = {"p50": float(p50), "p90": float(p90), "p99": float(p99)}
-        return len(recent), result
-
     def text(self, slots: Iterable[tuple[str, Slot]], left: Mapping[str, int]) -> bytes:
-        """Return all metrics in Prometheus' text format.
+        """Return all metrics of the server in Prometheus' text format.
 
         `slots` are the current slots with their models' tags, `left` the numbers of engines left to try by tag.
         """
-        for gauge in (self._depth, self._memory, self._left):
-            gauge.clear()
-        for tag, number in left.items():
-            self._left.labels(tag).set(number)
-        for tag, slot in slots:
+        registry = CollectorRegistry()
+        registry.register(Current(slots, left))
+        if not self._shared:
+            ProcessCollector(registry=registry)  # CPU seconds, resident memory
+            return generate_latest(registry) + generate_latest(self._registry)
+        registry.register(AllProcesses())
+        MultiProcessCollector(registry, path=str(self._shared))  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+
+
+class Current(Collector):
+    """Collector of what is true now: versions, and the state of the engines."""
+
+    def __init__(self, slots: Iterable[tuple[str, Slot]], left: Mapping[str, int]) -> None:
+        self._slots, self._left = slots, left
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the versions, queue depths, memory, and engines that are left to try."""
+        versions = {"processor": processor(), "python": python_version()} | {name: version(name) for name in LIBRARIES}
+        yield InfoMetricFamily("convserve", "Processor, Python and library versions", versions)
+        labels = ("model", "precision")
+        depth = GaugeMetricFamily("convserve_queue_depth", "Admitted images that have not started to run", None, labels)
+        memory = GaugeMetricFamily("convserve_loaded_bytes", "Memory of a loaded engine", None, labels)
+        for tag, slot in self._slots:
             if slot.queue:
-                labels = (tag, slot.queue.engine.precision)
-                self._depth.labels(*labels).set(slot.queue.depth)
-                self._memory.labels(*labels).set(slot.memory_mb * 1e6)
-        return generate_latest(self._registry)
+                precision = slot.queue.engine.precision
+                depth.add_metric((tag, precision), slot.queue.depth)
+                memory.add_metric((tag, precision), slot.memory_mb * 1e6)
+        left = GaugeMetricFamily("convserve_tuning_left", "Engines that self-tuning will still try", None, ("model",))
+        for tag, number in self._left.items():
+            left.add_metric((tag,), number)
+        yield from (depth, memory, left)
+
+
+class AllProcesses(Collector):
+    """Collector of the processor time and memory of all processes of the server."""
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the sums over this process and the others that the same parent has started."""
+        cpu_s, resident = 0.0, 0
+        for process in psutil.Process(os.getppid()).children():
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                cpu_s += times.user + times.system
+                resident += process.memory_info().rss
+        yield CounterMetricFamily("process_cpu_seconds", "Processor time of all processes", cpu_s)
+        yield GaugeMetricFamily("process_resident_memory_bytes", "Resident memory of all processes", resident)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import inf
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,14 +50,31 @@ class Answer:
     inference_ms: float
 
 
+class Pending(Protocol):
+    """Answer that somebody waits for, such as an asyncio.Future."""
+
+    def done(self) -> bool:
+        """Return True if the answer has been delivered, or if nobody waits any more."""
+
+    def set_result(self, result: Answer, /) -> None:
+        """Deliver the answer to whoever waits."""
+
+    def set_exception(self, exception: Exception, /) -> None:
+        """Deliver an error to whoever waits."""
+
+
 @dataclass(eq=False)
 class PendingImage:
-    """Image in a queue, with its arrival time and deadline in seconds on the scheduler's clock."""
+    """Image in a queue, with its arrival time and deadline in seconds on the scheduler's clock.
+
+    `decode_ms` is the time that decoding the image took.
+    """
 
     pixels: Pixels
     since: float
     deadline: float
-    answer: asyncio.Future[Answer]
+    answer: Pending
+    decode_ms: float = 0.0
 
 
 @dataclass(eq=False)
@@ -100,34 +118,20 @@ def single_thread_device() -> Device:
     return run
 
 
-class Scheduler:
-    """Scheduler that runs one batch at a time on one device.
+class Admission(ABC):
+    """Admission of images to queues, which refuses an image that could not be answered by its deadline."""
 
-    A free device takes waiting images at once: it never waits for a batch to fill, and nothing polls. The queue with
-    the least device time so far runs next, so that a flood of requests for one model delays another model by one batch,
-    not by the whole flood (start-time fair queueing, Goyal et al. 1996). A batch is no larger than its
-    queue's `best_batch`, and small enough that its images meet their deadlines.
-    """
-
-    def __init__(
-        self, max_waiting: int, device: Device | None = None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, max_waiting: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock  # the event loop's clock, but uvloop's own counts whole milliseconds
-        self._max_waiting = max_waiting
-        self._device = device or single_thread_device()
-        self._active: set[EngineQueue] = set()  # queues that are not empty
-        self._loop: asyncio.Task[None] | None = None
-        self._free_at = 0.0  # predicted end of the running batch
-        self._share = 0.0  # share of the queue that ran last, at the start of its batch
+        self.max_waiting = max_waiting
 
+    @abstractmethod
     def expected_answer_s(self, queue: EngineQueue) -> float:
-        """Return the seconds until one more image of this queue would be answered.
+        """Return the seconds until one more image of this queue would be answered."""
 
-        They are the rest of the running batch, this queue's backlog, and the fair share of every other queue.
-        """
-        own = queue.cost.backlog_s(queue.depth + 1)
-        others = sum(min(own, other.cost.backlog_s(other.depth)) for other in self._active if other is not queue)
-        return max(0.0, self._free_at - self.clock()) + own + others
+    @abstractmethod
+    async def infer(self, queue: EngineQueue, image: PendingImage) -> Answer:
+        """Return the answer to a decoded image. A cancelled caller leaves the queue."""
 
     def check(self, queue: EngineQueue, deadline: float, decoder_wait_s: float = 0.0) -> None:
         """Raise Overloaded if one more image would miss `deadline`, or if the queue is full.
@@ -140,7 +144,7 @@ class Scheduler:
             queue.cost.forget(self.clock())
             reason = f"an answer would take {1000 * expected:.0f} ms, of which {1000 * max(0.0, left):.0f} ms are left"
             raise Overloaded(reason, queue.depth, expected - left)
-        if queue.depth >= self._max_waiting:
+        if queue.depth >= self.max_waiting:
             raise Overloaded(
                 f"{queue.depth} images wait already", queue.depth, queue.cost.backlog_s(queue.cost.best_batch)
             )
@@ -148,24 +152,89 @@ class Scheduler:
     def admit(self, queue: EngineQueue, deadline: float, decoder_wait_s: float = 0.0) -> QueuePlace:
         """Reserve a place for an image that is about to be decoded. Raises Overloaded as `check` does."""
         self.check(queue, deadline, decoder_wait_s)
-        self._active.add(queue)
         return QueuePlace(self, queue, deadline)
+
+    def began(self, queue: EngineQueue) -> None:
+        """Note that the decoding of an image for this queue has begun."""
+        queue.decoding += 1
+
+    def ended(self, queue: EngineQueue) -> None:
+        """Note that the decoding of an image for this queue has ended."""
+        queue.decoding -= 1
+
+
+class Scheduler(Admission):
+    """Scheduler that runs one batch at a time on one device.
+
+    A free device takes waiting images at once: it never waits for a batch to fill, and nothing polls. The queue with
+    the least device time so far runs next, so that a flood of requests for one model delays another model by one batch,
+    not by the whole flood (start-time fair queueing, Goyal et al. 1996). A batch is no larger than its
+    queue's `best_batch`, and small enough that its images meet their deadlines.
+    """
+
+    def __init__(
+        self, max_waiting: int, device: Device | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(max_waiting, clock)
+        self._device = device or single_thread_device()
+        self._active: set[EngineQueue] = set()  # queues that are not empty
+        self._loop: asyncio.Task[None] | None = None
+        self.free_at = 0.0  # predicted end of the running batch
+        self._share = 0.0  # share of the queue that ran last, at the start of its batch
+
+    def expected_answer_s(self, queue: EngineQueue) -> float:
+        """Return the seconds until one more image of this queue would be answered.
+
+        They are the rest of the running batch, this queue's backlog, and the fair share of every other queue.
+        """
+        return max(0.0, self.free_at - self.clock()) + self.backlog_s(queue)
+
+    def backlog_s(self, queue: EngineQueue) -> float:
+        """Return the seconds of this queue's images with one more, and of the other queues' fair shares meanwhile."""
+        own = queue.cost.backlog_s(queue.depth + 1)
+        others = sum(min(own, other.cost.backlog_s(other.depth)) for other in self._active if other is not queue)
+        return own + others
+
+    def began(self, queue: EngineQueue) -> None:
+        """Count an image that is being decoded, and consider its queue."""
+        super().began(queue)
+        self._active.add(queue)
+
+    def ended(self, queue: EngineQueue) -> None:
+        """Count an image less that is being decoded, and stop considering its queue if the queue is empty."""
+        super().ended(queue)
+        self._forget_if_empty(queue)
 
     async def infer(self, queue: EngineQueue, image: PendingImage) -> Answer:
         """Enqueue a decoded image and return its answer. A cancelled caller leaves the queue."""
+        assert isinstance(image.answer, asyncio.Future)
+        self.enqueue(queue, image)
+        try:
+            answer: Answer = await image.answer
+        except asyncio.CancelledError:
+            self.withdraw(queue, image)
+            raise
+        return answer
+
+    def enqueue(self, queue: EngineQueue, image: PendingImage) -> None:
+        """Put a decoded image into its queue, and start to run batches if the device is free."""
         if not queue.waiting:
             queue.share = max(queue.share, self._share)
         queue.waiting.append(image)
+        self._active.add(queue)
         if self._loop is None or self._loop.done():
             self._loop = asyncio.create_task(self._run())
-        try:
-            return await image.answer
-        except asyncio.CancelledError:
-            with suppress(ValueError):  # the image may be running already
-                queue.waiting.remove(image)
-            raise
 
-    def forget_if_empty(self, queue: EngineQueue) -> None:
+    def withdraw(self, queue: EngineQueue, image: PendingImage) -> bool:
+        """Remove an image from its queue; return False if the image was taken out already, to run or for its end."""
+        try:
+            queue.waiting.remove(image)
+        except ValueError:
+            return False
+        self._forget_if_empty(queue)
+        return True
+
+    def _forget_if_empty(self, queue: EngineQueue) -> None:
         """Stop considering a queue that has become empty."""
         if not queue.depth:
             self._active.discard(queue)
@@ -175,6 +244,7 @@ class Scheduler:
             queue = min(waiting, key=lambda queue: (queue.share, queue.waiting[0].since))
             if batch := self._next_batch(queue):
                 await self._run_batch(queue, batch)
+            self._forget_if_empty(queue)
 
     def _next_batch(self, queue: EngineQueue) -> list[PendingImage]:
         """Take the oldest images that can still meet their deadlines; drop the rest before they cost device time."""
@@ -211,42 +281,39 @@ class Scheduler:
     async def _on_device(self, queue: EngineQueue, batch: list[PendingImage]) -> tuple[Logits, float, float]:
         """Run a batch and charge its time to the queue, even if it fails; return logits, start and seconds."""
         started = self.clock()
-        self._share, self._free_at = queue.share, started + queue.cost(len(batch))
+        self._share, self.free_at = queue.share, started + queue.cost(len(batch))
         try:
             logits = await self._device(queue.engine, np.stack([image.pixels for image in batch]))
         finally:
             took = self.clock() - started
             queue.share += took
-            self._free_at = 0.0
+            self.free_at = 0.0
         return logits, started, took
 
 
 class QueuePlace:
     """Reserved place of one image in a queue, and a context manager that releases the place at its end."""
 
-    def __init__(self, scheduler: Scheduler, queue: EngineQueue, deadline: float) -> None:
+    def __init__(self, admission: Admission, queue: EngineQueue, deadline: float) -> None:
         self.queue = queue
-        self._scheduler, self._deadline, self._decoding = scheduler, deadline, False
+        self._admission, self._deadline, self._decoding = admission, deadline, False
 
     def __enter__(self) -> Self:
-        self.queue.decoding += 1
         self._decoding = True
+        self._admission.began(self.queue)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._arrived()
-        self._scheduler.forget_if_empty(self.queue)
+        if self._decoding:
+            self._decoding = False
+            self._admission.ended(self.queue)
 
-    def _arrived(self) -> None:
-        self.queue.decoding -= self._decoding
-        self._decoding = False
-
-    async def infer(self, pixels: Pixels) -> Answer:
+    async def infer(self, pixels: Pixels, decode_ms: float = 0.0) -> Answer:
         """Return the answer to one image, (height, width, channels). Raises Late if its deadline passes."""
-        self._arrived()
-        answer = asyncio.get_running_loop().create_future()
-        image = PendingImage(pixels, self._scheduler.clock(), self._deadline, answer)
-        return await self._scheduler.infer(self.queue, image)
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        image = PendingImage(pixels, self._admission.clock(), self._deadline, answer, decode_ms)
+        self.__exit__()
+        return await self._admission.infer(self.queue, image)
 
 
 def settle(image: PendingImage, outcome: Answer | Exception) -> None:

@@ -120,11 +120,13 @@ class Settings(BaseSettings):
     pins: Annotated[dict[str, str], NoDecode, BeforeValidator(paired), AfterValidator(of_its_architecture)] = {}
     tune: Literal["auto", "off"] = "auto"
     max_batch: Annotated[int, Field(ge=1, le=4096, default_factory=largest_batch)]
-    max_waiting: Annotated[int, Field(ge=1)] = 256
+    max_waiting: Annotated[int, Field(ge=1, le=65536)] = 1024
     max_body_bytes: Annotated[int, Field(ge=1)] = 10 * 1024 * 1024
     max_bodies_bytes: Annotated[int, Field(ge=1)] = 256 * 1024 * 1024
     max_pixels: Annotated[int, Field(ge=1)] = 50_000_000
     scaled_jpeg: bool = False
+    fronts: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = "auto"
+    devices: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = "auto"
     decoders: Annotated[int, Field(ge=1, le=1024, default_factory=decoding_threads)]
     timeout_s: Seconds = 10.0
     drain_s: Annotated[float, Field(ge=0, le=DAY_S)] = 1.0
@@ -137,10 +139,9 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         """Raise ValueError if two settings exclude each other."""
-        # The null runtime computes nothing, in any precision.
-        if self.precision != "auto" and self.runtime != "auto" and self.runtime != "null":  # noqa: PLR1714 (for mypy)
+        if self.precision != "auto" and self.runtime != "auto":
             precisions = RUNTIMES[self.runtime].precisions
-            if self.precision not in precisions:
+            if precisions != ("none",) and self.precision not in precisions:  # null computes nothing, in any precision
                 raise ValueError(f"CONVSERVE_PRECISION: {self.runtime} has {', '.join(precisions)}")
         if self.max_bodies_bytes < self.max_body_bytes:
             one = f"CONVSERVE_MAX_BODY_BYTES ({self.max_body_bytes:,})"

@@ -124,6 +124,7 @@ class Tuner:
             if not (record and record.complete):  # another server may have tried the engine meanwhile
                 await self._try(trial)
         await self._catalog.reread(trial.tag)
+        self._catalog.loader.changed()
         if trial.tag in self._catalog.models and not self._left(model):
             logger.info("%s is tuned: %s", trial.tag, self._reason(self._catalog.models[trial.tag]))
         return True
@@ -131,6 +132,7 @@ class Tuner:
     async def _try(self, trial: Trial) -> None:
         """Verify and time an engine in a process of its own, and note its outcome."""
         self._running = trial
+        self._catalog.loader.changed()
         try:
             outcome = await self._outcome(trial)
         except (OSError, ValidationError) as error:

@@ -83,7 +83,7 @@ def runnable(model: PublishedModel, runtime: Runtime | Literal["auto"], precisio
     runtime on a machine with a usable GPU, unless `runtime` names the runtime.
     """
     default = preferred("fp32") if runtime == "auto" else runtime
-    if default == "null":
+    if default == "null" or default == "paced":  # noqa: PLR1714 (for mypy)
         return []
     others = [other for other in ON_GPU if can_run(other)] if runtime == "auto" and RUNTIMES[default].on_gpu else []
     return [

@@ -75,6 +75,7 @@ def tune(model: PublishedModel, tried: EngineSpec, max_batch: int) -> str | None
     if the engine cannot be opened.
     """
     assert tried.runtime != "null"
+    assert tried.runtime != "paced"
     runtime, precision = tried.runtime, tried.precision
     sizes = {1, COMPARED_AT_BATCH, *(size for size in SIZES if size <= max_batch), max_batch}
     speeds: list[Speed] = []

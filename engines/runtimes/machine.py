@@ -24,6 +24,15 @@ def accelerator() -> str | None:
     return next((name for name in names if name), None)
 
 
+def gpus() -> list[str]:
+    """Return the NVIDIA GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES has for them."""
+    if not accelerator():
+        return []
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return visible.split(",")
+    return [str(number) for number, _ in enumerate(Path("/proc/driver/nvidia/gpus").iterdir())]
+
+
 def cores() -> int:
     """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):

@@ -20,7 +20,7 @@ from engines.runtimes.tensorrt import gpu, library
 from engines.runtimes.tensorrt.library import TensorRT
 
 Measured = Literal["openvino", "onnxruntime", "torch", "torch_compile", TensorRT]
-Runtime = Literal[Measured, "null"]
+Runtime = Literal[Measured, "null", "paced"]
 logger = logging.getLogger("bentoml.convserve")
 
 
@@ -41,6 +41,7 @@ RUNTIMES: dict[Runtime, RuntimeInfo] = {
     "tensorrt": RuntimeInfo("tensorrt.engine", "tensorrt", on_gpu=True, precisions=library.PRECISIONS),
     "tensorrt_rtx": RuntimeInfo("tensorrt.engine", "tensorrt_rtx", on_gpu=True, precisions=library.PRECISIONS),
     "null": RuntimeInfo("null", "numpy", on_gpu=False, precisions=("none",)),
+    "paced": RuntimeInfo("null", "numpy", on_gpu=False, precisions=("none",)),
 }
 PREFERRED: tuple[Measured, ...] = ("tensorrt", "tensorrt_rtx", "torch")  # the order in which `auto` tries a GPU
 
@@ -160,3 +161,7 @@ def make_engine(model: PublishedModel, spec: EngineSpec, max_batch: int = GPU_MA
             from engines.runtimes.null import NullEngine
 
             return NullEngine(len(model.manifest.labels))
+        case "paced":
+            from engines.runtimes.null import PacedEngine
+
+            return PacedEngine(len(model.manifest.labels))

@@ -76,7 +76,7 @@ router = APIRouter()
 )
 async def classify(request: Request, server: Shared, query: Annotated[ClassifyQuery, Query()]) -> Response:
     """Classify one image: the body is the image itself, or a form with a part `image`."""
-    with server.tuner.paused():
+    with server.device.request():
         return await classified(request, server, query)
 
 
@@ -85,7 +85,7 @@ async def classified(request: Request, server: ServerContext, query: ClassifyQue
     async with asyncio.timeout_at(deadline_of(server, query.deadline_ms)) as until:
         model, choice = await server.catalog.fresh(lambda: model_for(server, query))
         request.state.tag = model.manifest.tag
-        queue = await server.catalog.loader.queue(model, query.precision)
+        queue = await server.device.queue(model, query.precision)
         with queue.in_use():
             (answer,) = await answers(server, request, [(model, queue)], query.top_k, until)
     if isinstance(answer, Exception):
@@ -136,7 +136,7 @@ async def compare(
         raise Problem(422, "invalid_parameter", "models: a name is empty; the form is lenet5,resnet18")
     async with asyncio.timeout_at(deadline_of(server, deadline_ms)) as until:
         rows = await rows_of(server, names)
-        with server.tuner.paused(), ExitStack() as held:
+        with server.device.request(), ExitStack() as held:
             loaded = await load_all(server, rows, held, until)
             results = await answers(server, request, [(model, queue) for _, model, queue in loaded], top_k, until)
     for (row, model, _), result in zip(loaded, results, strict=True):
@@ -196,7 +196,7 @@ async def load_all(
         async with asyncio.timeout_at(now + LOADING_SHARE * (deadline - now)):
             for row, model in wanted:
                 try:
-                    queue = await server.catalog.loader.queue(model)
+                    queue = await server.device.queue(model)
                 except Problem as problem:
                     row.fail(problem)
                 else:

@@ -13,6 +13,7 @@ from service.architectures import with_layers
 from service.context import ServerContext, Shared, problems, same
 from service.errors import Problem
 from service.loading import ServedModel
+from service.recent import percentiles
 from service.select_model import accuracy_of, comparable, front, options
 
 router = APIRouter()
@@ -59,10 +60,10 @@ async def model_latency(name: str, server: Shared) -> schema.ModelLatency:
     _, published = await server.catalog.fresh(lambda: server.catalog.matching(name))
     figures = {}
     for model in published:
-        requests, stages = server.metrics.percentiles(model.manifest.tag)
+        recent = await server.device.recent(model)
         benchmark = [speed for record in model.records for speed in record.speeds]
         figures[model.manifest.tag] = schema.Latency.model_validate(
-            {"requests": requests, "stages_ms": stages, "benchmark": benchmark}
+            {"requests": len(recent), "stages_ms": percentiles(recent), "benchmark": benchmark}
         )
     return schema.ModelLatency(models=figures)
 
@@ -76,7 +77,7 @@ async def pareto(server: Shared, requested: Annotated[str | None, Query(alias="d
     """
     dataset = await server.catalog.fresh(lambda: server.catalog.dataset(requested))
     published = comparable(model for model in server.catalog.models.values() if model.manifest.dataset == dataset)
-    points = [point for model in published if (point := pareto_point(server, model))]
+    points = [point for model in published if (point := await pareto_point(server, model))]
     expected = {option.model.manifest.tag: option.expected_ms for option in options(server, dataset)}
     for point in points:
         point.expected_ms = expected.get(point.model)
@@ -91,14 +92,14 @@ async def pareto(server: Shared, requested: Annotated[str | None, Query(alias="d
     return schema.Pareto(dataset=dataset, models=points)
 
 
-def pareto_point(server: ServerContext, model: ServedModel) -> schema.ParetoPoint | None:
+async def pareto_point(server: ServerContext, model: ServedModel) -> schema.ParetoPoint | None:
     """Return the point of a published model, or None if its held-out accuracy is unknown."""
     manifest, queue = model.manifest, model.chosen.queue
     precision = queue.engine.precision if queue else "fp32"
     accuracy = accuracy_of(model, precision)
     if not accuracy:
         return None
-    _, live = server.metrics.percentiles(manifest.tag)
+    live = percentiles(await server.device.recent(model))
     return schema.ParetoPoint(
         model=manifest.tag,
         precision=precision,
@@ -129,7 +130,7 @@ async def admin(
 async def load(name: str, server: Shared) -> schema.PublishedModelSummary:
     """Load the default engine of a model, unless loaded already."""
     model = await server.catalog.fresh(lambda: server.catalog.find(name))
-    await server.catalog.loader.queue(model)
+    await server.device.queue(model)
     return published_model(server, model)
 
 
@@ -137,7 +138,7 @@ async def load(name: str, server: Shared) -> schema.PublishedModelSummary:
 async def unload(name: str, server: Shared) -> schema.PublishedModelSummary:
     """Unload all engines of a model; the next request for the model loads its engine again."""
     model = await server.catalog.fresh(lambda: server.catalog.find(name))
-    server.catalog.loader.unload(model)
+    await server.device.unload(model)
     return published_model(server, model)
 
 
@@ -173,5 +174,5 @@ def published_model(server: ServerContext, model: ServedModel) -> schema.Publish
             )
             for record in model.records
         ],
-        tuning=server.tuner.state(model),
+        tuning=server.device.tuning(model),
     )

@@ -22,6 +22,7 @@ from engines.published.store import PublishedModel
 from tests.serving import ROOT, is_ready, serving
 
 DIGIT = (ROOT / "docs" / "digit.png").read_bytes()
+SPLIT = set() if os.environ.get("CONVSERVE_FRONTS", "1") == "1" else {503}  # the fronts answer for a killed device
 
 
 def classify(client: httpx.Client, model: str = "lenet5", **parameters: str | float) -> httpx.Response:
@@ -64,7 +65,7 @@ def test_a_killed_worker_is_back_within_seconds_and_only_what_was_in_flight_is_l
         assert is_ready(client, None, seconds=30)
         assert classify(client).status_code == 200
         time.sleep(1)
-        assert set(seen) <= {200, 0}
+        assert set(seen) <= {200, 0} | SPLIT
         assert seen[-1] == 200
 
 

@@ -21,7 +21,9 @@ from engines.published import files
 from engines.published.store import PublishedModel, published
 from engines.runtimes.registry import EngineSpec
 from service.context import ServerContext, make_context
+from service.device import LocalDevice
 from service.settings import Settings
+from service.tuning import Tuner
 from tests.service.test_lifecycle import classify, worker_of
 from tests.serving import serving
 
@@ -45,17 +47,18 @@ async def until(condition: Until, seconds: float = 60) -> None:
             await asyncio.sleep(0.02)
 
 
-async def started() -> ServerContext:
-    """Return a server in this process, restricted to fp32, with its models loaded."""
+async def started() -> tuple[ServerContext, Tuner]:
+    """Return a server in this process, restricted to fp32, with its models loaded, and its tuner."""
     server = make_context(Settings(precision="fp32", scan_s=0.1))
     await server.catalog.load_all()
-    return server
+    assert isinstance(server.device, LocalDevice)
+    return server, server.device.tuner
 
 
 def tuning(server: ServerContext) -> tuple[list[str], dict[str, str]]:
     """Return the engines of lenet5 that are left, and the reasons of those that failed."""
     (model,) = server.catalog.published("lenet5")
-    state = server.tuner.state(model)
+    state = server.device.tuning(model)
     return state.left, state.failed
 
 
@@ -71,18 +74,18 @@ def trials() -> list[psutil.Process]:
 
 @pytest.mark.anyio
 async def test_a_trial_yields_to_requests_and_its_records_are_not_made_again(home: Path) -> None:
-    server = await started()
+    server, tuner = await started()
     assert tuning(server) == (["openvino fp32"], {})
-    running = asyncio.create_task(server.tuner.run())
+    running = asyncio.create_task(tuner.run())
     with files.lock_if_free(records.folder() / "tuning.lock") as free:  # as another server of this store
         assert free
         await asyncio.sleep(0.3)
         assert not trials()
     await until(trials)
     (child,) = trials()
-    with server.tuner.paused():
+    with tuner.paused():
         await until(lambda: child.status() == psutil.STATUS_STOPPED)
-        with server.tuner.paused():
+        with tuner.paused():
             pass
         assert child.status() == psutil.STATUS_STOPPED
     await until(lambda: not tuning(server)[0])
@@ -94,17 +97,17 @@ async def test_a_trial_yields_to_requests_and_its_records_are_not_made_again(hom
     assert record.fidelity.problem is None
     assert {speed.batch for speed in record.speeds} == {1, 8, 32}
     assert model.chosen.spec == choose(model.records, "auto", "fp32")
-    text = server.metrics.text([], server.tuner.left()).decode()
+    text = server.metrics.text([], tuner.left()).decode()
     assert f'convserve_tuning_trials_total{{model="{model.manifest.tag}",result="faithful"}} 1.0' in text
-    assert tuning(await started()) == ([], {})
+    assert tuning((await started())[0]) == ([], {})
 
 
 @pytest.mark.anyio
 async def test_an_engine_that_cannot_be_tried_is_reported_and_left(home: Path) -> None:
-    server = await started()
+    server, tuner = await started()
     (model,) = server.catalog.published("lenet5")
     (model.published.folder / "verification.safetensors").write_bytes(b"")
-    running = asyncio.create_task(server.tuner.run())
+    running = asyncio.create_task(tuner.run())
     await until(lambda: not tuning(server)[0])
     running.cancel()
     assert "verification.safetensors is not the file that was published" in tuning(server)[1]["openvino fp32"]

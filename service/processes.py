@@ -1,0 +1,72 @@
+"""Processes of the server: how many, where they meet, and which GPU each device process has."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from engines.runtimes.machine import cores, gpus
+from service.settings import Settings
+
+# Private to the server's processes: the first process sets the variable, the others inherit the variable.
+FOLDER = "_CONVSERVE_FOLDER"
+FRONTS_A_GPU = 12  # more did not help one H200
+KEPT_CORES = 3  # of a machine with a GPU, for the device process and the client of a reverse proxy
+
+
+class Layout(NamedTuple):
+    """Numbers of processes: `fronts` for HTTP and decoding, `devices` for engines; one front alone does it all."""
+
+    fronts: int
+    devices: int
+    reason: str
+
+    @property
+    def split(self) -> bool:
+        """True if HTTP and engines are in different processes."""
+        return (self.fronts, self.devices) != (1, 1)
+
+
+def layout(settings: Settings) -> Layout:
+    """Return the numbers of processes: those of the settings, else by cores and GPUs."""
+    cards = len(gpus())
+    devices = settings.devices if settings.devices != "auto" else max(1, cards)
+    if sys.platform != "linux":
+        return Layout(1, 1, "memory is shared between processes on Linux only")
+    if settings.fronts != "auto":
+        return Layout(settings.fronts, devices, "CONVSERVE_FRONTS")
+    if not cards:
+        return Layout(2 if devices > 1 else 1, devices, f"{cores()} cores and no GPU: engines need the cores")
+    fronts = max(1, min(FRONTS_A_GPU * devices, cores() - KEPT_CORES))
+    return Layout(fronts, devices, f"{cores()} cores, GPUs: {cards}")
+
+
+def folder() -> Path:
+    """Return the folder in which the server's processes meet; the first process makes and removes the folder."""
+    if FOLDER not in os.environ:
+        made = tempfile.mkdtemp(prefix="convserve-")  # for this user only
+        os.environ[FOLDER] = made
+        atexit.register(remove, made, os.getpid())
+    return Path(os.environ[FOLDER])
+
+
+def remove(made: str, owner: int) -> None:
+    """Remove the folder, in the process that made the folder."""
+    if os.getpid() == owner:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def socket_of(device: int) -> Path:
+    """Return the path of a device process's socket; device processes count from 1."""
+    return folder() / f"device-{device}.sock"
+
+
+def take_gpu(device: int) -> None:
+    """Let this device process see one GPU only: of the visible ones the first for process 1, and so on in turn."""
+    if visible := gpus():
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[(device - 1) % len(visible)]

@@ -1,0 +1,85 @@
+"""Shared memory between a front and a device process: a slot an image, and a table of what the device expects."""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.scheduler import Logits, Pixels
+
+SLOT_BYTES = 1 << 20  # least size of a slot; only the pages that are used take memory
+ROWS = 1024  # engines that can be loaded at a time
+
+
+def anonymous(size: int) -> int:
+    """Return a descriptor of `size` bytes of memory, which is gone with the last process that has the descriptor.
+
+    The memory has no name, so that nothing remains of a killed process, and does not count against /dev/shm.
+    """
+    descriptor = os.memfd_create("convserve")
+    os.ftruncate(descriptor, size)
+    return descriptor
+
+
+class Slots:
+    """Slots of one front, each for the pixels of one image and then for its logits."""
+
+    def __init__(self, descriptor: int, count: int, size: int) -> None:
+        """Map the memory of a descriptor, which stays open: `count` slots of `size` bytes."""
+        self.count, self.size = count, size
+        self._memory = np.frombuffer(mmap.mmap(descriptor, count * size), np.uint8).reshape(count, size)
+
+    def put(self, slot: int, pixels: Pixels) -> None:
+        """Copy the pixels of an image into a slot."""
+        self._memory[slot, : pixels.nbytes] = pixels.reshape(-1)
+
+    def pixels(self, slot: int, shape: tuple[int, int, int]) -> Pixels:
+        """Return the pixels in a slot, (height, width, channels), without a copy."""
+        height, width, channels = shape
+        return self._memory[slot, : height * width * channels].reshape(shape)
+
+    def put_logits(self, slot: int, logits: Logits) -> None:
+        """Copy the logits of an image, (classes,), into its slot."""
+        self._memory[slot, : logits.nbytes].view(np.float32)[:] = logits
+
+    def logits(self, slot: int, classes: int) -> Logits:
+        """Return a copy of the logits in a slot, (classes,)."""
+        copy: Logits = self._memory[slot, : 4 * classes].view(np.float32).copy()
+        return copy
+
+
+class Expectations:
+    """Table of a device: for each engine, what a front must know to refuse a request before its body is read.
+
+    The device writes, the fronts read: the images that wait, and the predicted seconds of the backlog with one image
+    more, of one image, and of the best batch. `free_at` is on the machine's clock, in seconds.
+    """
+
+    COLUMNS = ("depth", "backlog_s", "one_s", "batch_s")
+    SIZE = (ROWS + 1) * len(COLUMNS) * 8
+
+    def __init__(self, descriptor: int) -> None:
+        """Map the table of a descriptor, which stays open."""
+        memory = mmap.mmap(descriptor, self.SIZE)
+        self._table: NDArray[np.float64] = np.frombuffer(memory, np.float64).reshape(ROWS + 1, len(self.COLUMNS))
+
+    @property
+    def free_at(self) -> float:
+        """Predicted end of the running batch."""
+        return float(self._table[ROWS, 0])
+
+    @free_at.setter
+    def free_at(self, seconds: float) -> None:
+        self._table[ROWS, 0] = seconds
+
+    def put(self, row: int, *values: float) -> None:
+        """Write the values of an engine, in the order of COLUMNS."""
+        self._table[row] = values
+
+    def get(self, row: int) -> list[float]:
+        """Return the values of an engine, in the order of COLUMNS."""
+        values: list[float] = self._table[row].tolist()
+        return values
