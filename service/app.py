@@ -129,13 +129,20 @@ def ended(running: asyncio.Task[None]) -> None:
         logger.error("models are not followed any more", exc_info=error)
 
 
+def start_again(serving: asyncio.Task[None]) -> None:
+    """Log the error with which a device process stopped to accept fronts, and end, so that BentoML starts another."""
+    if not serving.cancelled() and (error := serving.exception()):
+        logger.critical("no front can connect any more", exc_info=error)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 @bentoml.service(name="convserve_device", workers=LAYOUT.devices, **QUIET)
 class DeviceService(Lifecycle):
     """Service of the device processes: scheduler and engines, for the fronts."""
 
     def __init__(self) -> None:
         super().__init__()
-        number = server_context.worker_index or 1
+        number = processes.claim(LAYOUT.devices)
         processes.take_gpu(number)
         self.server = make_context(SETTINGS, processes.folder())
         assert isinstance(self.server.device, LocalDevice)
@@ -146,7 +153,9 @@ class DeviceService(Lifecycle):
     async def start(self) -> None:
         """Begin to load models and to accept fronts."""
         self.begin()
-        self._tasks.add(asyncio.create_task(self._process.serve()))
+        serving = asyncio.create_task(self._process.serve())
+        serving.add_done_callback(start_again)
+        self._tasks.add(serving)
         self.leave_at_sigterm()
 
     async def last_request(self) -> None:

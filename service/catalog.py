@@ -98,6 +98,7 @@ class Catalog:
                 await self.rescan()
                 await self.load_all()
                 await self.renew_all()
+                self.loader.changed()
             except Exception:  # one bad store entry must not stop the others
                 logger.exception("cannot rescan the model store")
 

@@ -67,7 +67,7 @@ class DeviceProcess:
                 try:
                     slots = await asyncio.to_thread(self._greet, connection)
                     await loop.connect_accepted_socket(lambda: FrontConnection(self, slots), connection)  # noqa: B023
-                except (OSError, ValueError) as error:
+                except Exception as error:  # a front may end at any point of its hello
                     logger.warning("a front did not say hello: %s", error)
                     connection.close()
 
@@ -178,7 +178,10 @@ class DeviceProcess:
         """Load an engine if necessary, tell the fronts, and return the engine's number."""
         queue = await self.device.queue(await self._model(tag), precision)
         self.tell()
-        return next(engine.number for engine in self.engines.values() if engine.queue is queue)
+        for engine in self.engines.values():
+            if engine.queue is queue:
+                return engine.number
+        raise Problem(503, "not_loadable", f"{tag} was unloaded meanwhile", headers={"Retry-After": "1"})
 
     async def _unload(self, tag: str) -> None:
         await self.device.unload(await self._model(tag))
@@ -264,6 +267,8 @@ class FrontConnection(FramedProtocol):
         for answer in list(self._pending.values()):
             self._withdraw(answer)
             self._release(answer)
+        for engine in self.process.engines.values():
+            self.process.expect(engine)
         for call in self._calls:
             call.cancel()
 

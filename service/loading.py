@@ -174,6 +174,7 @@ class Loader:
             if cost.best_batch > queue.cost.best_batch:
                 return False
             queue.cost = cost
+            self.changed()
         return True
 
     async def _replace(self, model: ServedModel, slot: Slot, precision: str | None) -> EngineQueue:
@@ -256,6 +257,7 @@ class Loader:
             raise Busy(f"it needs {needed_mb:.0f} MB, and too little of CONVSERVE_MEMORY_MB is not in use")
         while not self._fits(needed_mb):
             idle.pop(0).release()
+            self.changed()
 
     def has_room(self, model: ServedModel) -> bool:
         """Return True if the default engine fits into the memory budget without unloading another engine."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
 import os
 import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from engines.runtimes.machine import cores, gpus
 from service.settings import Settings
@@ -16,6 +17,7 @@ from service.settings import Settings
 # Private to the server's processes: the first process sets the variable, the others inherit the variable.
 FOLDER = "_CONVSERVE_FOLDER"
 FRONTS_A_GPU = 12  # more did not help one H200
+CLAIMED: list[TextIO] = []  # locks that this process holds until its end
 KEPT_CORES = 3  # of a machine with a GPU, for the device process and the client of a reverse proxy
 
 
@@ -59,6 +61,20 @@ def remove(made: str, owner: int) -> None:
     """Remove the folder, in the process that made the folder."""
     if os.getpid() == owner:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def claim(devices: int) -> int:
+    """Return the number of this device process, from 1: the first that no other process of the server has."""
+    for number in range(1, devices + 1):
+        lock = (folder() / f"device-{number}.lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+        else:
+            CLAIMED.append(lock)
+            return number
+    raise SystemExit(f"error: {devices} device processes are running already")
 
 
 def socket_of(device: int) -> Path:

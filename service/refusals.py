@@ -20,10 +20,10 @@ class Refusals:
         self._next = 0.0  # time of the next turn
 
     async def turn(self, deadline: float) -> None:
-        """Wait for the turn of one refusal, not beyond the deadline of its request."""
+        """Wait for the turn of one refusal, at most half the time that its request has left."""
         now = self._clock()
         turn = max(self._next, now)
-        wait_s = min(turn - now, LONGEST_S, max(0.0, deadline - now))
+        wait_s = min(turn - now, LONGEST_S, max(0.0, (deadline - now) / 2))
         self._next = min(turn + 1 / A_SECOND, now + LONGEST_S)
         if wait_s > 0:
             await asyncio.sleep(wait_s)

@@ -125,7 +125,10 @@ class RemoteAdmission(Admission):
             return await replica.link.infer(replica.number, image)
         except NoEngine:
             number = await replica.link.call("queue", queue.tag, queue.slot)
-            return await replica.link.infer(number, image)
+            try:
+                return await replica.link.infer(number, image)
+            except NoEngine:
+                raise gone() from None
 
 
 class RemoteDevice(Device):
@@ -214,7 +217,9 @@ class RemoteDevice(Device):
         state = loaded[0][1]
         name = (tag, key, state["runtime"], state["precision"])
         queue = self._queues.setdefault(name, RemoteQueue(tag, key or None, state))
-        queue.replicas = [Replica(link, state) for link, state in loaded]
+        queue.cost.best_batch, queue.cost.uncorrected_s = state["best_batch"], state["uncorrected_s"]
+        # While self-tuning renews one device process after another, they may run different engines.
+        queue.replicas = [Replica(link, own) for link, own in loaded if (own["runtime"], own["precision"]) == name[2:]]
         return Slot(status="ready", queue=queue, memory_mb=sum(state["memory_mb"] for _, state in loaded))
 
     async def queue(self, model: ServedModel, precision: str | None = None) -> EngineQueue:
@@ -231,7 +236,8 @@ class RemoteDevice(Device):
         link = min(self.links, key=self._loaded)
         await link.call("queue", model.manifest.tag, precision)
         loaded = self._catalog.models[model.manifest.tag].slots
-        queue = (loaded.get(precision) or loaded[None]).queue
+        own = loaded.get(precision)
+        queue = own.queue if own and own.queue else loaded[None].queue
         if queue is None:  # unloaded again at once, or the process has ended
             raise gone()
         return queue

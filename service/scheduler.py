@@ -40,6 +40,9 @@ class Late(Exception):
     """Raised for an image whose deadline passed while it waited in the queue."""
 
 
+LATE = "the image waited too long to be answered in time"
+
+
 @dataclass(frozen=True)
 class Answer:
     """Result of one image: logits (classes,), batch size, and milliseconds in queue and in inference."""
@@ -253,7 +256,7 @@ class Scheduler(Admission):
         while queue.waiting and len(batch) < queue.cost.best_batch:
             image = queue.waiting[0]
             if image.deadline < now + queue.cost(1):
-                settle(image, Late("the image waited too long to be answered in time"))
+                settle(image, Late(LATE))
             elif batch and min(until, image.deadline) < now + queue.cost(len(batch) + 1):
                 break
             else:
@@ -271,7 +274,9 @@ class Scheduler(Admission):
                 settle(batch[0], error)
                 return
             for image in batch:
-                if not image.answer.done():
+                if image.deadline < self.clock() + queue.cost(1):
+                    settle(image, Late(LATE))
+                elif not image.answer.done():
                     await self._run_batch(queue, [image])
             return
         queue.cost.observe(len(batch), seconds)

@@ -60,6 +60,7 @@ def house(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_new_family_is_one_file_and_one_line(house: Path, digits: DataSet) -> None:
     environment = {"PYTHONPATH": str(house), "BENTOML_HOME": str(house / "bentoml"), "OMP_NUM_THREADS": "1"}
 
