@@ -15,7 +15,7 @@ from typing import Any
 
 from service.errors import Problem
 from service.frames import ANSWER, CANCEL, HELLO, HELLO_S, IMAGE, AnswerStatus, FramedProtocol, Kind, unpacked
-from service.scheduler import Answer, Late, Overloaded, PendingImage
+from service.scheduler import LATE, Answer, Late, Overloaded, PendingImage
 from service.slots import Expectations, Slots, anonymous
 
 logger = logging.getLogger("bentoml.convserve")
@@ -124,7 +124,7 @@ class DeviceLink(FramedProtocol):
                 assert logits is not None
                 answer.set_result(Answer(logits, batch, queue_ms, inference_ms))
             case AnswerStatus.LATE:
-                answer.set_exception(Late("the image waited too long to be answered in time"))
+                answer.set_exception(Late(LATE))
             case AnswerStatus.NO_ENGINE:
                 answer.set_exception(NoEngine())
             case _:

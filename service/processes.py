@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import atexit
-import fcntl
 import os
 import shutil
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
+from engines.published import files
 from engines.runtimes.machine import cores, gpus
 from service.settings import Settings
 
 # Private to the server's processes: the first process sets the variable, the others inherit the variable.
 FOLDER = "_CONVSERVE_FOLDER"
 FRONTS_A_GPU = 12  # more did not help one H200
-CLAIMED: list[TextIO] = []  # locks that this process holds until its end
+CLAIMED = ExitStack()  # locks that this process holds until its end
 KEPT_CORES = 3  # of a machine with a GPU, for the device process and the client of a reverse proxy
 
 
@@ -66,13 +67,7 @@ def remove(made: str, owner: int) -> None:
 def claim(devices: int) -> int:
     """Return the number of this device process, from 1: the first that no other process of the server has."""
     for number in range(1, devices + 1):
-        lock = (folder() / f"device-{number}.lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-        else:
-            CLAIMED.append(lock)
+        if CLAIMED.enter_context(files.lock_if_free(folder() / f"device-{number}.lock")):
             return number
     raise SystemExit(f"error: {devices} device processes are running already")
 
