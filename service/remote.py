@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from service.catalog import Catalog
 from service.cost import BatchCost
-from service.device import Device
+from service.device import Device, keep_from_collections
 from service.link import DeviceLink, NoEngine, gone, linked
 from service.loading import ServedModel, Slot, check_precision
 from service.recent import WINDOW, Stages
@@ -162,6 +162,7 @@ class RemoteDevice(Device):
 
     async def run(self) -> None:
         """Keep the connections to the device processes, and follow the model store. Never returns."""
+        keep_from_collections()
         async with asyncio.TaskGroup() as group:
             for path in self._paths:
                 group.create_task(self._keep_link(path))
