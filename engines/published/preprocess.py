@@ -45,6 +45,15 @@ class Preprocess:
         edge = self.crop + 2 * self.pad
         return edge, edge, len(self.mode)
 
+    def box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Return the part of a picture that becomes the crop: left, top, right, bottom, in the picture's pixels."""
+        # Sizes are rounded as torchvision's Resize and CenterCrop round.
+        short = min(width, height)
+        wide, high = self.resize_edge * width // short, self.resize_edge * height // short
+        left, top = round((wide - self.crop) / 2), round((high - self.crop) / 2)
+        x, y = width / wide, height / high
+        return left * x, top * y, (left + self.crop) * x, (top + self.crop) * y
+
     def in_mode(self, picture: Image.Image) -> Image.Image:
         """Return a picture in `mode`; see `to_mode`. Dark strokes on transparent pixels get a light ground."""
         fill = self.fill
@@ -57,14 +66,10 @@ class Preprocess:
     def __call__(self, picture: Image.Image) -> NDArray[np.uint8]:
         """Return the uint8 pixels, (height, width, channels), of a picture in any of Pillow's modes."""
         picture = self.in_mode(picture)
-        # Sizes are rounded as torchvision's Resize and CenterCrop round.
-        short = min(picture.size)
-        width, height = (self.resize_edge * edge // short for edge in picture.size)
-        left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
         # Only the crop is resized: a whole picture of 1 x 1,000,000 would take gigabytes.
-        x, y = picture.width / width, picture.height / height
-        box = (left * x, top * y, (left + self.crop) * x, (top + self.crop) * y)
-        resized = picture.resize((self.crop, self.crop), RESAMPLING[self.interpolation], box)
+        resized = picture.resize(
+            (self.crop, self.crop), RESAMPLING[self.interpolation], self.box(picture.width, picture.height)
+        )
         pixels = np.asarray(resized)
         if self.light_on_dark:
             pixels = darkened(pixels)
