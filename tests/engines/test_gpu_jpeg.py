@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import ctypes
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from engines.published.preprocess import Preprocess
+from engines.runtimes.gpu_jpeg import kernel
+from engines.runtimes.gpu_jpeg.decode import ALIGNMENT, Lane
+from engines.runtimes.gpu_jpeg.resample import resized
+from tests.engines.host_canvas import CPU, HostCanvas, compiled, fill
+
+SIZES = [(1, 1), (3, 500), (500, 3), (60, 90), (224, 224), (300, 500), (427, 640), (640, 427), (2000, 40)]
+PHOTO = Preprocess(mode="RGB", resize_edge=64, crop=56)
+PREPROCESSES = [
+    PHOTO,
+    Preprocess(mode="RGB", resize_edge=342, crop=299, interpolation="bicubic"),
+    Preprocess(mode="L", resize_edge=28, crop=28, pad=2, fill=7),
+    Preprocess(mode="L", resize_edge=224, crop=224, interpolation="bicubic"),
+]
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    if not shutil.which("g++"):
+        pytest.skip("g++ is not installed")
+    return compiled(tmp_path_factory.mktemp("kernel"))
+
+
+@pytest.fixture
+def lane(library: ctypes.CDLL) -> Lane:
+    pytest.importorskip("nvidia.nvimgcodec", reason="nvImageCodec is not installed: pip install '.[gpu-jpeg]'")
+    return Lane(HostCanvas(library), "CPU_ONLY", CPU, 1)
+
+
+def noise(width: int, height: int) -> NDArray[np.uint8]:
+    """Return noise of few and of many levels: the sums of bicubic weights leave 0 to 255 and are cut."""
+    pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    pixels[:, : width // 2] = pixels[:, : width // 2] // 128 * 255
+    return pixels
+
+
+def jpeg(width: int = 90, height: int = 60, **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(noise(width, height)).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def by_pillow(preprocess: Preprocess, body: bytes) -> NDArray[np.uint8]:
+    return preprocess(Image.open(io.BytesIO(body)))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("preprocess", PREPROCESSES)
+def test_sums_by_tables_are_pillows_pixels(preprocess: Preprocess, size: tuple[int, int]) -> None:
+    pixels = noise(*size)
+    assert np.array_equal(resized(preprocess, pixels), preprocess(Image.fromarray(pixels)))
+
+
+@pytest.mark.parametrize("preprocess", PREPROCESSES)
+def test_the_kernel_computes_the_same_sums(library: ctypes.CDLL, preprocess: Preprocess) -> None:
+    pictures = [noise(*size) for size in SIZES]
+    output = np.zeros((len(pictures), *preprocess.shape), np.uint8)
+    places = [
+        kernel.Decoded(pixels.ctypes.data, pixels.shape[1], pixels.shape[0], place)
+        for place, pixels in enumerate(pictures)
+    ]
+    HostCanvas(library).resize(preprocess, places[::-1], output.ctypes.data, 0)
+    for pixels, found in zip(pictures, output, strict=True):
+        assert np.array_equal(found, preprocess(Image.fromarray(pixels)))
+
+
+def test_the_kernel_compiles_for_a_gpu() -> None:
+    core = pytest.importorskip("cuda.core")
+    options = core.ProgramOptions(arch="sm_90")
+    assert core.Program(kernel.SOURCE, "c++", options).compile("cubin").code
+
+
+@pytest.mark.parametrize("preprocess", PREPROCESSES)
+def test_jpegs_become_pillows_pixels(lane: Lane, preprocess: Preprocess) -> None:
+    bodies = [
+        jpeg(*size, quality=quality, subsampling=subsampling)
+        for size in SIZES
+        for quality, subsampling in ((95, 0), (75, 1), (30, 2))
+    ]
+    grey = io.BytesIO()
+    Image.fromarray(noise(90, 60)[:, :, 0]).save(grey, "JPEG")
+    bodies.append(grey.getvalue())
+    pixels, refused = fill(lane, preprocess, [*bodies[:-1], memoryview(bytearray(bodies[-1]))])
+    assert not refused
+    for body, found in zip(bodies, pixels, strict=True):
+        assert np.array_equal(found, by_pillow(preprocess, body))
+
+
+def test_only_a_broken_jpeg_is_refused(lane: Lane) -> None:
+    bodies = [jpeg(), jpeg()[:1000], b"no picture", jpeg(200, 50), b"", jpeg(50, 200)]
+    pixels, refused = fill(lane, PHOTO, bodies)
+    assert refused == [1, 2, 4]
+    for place in (0, 3, 5):
+        assert np.array_equal(pixels[place], by_pillow(PHOTO, bodies[place]))
+
+
+def test_a_batch_that_fails_as_a_whole_is_tried_in_parts(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    bodies = [jpeg(), jpeg(200, 50), jpeg()[:1000], jpeg(50, 200), jpeg()]
+    decoder = lane._decoder
+
+    class OfHardware:
+        """Decoder whose batch fails if one of it is broken, as nvJPEG's hardware decoder."""
+
+        def decode(self, codes: Any, **options: Any) -> list[Any]:
+            results: list[Any] = decoder.decode(codes, **options)
+            return results if all(results) else [None] * len(results)
+
+    monkeypatch.setattr(lane, "_decoder", OfHardware())
+    pixels, refused = fill(lane, PHOTO, bodies)
+    assert refused == [2]
+    for place in (0, 1, 3, 4):
+        assert np.array_equal(pixels[place], by_pillow(PHOTO, bodies[place]))
+
+
+def test_memory_is_bounded(library: ctypes.CDLL, lane: Lane) -> None:
+    canvas = HostCanvas(library, capacity=3 * 100 * 100 + ALIGNMENT)
+    bounded = Lane(canvas, "CPU_ONLY", CPU, 1)
+    bodies = [jpeg(100, 100), jpeg(90, 20), jpeg(90, 30), jpeg(200, 200), jpeg(100, 90)]
+    pixels, refused = fill(bounded, PHOTO, bodies)
+    assert refused == [3]
+    assert len(canvas.begun) == 3
+    assert max(canvas.begun) <= canvas.capacity
+    for place in (0, 1, 2, 4):
+        assert np.array_equal(pixels[place], by_pillow(PHOTO, bodies[place]))
+
+
+def test_without_gpu_memory_pillow_decodes(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin(size: int) -> int:
+        raise RuntimeError("CUDA_ERROR_OUT_OF_MEMORY")
+
+    monkeypatch.setattr(lane._canvas, "begin", begin)
+    assert fill(lane, PHOTO, [jpeg(), jpeg()])[1] == [0, 1]
