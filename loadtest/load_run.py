@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import gevent
 from gevent.pool import Group
@@ -18,6 +18,9 @@ from loadtest.scenarios import Scenario, arrivals
 from loadtest.tally import Tally
 from loadtest.traffic import Traffic, path_of, read_label
 
+if TYPE_CHECKING:
+    from locust.contrib.fasthttp import FastResponse
+
 PATIENCE_S = 60.0  # wait for requests that are still open at the end of an open loop
 
 
@@ -25,15 +28,16 @@ PATIENCE_S = 60.0  # wait for requests that are still open at the end of an open
 class LoadRun:
     """Load of one scenario, and one tally per model of the answers that this process has received.
 
-    `path` contains `{model}`, the place of the model's name. `rate`, in requests per second, is the rate of each user
-    of an open loop. `seconds` is the planned duration.
-    `seed` decides the arrivals of an open loop; processes of one run have different ones.
+    `path` contains `{model}`, the place of the model's name. `read` returns the label of an answer. `rate`, in requests
+    per second, is the rate of each user of an open loop. `seconds` is the planned duration. `seed` decides the
+    arrivals of an open loop; processes of one run have different ones.
     """
 
     scenario: Scenario
     traffic: Traffic
     path: str = path_of("{model}")
     headers: Mapping[str, str] = field(default_factory=dict)
+    read: Callable[[FastResponse], str] = read_label
     rate: float = 0.0
     seconds: float = 60.0
     seed: int = 0
@@ -121,7 +125,7 @@ class ClassifyUser(FastHttpUser):
             since_due = time.perf_counter() - due
             response.request_meta["response_time"] = since_due * 1000
             try:
-                label = read_label(response)
+                label = run.read(response)
             except ValueError as error:
                 tally.failures += 1
                 response.failure(str(error))

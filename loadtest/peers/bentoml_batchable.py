@@ -1,6 +1,7 @@
 """BentoML with adaptive batching: `batchable=True` over a list of images, with the limits of its documentation.
 
-As installed, with the limits that a route has without any, as in BentoML's README.
+As installed, with the limits that a route has without any, as in BentoML's README. With torch there are several
+workers, each with its network, as BentoML's documentation of workers has it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from _bentoml_sdk.io_models import IORootModel
 from PIL.Image import Image
 
 from loadtest.peers import AS_INSTALLED
-from loadtest.peers.model import MAX_BATCH, PeerModel
+from loadtest.peers.model import MAX_BATCH, WORKERS, PeerModel
 
 LIMITS = {} if os.environ["PEER_PRECISION"] == AS_INSTALLED else {"max_batch_size": MAX_BATCH, "max_latency_ms": 1000}
 
@@ -28,7 +29,7 @@ class Predictions(IORootModel[list[dict[str, Any]]]):  # type: ignore[misc]
         return json.dumps({"predictions": self.root})
 
 
-@bentoml.service(traffic={"timeout": 60})
+@bentoml.service(workers=WORKERS, traffic={"timeout": 60})
 class Batchable:
     """Service that returns the most probable class of a form's `image`."""
 

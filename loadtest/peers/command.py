@@ -8,25 +8,34 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from engines.runtimes.machine import gpus
 from loadtest.options import RESULTS, names, numbers
 from loadtest.peers import AS_INSTALLED
 from loadtest.peers.compare import PeerComparison, compare
 from loadtest.peers.photos import FOLDER
 
+MODELS, GPU_MODELS = "lenet5,resnet50", "resnet50"
+CONNECTIONS, GPU_CONNECTIONS = "1,4,16,32", "1,16,64,256,512"
+NO_GPU = (
+    "error: --device gpu: there is no NVIDIA GPU that may be used here (no driver, or CUDA_VISIBLE_DEVICES hides all);"
+    " --device cpu compares the servers on the processor"
+)
+
 
 def peers_command(arguments: list[str]) -> None:
     """Measure convserve and other servers of the same model, side by side on this machine."""
     parser = argparse.ArgumentParser("python -m loadtest peers", description=peers_command.__doc__)
+    parser.add_argument("--models", type=names, help=f"separated by commas (default: {MODELS}, on a GPU {GPU_MODELS})")
     parser.add_argument(
-        "--models", type=names, default="lenet5,resnet50", help="separated by commas (default: %(default)s)"
+        "--connections", type=numbers, help=f"separated by commas (default: {CONNECTIONS}, on a GPU {GPU_CONNECTIONS})"
     )
     parser.add_argument(
-        "--connections", type=numbers, default="1,4,16,32", help="separated by commas (default: %(default)s)"
+        "--device", choices=["cpu", "gpu"], default="cpu", help="gpu: torch on an NVIDIA GPU (default: %(default)s)"
     )
     parser.add_argument("--rounds", type=int, default=5, help="over all servers in turn (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=10, help="of each run (default: %(default)s)")
     precision = parser.add_mutually_exclusive_group()
-    precision.add_argument("--precision", default="fp32", help="default: %(default)s")
+    precision.add_argument("--precision", help="default: fp32, on a GPU fp16")
     precision.add_argument(
         "--as-installed",
         action="store_const",
@@ -45,15 +54,22 @@ def peers_command(arguments: list[str]) -> None:
         "--out", type=Path, default=RESULTS / "peers.jsonl", help="results; those there are kept (default: %(default)s)"
     )
     options = parser.parse_args(arguments)
+    gpu = options.device == "gpu"
+    if gpu and options.precision == AS_INSTALLED:
+        parser.error("--as-installed compares servers on a CPU: leave out --device gpu")
+    if gpu and not gpus():
+        print(NO_GPU, file=sys.stderr)
+        sys.exit(2)
     signal.signal(signal.SIGTERM, end)
     comparison = PeerComparison(
-        models=options.models,
-        connections=options.connections,
+        models=options.models or names(GPU_MODELS if gpu else MODELS),
+        connections=options.connections or numbers(GPU_CONNECTIONS if gpu else CONNECTIONS),
         rounds=options.rounds,
         seconds=options.seconds,
-        precision=options.precision,
+        precision=options.precision or ("fp16" if gpu else "fp32"),
         images=options.images,
         rest_s=options.rest,
+        device="cuda" if gpu else None,
     )
     print(compare(comparison, options.out))
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from engines.published.manifest import ManifestError
 from engines.runtimes.engine import EngineError
 from engines.runtimes.machine import processor
-from loadtest.peers.model import PeerModel, PeerPhotos, find_tag
+from loadtest.peers.model import DEVICE, PeerModel, PeerPhotos, find_tag
 
 
 def main() -> None:
-    """Print the model's tag, the processor's name, and the label of each photo alone."""
+    """Print the model's tag, the machine's name, and the label of each photo alone."""
     name, precision, *paths = sys.argv[1:]
     try:
         tag = find_tag(name, precision)
@@ -25,7 +25,12 @@ def main() -> None:
         photos = PeerPhotos(PeerModel(batches=[1]), [Path(path) for path in paths])
     except (EngineError, ManifestError) as error:
         sys.exit(f"error: {error}")
-    print(json.dumps({"tag": tag, "processor": processor(), "labels": photos.labels}))
+    machine = processor()
+    if DEVICE:
+        from loadtest.peers import torch_network
+
+        machine = torch_network.machine(DEVICE)
+    print(json.dumps({"tag": tag, "processor": machine, "labels": photos.labels}))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ from pathlib import Path
 import psutil
 import requests
 
+from engines.runtimes.machine import cores, gpus
 from loadtest.peers import AS_INSTALLED
-from loadtest.peers.photos import HEADERS
+from loadtest.peers.photos import ENCODINGS
 from loadtest.traffic import LabelledImage, ScenarioError, path_of
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +30,7 @@ TAIL = 20  # lines of a log that an error message shows
 
 @dataclass(frozen=True)
 class Peer:
-    """Server to compare: Python's arguments that start it at a port, and the path that classifies a form's `image`.
+    """Server to compare: Python's arguments that start it at a port, and the path that classifies an image.
 
     `checked` is False for a server without a model, whose labels mean nothing.
     """
@@ -37,6 +38,7 @@ class Peer:
     arguments: tuple[str, ...]
     path: str = "/classify"
     checked: bool = True
+    encoding: str = "form"  # of an image, by its name in ENCODINGS
 
 
 BENTOML = ("-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", "{port}")
@@ -54,20 +56,52 @@ INSTALLED = CONVSERVE | {
     "LitServe": Peer(("-m", "loadtest.peers.litserve_readme", "{port}"), path="/predict"),
     "BentoML": BATCHABLE,
 }
-PEERS = TUNED | INSTALLED
+TRITON = "Triton, Python backend"
+ON_GPU = CONVSERVE | {
+    "FastAPI with a lock": Peer((*FASTAPI.arguments, "--workers", "{workers}")),
+    "LitServe with batching": Peer(("-m", "loadtest.peers.litserve_gpu", "{port}")),
+    "BentoML, batchable": BATCHABLE,
+    TRITON: Peer(("-m", "loadtest.peers.triton_server", "{port}"), path="/v2/models/photos/infer", encoding="triton"),
+}
 UPPER_BOUNDS = {"decoding + engine, no HTTP": "decode_engine", "engine alone, no HTTP": "engine"}  # in upper_bound.py
 SERVERS = (*TUNED, *UPPER_BOUNDS)
+SERVERS_ON_GPU = (*ON_GPU, "engine alone, no HTTP")
+SET_BY_USER = (  # settings of convserve that a comparison on a GPU keeps, and names
+    *("CONVSERVE_RUNTIME", "CONVSERVE_GPU_JPEG", "CONVSERVE_FRONTS", "CONVSERVE_DECODERS"),
+    *("CONVSERVE_MAX_BATCH", "CONVSERVE_MAX_WAITING", "CONVSERVE_SCALED_JPEG"),
+)
 
 
-def environment(tag: str, precision: str) -> dict[str, str]:
-    """Return the environment of a process that runs one model in one precision, or as installed, without settings."""
+def peers(precision: str, device: str | None) -> dict[str, Peer]:
+    """Return the servers of a comparison by their names: in one precision, as installed, or by torch on a device."""
+    if device:
+        return ON_GPU
+    return INSTALLED if precision == AS_INSTALLED else TUNED
+
+
+def workers() -> int:
+    """Return the number of processes of a peer on a GPU, each with its network: two cores each, at most 8."""
+    return min(max(cores() // 2, 1), 8)
+
+
+def environment(tag: str, precision: str, device: str | None = None) -> dict[str, str]:
+    """Return the environment of a process that runs one model in one precision, or as installed, without settings.
+
+    `device` is that of torch, `cuda` or `cpu`, or None for OpenVINO.
+    """
     convserve = {"CONVSERVE_RUNTIME": "openvino", "CONVSERVE_PRECISION": precision, "CONVSERVE_LOAD": "first_use"}
     keys = ("CONVSERVE_API_KEY", "CONVSERVE_API_KEYS")  # of another server
     inherited = {name: value for name, value in os.environ.items() if name not in keys}
+    peer = {"PEER_MODEL": tag, "PEER_PRECISION": precision}
+    if device:
+        convserve |= {"CONVSERVE_RUNTIME": os.environ.get("CONVSERVE_RUNTIME", "torch"), "CONVSERVE_TUNE": "off"}
+        peer |= {"PEER_DEVICE": device, "PEER_WORKERS": str(workers())}
+    if visible := gpus() if device else []:  # every server has the same card
+        peer |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": visible[0]}
     if precision == AS_INSTALLED:
         convserve = {}
         inherited = {name: value for name, value in inherited.items() if not name.startswith("CONVSERVE_")}
-    return inherited | convserve | {"PEER_MODEL": tag, "PEER_PRECISION": precision}
+    return inherited | convserve | peer
 
 
 @dataclass(frozen=True)
@@ -76,6 +110,7 @@ class PeerServer:
 
     host: str
     process: psutil.Process
+    workers: int = 1
 
     def tree(self) -> list[psutil.Process]:
         """Return the server's process and all its descendants."""
@@ -96,7 +131,7 @@ class PeerServer:
         while time.monotonic() < deadline:
             before = self.cpu_s()
             time.sleep(WATCHED_S)
-            if self.cpu_s() - before < RESTING * WATCHED_S:
+            if self.cpu_s() - before < RESTING * WATCHED_S * self.workers:
                 return
 
     def pss_bytes(self) -> int:
@@ -109,23 +144,25 @@ class PeerServer:
 
 
 @contextmanager
-def serving(name: str, tag: str, precision: str, image: LabelledImage) -> Iterator[PeerServer]:
+def serving(
+    name: str, tag: str, precision: str, image: LabelledImage, device: str | None = None
+) -> Iterator[PeerServer]:
     """Run a server while the context is open, which begins once the server has classified `image`.
 
     Raises ScenarioError, with the end of the server's log, if the server does not start.
     """
-    peer = PEERS[name]
+    peer = peers(precision, device)[name]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    arguments = [argument.format(port=port) for argument in peer.arguments]
+    arguments = [argument.format(port=port, workers=workers()) for argument in peer.arguments]
     with tempfile.TemporaryFile("w+") as log:
-        started = subprocess.Popen(  # noqa: S603 (arguments from PEERS)
-            [sys.executable, *arguments], cwd=ROOT, env=environment(tag, precision), stdout=log, stderr=log
+        started = subprocess.Popen(  # noqa: S603 (arguments of a Peer)
+            [sys.executable, *arguments], cwd=ROOT, env=environment(tag, precision, device), stdout=log, stderr=log
         )
-        server = PeerServer(f"http://127.0.0.1:{port}", psutil.Process(started.pid))
+        server = PeerServer(f"http://127.0.0.1:{port}", psutil.Process(started.pid), workers() if device else 1)
         try:
-            if problem := why_not_ready(started, server.host + peer.path.format(model=tag), image):
+            if problem := why_not_ready(started, server.host + peer.path.format(model=tag), peer, image):
                 log.seek(0)
                 tail = "\n".join(log.read().splitlines()[-TAIL:])
                 raise ScenarioError(f"{name} does not serve {tag}: {problem}; the end of its log:\n{tail}")
@@ -135,18 +172,19 @@ def serving(name: str, tag: str, precision: str, image: LabelledImage) -> Iterat
             started.wait()
 
 
-def why_not_ready(process: subprocess.Popen[bytes], url: str, image: LabelledImage) -> str | None:
+def why_not_ready(process: subprocess.Popen[bytes], url: str, peer: Peer, image: LabelledImage) -> str | None:
     """Wait for a good answer and return None, or return the problem that remains after READY_S seconds."""
     deadline, problem = time.monotonic() + READY_S, "no answer"
+    headers = dict(ENCODINGS[peer.encoding].headers)
     while time.monotonic() < deadline:
         if process.poll() is not None:
             return f"it ended with {process.returncode}"
         try:
-            answer = requests.post(url, data=image.body, headers=HEADERS, timeout=READY_S)
+            answer = requests.post(url, data=image.body, headers=headers, timeout=READY_S)
             if answer.ok:
                 return None
             problem = f"{answer.status_code}: {answer.text[:200]}"
-            if answer.status_code < 500:
+            if answer.status_code < 500 and peer.encoding == "form":  # Triton: 400 until it has loaded the model
                 return problem
         except requests.RequestException as error:
             problem = str(error)

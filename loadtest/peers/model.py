@@ -18,18 +18,20 @@ from engines.measured import records
 from engines.measured.select_engine import choose
 from engines.published import store
 from engines.published.store import PublishedModel
-from engines.runtimes.engine import EngineError
+from engines.runtimes.engine import GPU_MAX_BATCH, EngineError
 from engines.runtimes.registry import graph_of, open_engine
 from loadtest.peers import AS_INSTALLED
 
-MAX_BATCH = 32  # convserve's default, for every peer that batches
-BATCHES = (1, 2, 4, 8, 16, 32)  # what convserve runs before it serves
+DEVICE = os.environ.get("PEER_DEVICE")  # of a torch network: cuda, in tests cpu; None for OpenVINO
+MAX_BATCH = GPU_MAX_BATCH if DEVICE == "cuda" else 32  # convserve's default, for every peer that batches
+BATCHES = tuple(2**power for power in range(MAX_BATCH.bit_length()))  # what convserve runs before it serves
+WORKERS = int(os.environ.get("PEER_WORKERS", "1"))  # processes of a peer, each with its network
 
 Infer = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
 class PeerModel:
-    """Published model of the tag `$PEER_MODEL`, run by OpenVINO in `$PEER_PRECISION`; `infer` returns its logits."""
+    """Published model of the tag `$PEER_MODEL`, run in `$PEER_PRECISION`; `infer` returns its logits."""
 
     def __init__(self, batches: Sequence[int] = BATCHES) -> None:
         """Load the model, and run it once at each of these batch sizes unless it is served as installed."""
@@ -37,7 +39,14 @@ class PeerModel:
         precision = os.environ["PEER_PRECISION"]
         (model,) = (model for model in store.published() if model.manifest.tag == tag)
         self.labels, self._preprocess = model.manifest.labels, model.manifest.preprocess
-        self.infer = infer_as_installed(model) if precision == AS_INSTALLED else infer_tuned(model, precision, batches)
+        if DEVICE:
+            from loadtest.peers.torch_network import infer_torch
+
+            self.infer = infer_torch(model, precision, DEVICE, batches)
+        elif precision == AS_INSTALLED:
+            self.infer = infer_as_installed(model)
+        else:
+            self.infer = infer_tuned(model, precision, batches)
 
     def pixels(self, picture: Image.Image) -> NDArray[np.uint8]:
         """Return the pixels of one picture, (H, W, C), as the model expects them."""

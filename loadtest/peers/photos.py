@@ -1,10 +1,19 @@
-"""Photos to send: JPEGs, each as a form that is encoded once, so that every request costs the client the same."""
+"""Photos to send: JPEGs, each encoded once as a request's body, so that every request costs the client the same."""
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from loadtest.traffic import LabelledImage, ScenarioError, is_meant, legible
+import requests
+
+from loadtest.traffic import LabelledImage, ScenarioError, is_meant, legible, read_label
+
+if TYPE_CHECKING:
+    from locust.contrib.fasthttp import FastResponse
 
 NAMES = (  # photos that scikit-image contains, without a download
     "astronaut",
@@ -57,3 +66,40 @@ def form(path: Path, label: str) -> LabelledImage:
         "Content-Type: image/jpeg\r\n\r\n"
     )
     return LabelledImage(head.encode() + path.read_bytes() + f"\r\n--{BOUNDARY}--\r\n".encode(), label)
+
+
+def tensor(path: Path, label: str) -> LabelledImage:
+    """Return a photo's bytes as the body of a raw binary request of Triton's."""
+    return LabelledImage(path.read_bytes(), label)
+
+
+def read_tensors(response: FastResponse) -> str:
+    """Return the label of an answer of Triton's: JSON, then the label's bytes and the probability, a float32.
+
+    Raises ValueError if the answer is not well formed.
+    """
+    body = response.content or b""
+    head = int(str(response.headers.get("Inference-Header-Content-Length") or 0)) if response.headers else 0
+    if response.status_code != requests.codes.ok or not 0 < head < len(body) - 4:
+        raise ValueError(f"{response.status_code}: {body[:200]!r}")
+    (probability,) = struct.unpack("<f", body[-4:])
+    if not 0 <= probability <= 1:
+        raise ValueError(f"malformed answer: {body[:200]!r}")
+    return body[head:-4].decode()
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Form of a request and of its answer: `encode` makes the body of a photo, `read` finds the label."""
+
+    encode: Callable[[Path, str], LabelledImage]
+    headers: Mapping[str, str]
+    read: Callable[[FastResponse], str]
+
+
+ENCODINGS = {
+    "form": Encoding(form, HEADERS, read_label),
+    "triton": Encoding(
+        tensor, {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "0"}, read_tensors
+    ),
+}

@@ -17,13 +17,14 @@ NUMBERS = (
     *("answers", "wrong", "failed", "client: CPU ms a request", "client: of a core"),
 )
 HEADINGS = ("model", "connections", "server", *NUMBERS)
+GPU_NUMBERS = ("GPU", "GPU MB")  # columns of rows that have these figures
 
 
 class PeerRow(Row):
     """Figures of one run with one server, or with an upper bound without HTTP, which has no client.
 
     Rows can be compared if their `setting` is the same. `wrong` counts answers with another label than the engine's;
-    None for a server without a model.
+    None for a server without a model. `gpu_use` is the share of the time in which the GPU was busy.
     """
 
     setting: str
@@ -41,6 +42,8 @@ class PeerRow(Row):
     cpu_s: float
     pss_bytes: int
     client_cpu_s: float | None = None
+    gpu_use: float | None = None
+    gpu_bytes: float | None = None
     error: str | None = None
 
     @property
@@ -85,15 +88,18 @@ def read_peers(path: Path) -> list[PeerRow]:
 
 def summary(rows: Iterable[PeerRow]) -> str:
     """Return a Markdown table: medians over the rounds, and sums of wrong and failed answers."""
+    rows = list(rows)
     groups: dict[tuple[str, int], dict[str, list[PeerRow]]] = {}
     for row in rows:
         groups.setdefault((row.model, row.connections), {}).setdefault(row.server, []).append(row)
-    lines = []
+    lines: list[tuple[str, ...]] = []
+    on_gpu = any(row.gpu_use is not None for row in rows)
     for (model, connections), servers in groups.items():
         convserve_rate = middle(servers.get(CONVSERVE, []), lambda row: row.rate)
         for server, rounds in servers.items():
-            lines.append((f"`{model}`", str(connections), server, *cells(rounds, convserve_rate)))
-    return markdown.table(HEADINGS, lines, NUMBERS)
+            busy = gpu_cells(rounds) if on_gpu else []
+            lines.append((f"`{model}`", str(connections), server, *cells(rounds, convserve_rate), *busy))
+    return markdown.table((*HEADINGS, *(GPU_NUMBERS if on_gpu else ())), lines, NUMBERS + GPU_NUMBERS)
 
 
 def cells(rounds: list[PeerRow], convserve_rate: float | None) -> list[str]:
@@ -113,6 +119,15 @@ def cells(rounds: list[PeerRow], convserve_rate: float | None) -> list[str]:
         str(sum(row.failed for row in rounds)),
         number(middle(over_http, lambda row: row.client_cpu_ms), ".2f"),
         number(middle(over_http, lambda row: row.client_share), ".0%"),
+    ]
+
+
+def gpu_cells(rounds: list[PeerRow]) -> list[str]:
+    """Return the cells under GPU_NUMBERS for the rounds of one server."""
+    watched = [row for row in rounds if row.gpu_use is not None]
+    return [
+        number(middle(watched, lambda row: row.gpu_use or 0), ".0%"),
+        number(middle(watched, lambda row: (row.gpu_bytes or 0) / 1e6), ".0f"),
     ]
 
 
