@@ -32,6 +32,8 @@ logger = logging.getLogger("bentoml.convserve")
 class RemoteEngine:
     """Engine that runs in device processes."""
 
+    lanes = 1
+
     def __init__(self, runtime: str, precision: str) -> None:
         self.runtime, self.precision = runtime, precision
 
@@ -47,8 +49,16 @@ class Replica:
         self.link, self.number, self._row = link, int(state["engine"]), int(state["row"])
 
     def figures(self) -> list[float]:
-        """Return depth, and the seconds of the backlog with one image more, of one image, and of the best batch."""
+        """Return the images that wait, and the seconds of the backlog and one more, of one, and of the best batch."""
         return self.link.table.get(self._row)
+
+    def tell_decoding(self, images: int) -> None:
+        """Tell the other fronts how many images for the engine this front decodes."""
+        self.link.table.decoding[self._row, self.link.column] = images
+
+    def decoding(self) -> int:
+        """Return the number of images for the engine that all fronts decode."""
+        return int(self.link.table.decoding[self._row].sum())
 
     def expected_s(self, now: float) -> float:
         """Return the seconds until one more image would be answered."""
@@ -71,10 +81,19 @@ class RemoteQueue(EngineQueue):
             return self.replicas[0]
         return min(self.replicas, key=lambda replica: replica.expected_s(now))
 
+    def tell_decoding(self) -> None:
+        """Tell the other fronts how many images for this queue this front decodes."""
+        for replica in self.replicas:
+            replica.tell_decoding(self.decoding)
+
+    def decoding_everywhere(self) -> int:
+        """Return the number of images for this queue that all fronts decode."""
+        return self.replicas[0].decoding() if self.replicas else self.decoding
+
     @property
     def depth(self) -> int:
-        """Images that have not started to run, in all device processes and in the decoders of this front."""
-        return self.decoding + sum(int(replica.figures()[0]) for replica in self.replicas)
+        """Images that have not started to run, in all device processes and in the decoders of all fronts."""
+        return self.decoding_everywhere() + sum(int(replica.figures()[0]) for replica in self.replicas)
 
 
 class RemoteCost(BatchCost):
@@ -111,11 +130,23 @@ class RemoteAdmission(Admission):
         self._device = device
 
     def expected_answer_s(self, queue: EngineQueue) -> float:
-        """Return the seconds until one more image would be answered, images in this front's decoders included."""
+        """Return the seconds until one more image would be answered, images in all fronts' decoders included."""
         assert isinstance(queue, RemoteQueue)
         now = self.clock()
         each_s = queue.cost(queue.cost.best_batch) / queue.cost.best_batch
-        return queue.best(now).expected_s(now) + queue.decoding * each_s
+        return queue.best(now).expected_s(now) + queue.decoding_everywhere() * each_s
+
+    def began(self, queue: EngineQueue) -> None:
+        """Count an image that is being decoded, for all fronts to see."""
+        super().began(queue)
+        assert isinstance(queue, RemoteQueue)
+        queue.tell_decoding()
+
+    def ended(self, queue: EngineQueue) -> None:
+        """Count an image less that is being decoded."""
+        super().ended(queue)
+        assert isinstance(queue, RemoteQueue)
+        queue.tell_decoding()
 
     async def infer(self, queue: EngineQueue, image: PendingImage) -> Answer:
         """Return the answer of a device process. An engine that was unloaded meanwhile is loaded again, once."""
@@ -140,6 +171,7 @@ class RemoteDevice(Device):
         self._links: dict[Path, DeviceLink] = {}
         self._begun: set[Path] = set()  # device processes that have been ready
         self._queues: dict[tuple[str, str, str, str], RemoteQueue] = {}
+        self._behind = asyncio.Event()  # set when a device process has other models than this front
 
     @property
     def links(self) -> list[DeviceLink]:
@@ -169,13 +201,26 @@ class RemoteDevice(Device):
             group.create_task(self._follow())
 
     async def _keep_link(self, path: Path) -> None:
+        """Connect to a device process, again each time that the process has ended. Never returns."""
         while True:
-            with suppress(OSError):  # the process is being started
+            try:
                 link = self._links[path] = await linked(
-                    path, self._settings.max_waiting, self._slot_bytes(), self.mirror
+                    path, self._settings.max_waiting, self._slot_bytes(), self._changed
                 )
                 await link.lost.wait()
+                logger.warning("%s: the device process has ended; it is being started again", path.stem)
+            except OSError:
+                pass  # the process is being started
+            except Exception:  # the other device processes still answer
+                logger.exception("%s: cannot connect to the device process", path.stem)
             await asyncio.sleep(RETRY_S)
+
+    def _changed(self) -> None:
+        """Take over the state of the device processes; look into the store if they have other models."""
+        self.mirror()
+        known = self._catalog.models.keys()
+        if any(link.state["models"].keys() != known for link in self.links if link.state):
+            self._behind.set()
 
     def _slot_bytes(self) -> int:
         """Return the bytes of a slot: room for the largest image, or the logits, of any published model."""
@@ -184,10 +229,15 @@ class RemoteDevice(Device):
         return -(-max(SLOT_BYTES, *needed) // PAGESIZE) * PAGESIZE if needed else SLOT_BYTES
 
     async def _follow(self) -> None:
+        """Rescan the store every `scan_s` seconds, and when a device process has found a change. Never returns."""
         while True:
-            await asyncio.sleep(self._settings.scan_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.scan_s):
+                    await self._behind.wait()
+            self._behind.clear()
             try:
-                await self._catalog.rescan()
+                while not await self._catalog.rescan():  # the last scan is less than a second old
+                    await asyncio.sleep(RETRY_S)
                 self.mirror()
             except Exception:  # one bad store entry must not stop the others
                 logger.exception("cannot rescan the model store")
@@ -198,6 +248,8 @@ class RemoteDevice(Device):
             states = [
                 (link, link.state["models"][tag]) for link in self.links if link.state and tag in link.state["models"]
             ]
+            if self.links and not states:
+                continue  # withdrawn: its engines answer until this front has looked into the store too
             model.proven = any(state["proven"] for _, state in states)
             keys = dict.fromkeys(["", *(key for _, state in states for key in state["slots"])])
             model.slots = {
@@ -221,6 +273,7 @@ class RemoteDevice(Device):
         queue.cost.best_batch, queue.cost.uncorrected_s = state["best_batch"], state["uncorrected_s"]
         # While self-tuning renews one device process after another, they may run different engines.
         queue.replicas = [Replica(link, own) for link, own in loaded if (own["runtime"], own["precision"]) == name[2:]]
+        queue.tell_decoding()
         return Slot(status="ready", queue=queue, memory_mb=sum(state["memory_mb"] for _, state in loaded))
 
     async def queue(self, model: ServedModel, precision: str | None = None) -> EngineQueue:

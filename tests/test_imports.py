@@ -24,7 +24,11 @@ MAY_IMPORT = {
     "loadtest/peers": {"loadtest", "engines"},
 }
 WITHOUT_TORCH = ("engines/", "service/", "loadtest/", *(f"{name.replace('.', '/')}.py" for name in PLAIN))
-EXCEPTIONS = {"engines/runtimes/torch.py": {"models", "torch"}, "loadtest/peers/torch_network.py": {"torch"}}
+EXCEPTIONS = {
+    "engines/runtimes/torch.py": {"models", "torch"},
+    "engines/runtimes/torch_gpu.py": {"torch"},
+    "loadtest/peers/torch_network.py": {"torch"},
+}
 FILES = sorted({path.relative_to(ROOT).as_posix() for folder in MAY_IMPORT for path in (ROOT / folder).rglob("*.py")})
 
 

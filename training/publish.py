@@ -19,7 +19,7 @@ from engines.published import files, manifest, store
 from engines.published.manifest import GRAPHS, Accuracy, File, Manifest, ManifestError
 from engines.runtimes.engine import Engine, EngineError
 from engines.runtimes.openvino import OpenVINOEngine
-from engines.runtimes.torch import FromPixels, TorchEngine
+from engines.runtimes.torch import FromPixels, torch_engine
 from models.complexity import complexity
 from models.zoo import ZOO
 from training import checkpoint, evaluate
@@ -204,7 +204,7 @@ def check(saved: Checkpoint, module: FromPixels, data: DataSet | None, out: Path
         tensors["targets"] = data.held_out.targets[sample]
     else:
         tensors["pixels"] = sample_pixels(saved.input.preprocess)
-    expected = all_logits(TorchEngine(module), tensors["pixels"])
+    expected = all_logits(torch_engine(module), tensors["pixels"])
     error = logit_error(all_logits(engine, tensors["pixels"]), expected)
     if not error <= TOLERANCE:  # NaN too
         raise EngineError(f"{saved.architecture}: the exported graph differs from torch by {error:.1e} of the logits")

@@ -10,7 +10,7 @@ from engines.published.manifest import Accuracy
 from engines.published.preprocess import Preprocess
 from engines.runtimes.engine import Engine
 from engines.runtimes.registry import EngineSpec, open_engine
-from engines.runtimes.torch import TorchEngine
+from engines.runtimes.torch import torch_engine
 from training import checkpoint, data, plot
 from training.errors import TrainingError
 from training.evaluate import evaluate, held_out_logits
@@ -83,5 +83,5 @@ def opened(model: str, precision: str) -> Opened:
             f"{model} is neither a checkpoint's folder nor a tag; tags: {', '.join(published) or 'none'}"
         )
     saved = checkpoint.load(folder)
-    engine = TorchEngine(checkpoint.network(folder, saved))
+    engine = torch_engine(checkpoint.network(folder, saved))
     return Opened(engine, saved.input.preprocess, saved.labels, saved.data, saved.split if saved.recipe else None)

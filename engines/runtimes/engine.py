@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+# Function that enqueues the writing of pixels: their address on the GPU, and the handle of the CUDA stream.
+Fill = Callable[[int, int], None]
 
 
 class EngineError(Exception):
@@ -13,7 +17,7 @@ class EngineError(Exception):
 
 
 class Engine(Protocol):
-    """Model that is ready to run; `infer` is called from one thread at a time."""
+    """Model that is ready to run."""
 
     @property
     def runtime(self) -> str:
@@ -23,10 +27,33 @@ class Engine(Protocol):
     def precision(self) -> str:
         """Precision of the arithmetic, such as "fp32"."""
 
+    @property
+    def lanes(self) -> int:
+        """Number of threads that may call `infer` at once; 1 on a CPU, and where a GPU has no memory for more."""
+
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return logits, (N, classes), for pixels, (N, height, width, channels).
 
         Raises RuntimeError if the inference fails.
+        """
+
+
+@runtime_checkable
+class GpuEngine(Engine, Protocol):
+    """Engine on a GPU, whose pixels may also be written on the GPU. More calls than lanes wait for each other."""
+
+    def infer_filled(self, count: int, fill: Fill) -> NDArray[np.float32]:
+        """Return logits, (count, classes), for the pixels that `fill` writes.
+
+        `fill` enqueues on the stream whatever writes uint8 pixels, (count, height, width, channels), at the address.
+        Its host memory must last until this call returns. Raises RuntimeError if the inference fails; an error of
+        `fill` is its cause.
+        """
+
+    def prepare(self, shape: tuple[int, ...]) -> None:
+        """Make every lane ready for pixels of `shape`, (N, height, width, channels), with N or somewhat fewer images.
+
+        Raises RuntimeError if the first lane cannot run them.
         """
 
 

@@ -16,6 +16,7 @@ class NullEngine:
 
     runtime = "null"
     precision = "none"
+    lanes = 1
 
     def __init__(self, classes: int) -> None:
         self._classes = classes

@@ -17,6 +17,7 @@ class ONNXRuntimeEngine:
     """Engine that runs an ONNX file unchanged."""
 
     runtime = "onnxruntime"
+    lanes = 1
 
     def __init__(self, onnx: Path, precision: str) -> None:
         """Open `onnx`. Raises EngineError for an unsupported precision or a file that ONNX Runtime cannot read."""

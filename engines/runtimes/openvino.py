@@ -29,6 +29,7 @@ class OpenVINOEngine:
     """
 
     runtime = "openvino"
+    lanes = 1
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ import numpy as np
 
 from engines.published.manifest import GRAPHS
 from engines.published.store import PublishedModel
-from engines.runtimes.engine import GPU_MAX_BATCH, Engine, EngineError
+from engines.runtimes.engine import GPU_MAX_BATCH, Engine, EngineError, GpuEngine
 from engines.runtimes.machine import accelerator
 from engines.runtimes.tensorrt import gpu, library
 from engines.runtimes.tensorrt.library import TensorRT
@@ -110,6 +110,9 @@ def open_engine(
     manifest.check_files(model.folder)
     try:
         engine = make_engine(model, spec, max_batch or GPU_MAX_BATCH)
+        if isinstance(engine, GpuEngine):
+            for batch in sorted(batches, reverse=True):  # the largest first: the others share its memory
+                engine.prepare((batch, *manifest.preprocess.shape))
         for batch in batches:
             logits = engine.infer(np.zeros((batch, *manifest.preprocess.shape), np.uint8))
     except ModuleNotFoundError as error:

@@ -22,7 +22,6 @@ from engines.runtimes.machine import accelerator
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # batch sizes for which a CUDA graph is recorded
 GIB = 2**30
 
 
@@ -57,7 +56,7 @@ class FromPixels(nn.Module):
 
 
 class TorchEngine:
-    """Engine of a module on the GPU if there is one, else on the CPU. On a GPU, CUDA graphs run a few batch sizes."""
+    """Engine of a module on the device: the GPU if there is one, else the CPU."""
 
     def __init__(self, module: FromPixels, precision: str = "fp32", *, compiled: bool = False) -> None:
         """Copy `module` to the device in `precision`, and compile the copy by torch.compile if `compiled`.
@@ -78,50 +77,24 @@ class TorchEngine:
             # be recorded within ours, and those that tune every convolution take minutes for each network. Without
             # isolation all engines of a process share one limit of 8 compilations.
             self.module.compile(isolate_recompiles=True)
-        self._graphs: dict[int, RecordedModule] = {}
+
+    @property
+    def lanes(self) -> int:
+        """Number of threads that may call `infer` at once."""
+        return 1
 
     @torch.inference_mode()
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return logits, (N, classes), for pixels, (N, height, width, channels)."""
-        count = len(pixels)
-        if self.device.type == "cpu" or count > BUCKETS[-1]:
-            return self._numpy(self.module(torch.from_numpy(pixels).to(self.device)))
-        bucket = next(size for size in BUCKETS if size >= count)
-        if bucket not in self._graphs:
-            self._graphs[bucket] = RecordedModule(self.module, (bucket, *pixels.shape[1:]), self.device)
-        return self._numpy(self._graphs[bucket](torch.from_numpy(pixels))[:count])
-
-    @staticmethod
-    def _numpy(logits: Tensor) -> NDArray[np.float32]:
-        array: NDArray[np.float32] = logits.cpu().numpy()
-        return array
+        logits: NDArray[np.float32] = self.module(torch.from_numpy(pixels).to(self.device)).cpu().numpy()
+        return logits
 
 
-class RecordedModule:
-    """CUDA graph of a module for one shape of pixels."""
+def torch_engine(module: FromPixels, precision: str = "fp32", *, compiled: bool = False) -> TorchEngine:
+    """Return an engine of `module`; on a GPU one with lanes and recorded graphs."""
+    from engines.runtimes.torch_gpu import TorchGpuEngine
 
-    def __init__(self, module: FromPixels, shape: tuple[int, ...], device: torch.device) -> None:
-        self.pixels = torch.zeros(shape, dtype=torch.uint8, device=device)
-        self.staged = torch.empty(shape, dtype=torch.uint8, pin_memory=True)  # the GPU reads pinned memory by itself
-        warm_up = torch.cuda.Stream(device)
-        warm_up.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(warm_up):  # libraries must choose their kernels before the recording
-            for _ in range(3):
-                module(self.pixels)
-        torch.cuda.current_stream(device).wait_stream(warm_up)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.logits: Tensor = module(self.pixels)
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """Return logits, (batch, classes), for at most `batch` images; rows beyond their number are stale.
-
-        The logits must be copied to the CPU before the next call, which overwrites them and the pixels.
-        """
-        staged = self.staged[: len(pixels)].copy_(pixels)
-        self.pixels[: len(pixels)].copy_(staged, non_blocking=True)
-        self.graph.replay()
-        return self.logits
+    return (TorchEngine if DEVICE == "cpu" else TorchGpuEngine)(module, precision, compiled=compiled)
 
 
 def open_torch(model: PublishedModel, precision: str, *, compiled: bool = False) -> TorchEngine:
@@ -145,7 +118,7 @@ def open_torch(model: PublishedModel, precision: str, *, compiled: bool = False)
     height, width, channels = manifest.preprocess.shape
     fold_batch_norms(net.eval(), (channels, height, width))
     normalise = Normalise(tuple(normalisation["mean"]), tuple(normalisation["std"]))
-    return TorchEngine(FromPixels(net, normalise), precision, compiled=compiled)
+    return torch_engine(FromPixels(net, normalise), precision, compiled=compiled)
 
 
 def rates(width: int = 8192, size: int = GIB, device: str = DEVICE) -> tuple[dict[str, float], float]:

@@ -1,8 +1,8 @@
 """Fake GPU: an emulation of the parts of CUDA that engines use, which guarantees no more than CUDA does.
 
 Enqueued work runs when its stream is synchronised. Freed memory is also gone for enqueued work and for recorded graphs.
-Every thread must make the device its current one. While a graph is recorded, nothing runs, no memory can be allocated
-and no kernel can be compiled.
+Every thread must make the device its current one. While a thread records a graph, nothing that the thread enqueues on
+the stream runs, and the thread can neither allocate memory nor compile kernels; no thread can wait for the whole GPU.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 Work = Callable[[], None]
 MB = 1_000_000
+FIRST_ADDRESS = 1 << 48  # of the GPU's memory; those of the host are lower
 
 
 class Status(NamedTuple):
@@ -50,20 +51,23 @@ class GPU:
     streams: dict[int, Stream] = field(default_factory=dict)
     plans: dict[str, tuple[Path, int]] = field(default_factory=dict)
     threads: set[int] = field(default_factory=set)
-    next_address: int = 1 << 40
+    next_address: int = FIRST_ADDRESS
+    events: list[tuple[str, int]] = field(default_factory=list)  # in their order, with the stream's handle
     captures: Captures | None = None
 
     def check_thread(self) -> None:
         if threading.get_ident() not in self.threads:
             raise CUDAError("CUDA_ERROR_INVALID_CONTEXT")
 
-    def check_idle(self, doing: str) -> None:
-        if any(stream.recording is not None for stream in self.streams.values()):
+    def check_idle(self, doing: str, *, whole_device: bool = False) -> None:
+        """Refuse what a recording of this thread forbids, or for the `whole_device` a recording of any thread."""
+        recorders = {stream.recorder for stream in self.streams.values() if stream.recording is not None}
+        if threading.get_ident() in recorders or (whole_device and recorders):
             raise CUDAError(f"CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED: {doing}")
 
     @property
     def free(self) -> int:
-        return self.total - sum(map(len, self.memory.values()))
+        return self.total - sum(map(len, list(self.memory.values())))
 
     def allocate(self, size: int) -> int:
         self.check_thread()
@@ -82,14 +86,15 @@ class GPU:
         self._at(address, len(data))[:] = data
 
     def _at(self, address: int, size: int) -> memoryview:
-        block = self.memory.get(address)
-        block = self.pinned.get(address) if block is None else block
-        if block is None:
-            raise CUDAError("CUDA_ERROR_ILLEGAL_ADDRESS: freed, or never allocated")
-        whole = memoryview(block).cast("B")
-        if size > len(whole):
-            raise CUDAError("CUDA_ERROR_ILLEGAL_ADDRESS: beyond its end")
-        return whole[:size]
+        for blocks in (self.memory, self.pinned):
+            start = max((start for start in list(blocks) if start <= address), default=0)
+            block = blocks.get(start)
+            if block is not None and address < start + len(block):
+                whole = memoryview(block).cast("B")[address - start :]
+                if size > len(whole):
+                    raise CUDAError("CUDA_ERROR_ILLEGAL_ADDRESS: beyond its end")
+                return whole[:size]
+        raise CUDAError("CUDA_ERROR_ILLEGAL_ADDRESS: freed, or never allocated")
 
 
 class Stream:
@@ -100,19 +105,25 @@ class Stream:
         self.handle = len(gpu.streams) + 1
         self.waiting: list[Work] = []
         self.recording: list[Work] | None = None
+        self.recorder: int | None = None  # the thread that records
         gpu.streams[self.handle] = self
 
-    def enqueue(self, work: Work) -> None:
+    def enqueue(self, work: Work, name: str = "work") -> None:
         self.gpu.check_thread()
+        if self.recording is None:
+            self.gpu.events.append((name, self.handle))
         (self.waiting if self.recording is None else self.recording).append(work)
 
     def sync(self) -> None:
         self.gpu.check_thread()
         self.gpu.check_idle("synchronisation")
+        if self.recording is not None:
+            raise CUDAError("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED: synchronisation of a stream that is recorded")
         waiting, self.waiting = self.waiting, []
         for work in waiting:
             work()
         self.gpu.done["sync"] += 1
+        self.gpu.events.append(("sync", self.handle))
 
 
 class Captures:
@@ -126,7 +137,8 @@ class Captures:
 
     def begin(self, handle: int, mode: object) -> tuple[Status]:
         assert mode == "thread_local"
-        self.gpu.streams[handle].recording = []
+        self.gpu.check_idle("two recordings at once", whole_device=True)
+        self.gpu.streams[handle].recording, self.gpu.streams[handle].recorder = [], threading.get_ident()
         return (SUCCESS,)
 
     def end(self, handle: int) -> tuple[Status, int | None]:
@@ -145,8 +157,9 @@ class Captures:
 
     def launch(self, executable: int, handle: int) -> tuple[Status]:
         self.gpu.done["launch"] += 1
-        for work in self.executables[executable]:
-            self.gpu.streams[handle].enqueue(work)
+        self.gpu.check_thread()
+        self.gpu.events.append(("launch", handle))
+        self.gpu.streams[handle].waiting += self.executables[executable]
         return (SUCCESS,)
 
     def destroy(self, graph: int) -> tuple[Status]:
@@ -164,20 +177,6 @@ class Buffer:
     def __init__(self, gpu: GPU, handle: int, size: int, blocks: dict[int, Any]) -> None:
         self.gpu, self.handle, self.size = gpu, handle, size
         weakref.finalize(self, blocks.pop, handle)
-
-    def copy_from(self, source: Buffer, *, stream: Stream) -> None:
-        source.copy_to(self, stream=stream)
-
-    def copy_to(self, target: Buffer, *, stream: Stream) -> None:
-        if self.size != target.size:
-            raise ValueError("buffers of different sizes")
-        gpu, source, destination, size = self.gpu, self.handle, target.handle, self.size
-
-        def copy() -> None:
-            gpu.write(destination, gpu.read(source, size))
-            gpu.done["bytes to the GPU" if destination in gpu.memory else "bytes from the GPU"] += size
-
-        stream.enqueue(copy)
 
 
 class Device:
@@ -227,11 +226,27 @@ def modules(gpu: GPU) -> dict[str, types.ModuleType]:
     core = types.ModuleType("cuda.core")
     vars(core).update(Device=BoundDevice, LegacyPinnedMemoryResource=pinned_memory(gpu))
     cuda = types.ModuleType("cuda.bindings.runtime")
+
+    def copy(target: int, source: int, size: int, kind: str, handle: int) -> tuple[Status]:
+        assert kind == "default"
+        way = {(True, False): "to the GPU", (False, True): "from the GPU"}.get(
+            (target >= FIRST_ADDRESS, source >= FIRST_ADDRESS), "on the GPU"
+        )
+
+        def work() -> None:
+            gpu.write(target, gpu.read(source, size))
+            gpu.done[f"bytes {way}"] += size
+
+        gpu.streams[handle].enqueue(work, f"copy {way}")
+        return (SUCCESS,)
+
     captures = gpu.captures = Captures(gpu)
     vars(cuda).update(
         cudaError_t=types.SimpleNamespace(cudaSuccess=SUCCESS),
         cudaMemGetInfo=lambda: (SUCCESS, gpu.free, gpu.total),
         cudaDriverGetVersion=lambda: (SUCCESS, gpu.cuda),
+        cudaMemcpyKind=types.SimpleNamespace(cudaMemcpyDefault="default"),
+        cudaMemcpyAsync=copy,
         cudaStreamCaptureMode=types.SimpleNamespace(cudaStreamCaptureModeThreadLocal="thread_local"),
         cudaStreamBeginCapture=captures.begin,
         cudaStreamEndCapture=captures.end,

@@ -6,6 +6,7 @@ import hashlib
 import types
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,7 @@ class PlanLoader:
 
     def deserialize_cuda_engine(self, data: bytes) -> OpenPlan | None:
         self.gpu.check_thread()
+        self.gpu.check_idle("a plan", whole_device=True)
         graph = self.gpu.plans.get(hashlib.sha256(data).hexdigest())
         if self.gpu.refusal or graph is None:
             self.logger.log(trt.ILogger.ERROR, self.gpu.refusal or "it was built for compute capability 12.0")
@@ -76,6 +78,7 @@ class OpenPlan:
 
     def __init__(self, gpu: GPU, data: bytes, onnx: Path, largest: int) -> None:
         self.gpu, self.data, self.largest = gpu, data, largest
+        self.running = Lock()  # OpenVINO's engine runs one batch at a time
         self.network = OpenVINOEngine(onnx, "int8" if "int8" in onnx.name else "fp32")
         self.device_memory_size_v2 = gpu.needed_per_image * largest
         model = self.network._requests[0].model_inputs[0].partial_shape
@@ -128,17 +131,18 @@ class Context:
             self.cache.compiled.add(str(self.shape))
         assert self.shape
         assert self.activations
-        shape, addresses, activations, network, gpu = (
-            self.shape, dict(self.addresses), self.activations, self.engine.network, self.gpu
+        shape, addresses, activations, plan, gpu = (
+            self.shape, dict(self.addresses), self.activations, self.engine, self.gpu
         )  # fmt: skip
 
         def run() -> None:
             gpu.write(activations[0], b"\xff" * activations[1])
             pixels: NDArray[np.uint8] = np.frombuffer(gpu.read(addresses["pixels"], int(np.prod(shape))), np.uint8)
-            gpu.write(addresses["logits"], network.infer(pixels.reshape(shape)).tobytes())
-            gpu.done["inference"] += 1
+            with plan.running:
+                gpu.write(addresses["logits"], plan.network.infer(pixels.reshape(shape)).tobytes())
+                gpu.done["inference"] += 1
 
-        stream.enqueue(run)
+        stream.enqueue(run, "execute")
         return True
 
 

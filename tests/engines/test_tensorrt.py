@@ -83,14 +83,14 @@ def test_two_engines_run_side_by_side(fake: GPU, lenet5_everywhere: PublishedMod
     for _ in range(2):
         for engine in engines:
             assert (engine.infer(pixels).argmax(1) == expected.argmax(1)).all()
-    assert len(fake.streams) == 2  # one per engine
+    assert len(fake.streams) == 4  # one for each lane
 
 
 @pytest.mark.parametrize("name", BOTH)
 def test_pixels_cross_the_bus_as_bytes_and_graphs_are_recorded_once(
     fake: GPU, lenet5: PublishedModel, name: TensorRT
 ) -> None:
-    engine = opened(lenet5, name)  # runs one image
+    engine = opened(lenet5, name)  # runs one image in each lane
     fake.done.clear()
     pixels, _ = digits_of(lenet5, 32)
     for count in (5, 8, 7):
@@ -99,7 +99,7 @@ def test_pixels_cross_the_bus_as_bytes_and_graphs_are_recorded_once(
     assert fake.done["launch"] == 3
     assert fake.done["compiled"] == (1 if name == "tensorrt_rtx" else fake.done["compiled"])
     runs = 3 + 1  # and one run before the graph is recorded
-    assert fake.done["bytes to the GPU"] == runs * 8 * 32 * 32
+    assert fake.done["bytes to the GPU"] == (5 + 8 + 7) * 32 * 32
     assert fake.done["bytes from the GPU"] == runs * 8 * 10 * 4
     engine.infer(np.concatenate([pixels] * 3)[:70])
     assert fake.done["inference"] == runs + 1 + 3  # 32, 32 and 6, and one run before the graph of 32 is recorded
@@ -112,7 +112,7 @@ def test_a_deleted_engine_frees_its_memory_and_graphs(fake: GPU, lenet5: Publish
     assert fake.memory
     assert fake.pinned
     assert fake.captures
-    assert len(fake.captures.executables) == 2  # for 1 and for 16
+    assert len(fake.captures.executables) == 3  # for 1 in each lane, and for 16
     assert not fake.captures.graphs
     del engine
     gc.collect()
@@ -138,7 +138,7 @@ def test_pixels_of_another_size_are_refused(fake: GPU, lenet5: PublishedModel, n
     engine = opened(lenet5, name)
     with pytest.raises(RuntimeError, match=r"pixels are \(1, 1, 1\), but must be \(32, 32, 1\)"):
         engine.infer(np.zeros((2, 1, 1, 1), np.uint8))
-    assert fake.done["inference"] == 2
+    assert fake.done["inference"] == 3  # one for each lane's recording, and one of `open_engine`
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -151,6 +151,8 @@ def test_batches_are_halved_where_memory_is_short(
     pixels, expected = digits_of(lenet5, 20)
     assert (engine.infer(pixels).argmax(1) == expected.argmax(1)).all()
     assert max(map(len, fake.memory.values())) == 8 * MB
+    assert engine.lanes == 1  # the memory of one batch is left, not that of two
+    assert "an engine runs one batch at a time from now on, since a second one fails: CUDA_ERROR_OUT" in caplog.text
 
 
 @pytest.mark.parametrize("name", BOTH)

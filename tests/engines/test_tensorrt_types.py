@@ -13,7 +13,7 @@ import pytest
 from tests.serving import ROOT
 from tests.stubs import read_off, write
 
-CALLERS = tuple(f"engines/runtimes/tensorrt/{name}.py" for name in ("library", "plan", "fold", "engine"))
+CALLERS = tuple(f"engines/runtimes/tensorrt/{name}.py" for name in ("library", "plan", "fold", "engine", "executor"))
 ONLY_FOR_RTX = {
     "ComputeCapability",
     "DynamicShapesKernelSpecializationStrategy",

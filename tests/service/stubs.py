@@ -21,6 +21,7 @@ class StubEngine:
 
     runtime = "stub"
     precision = "fp32"
+    lanes = 1
 
     def __init__(self, answers: int = 0, error: Exception | None = None) -> None:
         self._answers, self._error = answers, error

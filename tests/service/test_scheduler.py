@@ -46,6 +46,7 @@ class FirstPixelEngine:
 
     runtime = "simulated"
     precision = "none"
+    lanes = 1
 
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         if pixels.max() == 255:

@@ -85,6 +85,13 @@ def checked(result: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(values)
 
 
+def copy(target: int, source: int, size: int, stream: int) -> None:
+    """Enqueue on a stream, by its handle, a copy of bytes between addresses of the GPU or of pinned memory."""
+    from cuda.bindings import runtime
+
+    checked(runtime.cudaMemcpyAsync(target, source, size, runtime.cudaMemcpyKind.cudaMemcpyDefault, stream))
+
+
 class Graph:
     """Recorded work of a stream, made by CUDA's own calls because a failed recording crashes cuda.core 1.2."""
 
