@@ -19,7 +19,7 @@ from service.errors import Problem
 from service.frames import ANSWER, CANCEL, HELLO, HELLO_S, IMAGE, AnswerStatus, FramedProtocol, Kind, packed
 from service.loading import ServedModel, Slot
 from service.scheduler import Answer, EngineQueue, Late, PendingImage
-from service.slots import ROWS, Expectations, Slots, anonymous
+from service.slots import FRONTS, ROWS, Expectations, Slots, anonymous
 
 GRACE_S = 2.0  # for which an unloaded engine answers fronts that have not heard yet
 logger = logging.getLogger("bentoml.convserve")
@@ -46,12 +46,13 @@ class DeviceProcess:
         self._numbers = count(1)
         self._unloaded: set[int] = set()  # numbers of engines that are kept for images on their way
         self._rows = list(range(ROWS))
+        self.columns = list(range(FRONTS))
         self.fronts: set[FrontConnection] = set()
         self.deserted = asyncio.Event()  # set while no front is connected
         self.deserted.set()
         self.pending = 0  # images of all fronts
         self._paused = ExitStack()  # entered while an image is pending
-        self._told = False  # the fronts will be told of the engines' state in this turn of the event loop
+        self._told = self._expected = False  # the fronts will learn of it in this turn of the event loop
         catalog.loader.changed = self.tell_soon
 
     async def serve(self) -> None:
@@ -64,14 +65,19 @@ class DeviceProcess:
             listening.setblocking(False)
             while True:
                 connection, _ = await loop.sock_accept(listening)
+                column = self.columns.pop()
                 try:
-                    slots = await asyncio.to_thread(self._greet, connection)
-                    await loop.connect_accepted_socket(lambda: FrontConnection(self, slots), connection)  # noqa: B023
+                    slots = await asyncio.to_thread(self._greet, connection, column)
+                    await loop.connect_accepted_socket(
+                        lambda: FrontConnection(self, slots, column),  # noqa: B023
+                        connection,
+                    )
                 except Exception as error:  # a front may end at any point of its hello
                     logger.warning("a front did not say hello: %s", error)
                     connection.close()
+                    self.columns.append(column)
 
-    def _greet(self, connection: socket.socket) -> Slots:
+    def _greet(self, connection: socket.socket, column: int) -> Slots:
         """Exchange descriptors of shared memory with a front, and return the front's slots."""
         connection.settimeout(HELLO_S)
         hello, descriptors, _, _ = socket.recv_fds(connection, HELLO.size, 1)
@@ -80,7 +86,7 @@ class DeviceProcess:
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-        socket.send_fds(connection, [HELLO.pack(ROWS, Expectations.SIZE)], [self._table_descriptor])
+        socket.send_fds(connection, [HELLO.pack(column, Expectations.SIZE)], [self._table_descriptor])
         connection.setblocking(False)
         return slots
 
@@ -132,13 +138,28 @@ class DeviceProcess:
         """Forget an engine that was unloaded; images on their way to the engine have been answered."""
         del self.engines[engine.number]
         self._unloaded.discard(engine.number)
+        self.table.decoding[engine.row] = 0
         self._rows.append(engine.row)
+
+    def expect_soon(self) -> None:
+        """Write what is expected of all engines into the table, once in this turn of the event loop.
+
+        The backlog of one engine delays all others.
+        """
+        if not self._expected:
+            self._expected = True
+            asyncio.get_running_loop().call_soon(self._expect_all)
+
+    def _expect_all(self) -> None:
+        self._expected = False
+        for engine in self.engines.values():
+            self.expect(engine)
 
     def expect(self, engine: LoadedEngine) -> None:
         """Write what is expected of an engine into the table."""
         queue, scheduler = engine.queue, self.device.scheduler
         cost, backlog_s = queue.cost, scheduler.backlog_s(queue)
-        self.table.put(engine.row, queue.depth, backlog_s, cost(1), cost(cost.best_batch))
+        self.table.put(engine.row, len(queue.waiting), backlog_s, cost(1), cost(cost.best_batch))
         self.table.free_at = scheduler.free_at
 
     def began(self) -> None:
@@ -246,9 +267,9 @@ class SlotAnswer:
 class FrontConnection(FramedProtocol):
     """Connection of one front, with its slots and its pending images."""
 
-    def __init__(self, process: DeviceProcess, slots: Slots) -> None:
+    def __init__(self, process: DeviceProcess, slots: Slots, column: int) -> None:
         super().__init__()
-        self.process, self.slots = process, slots
+        self.process, self.slots, self._column = process, slots, column
         self._pending: dict[int, SlotAnswer] = {}  # by slot
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -267,8 +288,9 @@ class FrontConnection(FramedProtocol):
         for answer in list(self._pending.values()):
             self._withdraw(answer)
             self._release(answer)
-        for engine in self.process.engines.values():
-            self.process.expect(engine)
+        self.process.table.decoding[:, self._column] = 0
+        self.process.columns.append(self._column)
+        self.process.expect_soon()
         for call in self._calls:
             call.cancel()
 
@@ -288,9 +310,9 @@ class FrontConnection(FramedProtocol):
                 task.add_done_callback(self._calls.discard)
 
     def _enqueue(self, payload: bytes) -> None:
-        """Enqueue the images of a frame, and write what is expected of their engines from now on."""
+        """Enqueue the images of a frame, and write what is expected of the engines from now on."""
         scheduler = self.process.device.scheduler
-        now, engines = scheduler.clock(), set()
+        now = scheduler.clock()
         for slot, generation, number, height, width, channels, deadline, decode_ms in IMAGE.iter_unpack(payload):
             engine = self.process.engines.get(number)
             if engine is None:
@@ -304,9 +326,7 @@ class FrontConnection(FramedProtocol):
             engine.slot.used_at = now
             self.process.began()
             scheduler.enqueue(engine.queue, answer.image)
-            engines.add(engine)
-        for engine in engines:
-            self.process.expect(engine)
+        self.process.expect_soon()
 
     def _withdraw(self, answer: SlotAnswer) -> bool:
         """Take an image out of its queue; return False if the image is running."""
@@ -328,8 +348,7 @@ class FrontConnection(FramedProtocol):
 
     def _flush(self, kind: Kind) -> None:
         super()._flush(kind)
-        for engine in self.process.engines.values():
-            self.process.expect(engine)
+        self.process.expect_soon()
 
     async def _answer(self, payload: bytes) -> None:
         """Answer a call with its result or its problem."""

@@ -11,7 +11,8 @@ from typing import Any, cast
 
 from service.errors import Problem
 
-# Number of the front's slots and bytes of each; a descriptor of the memory comes with these bytes, and another back.
+# Number of the front's slots and bytes of each. The reply has the front's column and the bytes of the device's table.
+# A descriptor of shared memory comes with each.
 HELLO = Struct("<II")
 HELLO_S = 5.0  # seconds in which the other side must say hello
 HEAD = Struct("<IB")  # length of the payload, kind
@@ -19,7 +20,7 @@ HEAD = Struct("<IB")  # length of the payload, kind
 IMAGE = Struct("<IIIHHHxxdf")
 CANCEL = Struct("<II")  # slot and its generation
 # Slot and its generation, outcome, classes, size of the batch, milliseconds in queue and in inference.
-ANSWER = Struct("<IIHHIff")
+ANSWER = Struct("<IIIIIff")
 
 
 class Kind(IntEnum):

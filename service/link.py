@@ -34,10 +34,10 @@ def gone() -> Problem:
 class DeviceLink(FramedProtocol):
     """Connection to one device process, with the slots of this front. A new connection has new slots."""
 
-    def __init__(self, slots: Slots, table: Expectations, changed: Callable[[], None]) -> None:
-        """Use the slots and the device's table; `changed` is called when the state of the device changes."""
+    def __init__(self, slots: Slots, table: Expectations, column: int, changed: Callable[[], None]) -> None:
+        """Use the slots and a column of the device's table; `changed` is called when the device's state changes."""
         super().__init__()
-        self._slots, self.table, self._changed = slots, table, changed
+        self._slots, self.table, self.column, self._changed = slots, table, column, changed
         self._free = deque(range(slots.count))
         self._generations = [0] * slots.count
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
@@ -144,10 +144,11 @@ async def linked(path: Path, slots: int, slot_bytes: int, changed: Callable[[], 
     descriptor = anonymous(slots * slot_bytes)
     connection = socket.socket(socket.AF_UNIX)
     try:
-        table = await asyncio.to_thread(greet, connection, path, descriptor, HELLO.pack(slots, slot_bytes))
+        hello = HELLO.pack(slots, slot_bytes)
+        table, column = await asyncio.to_thread(greet, connection, path, descriptor, hello)
         own = Slots(descriptor, slots, slot_bytes)
         loop = asyncio.get_running_loop()
-        _, link = await loop.create_unix_connection(lambda: DeviceLink(own, table, changed), sock=connection)
+        _, link = await loop.create_unix_connection(lambda: DeviceLink(own, table, column, changed), sock=connection)
     except BaseException:
         connection.close()
         raise
@@ -156,16 +157,16 @@ async def linked(path: Path, slots: int, slot_bytes: int, changed: Callable[[], 
     return link
 
 
-def greet(connection: socket.socket, path: Path, descriptor: int, hello: bytes) -> Expectations:
-    """Exchange descriptors of shared memory with a device process, and return the table of the process."""
+def greet(connection: socket.socket, path: Path, descriptor: int, hello: bytes) -> tuple[Expectations, int]:
+    """Exchange descriptors of shared memory with a device process; return the process's table and a column of it."""
     connection.settimeout(HELLO_S)
     connection.connect(str(path))
     socket.send_fds(connection, [hello], [descriptor])
-    _, descriptors, _, _ = socket.recv_fds(connection, HELLO.size, 1)
+    reply, descriptors, _, _ = socket.recv_fds(connection, HELLO.size, 1)
     if not descriptors:
         raise ConnectionError("the device process did not say hello")
     try:
-        return Expectations(descriptors[0])
+        return Expectations(descriptors[0]), HELLO.unpack(reply)[0]
     finally:
         os.close(descriptors[0])
         connection.setblocking(False)

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,8 @@ from service.settings import Settings
 
 # Private to the server's processes: the first process sets the variable, the others inherit the variable.
 FOLDER = "_CONVSERVE_FOLDER"
+NAMES = "convserve-"  # prefix of the folders' names
+OWNER = "owner.lock"  # held by the process that made the folder
 FRONTS_A_GPU = 12  # more did not help one H200
 CLAIMED = ExitStack()  # locks that this process holds until its end
 KEPT_CORES = 3  # of a machine with a GPU, for the device process and the client of a reverse proxy
@@ -52,10 +54,20 @@ def layout(settings: Settings) -> Layout:
 def folder() -> Path:
     """Return the folder in which the server's processes meet; the first process makes and removes the folder."""
     if FOLDER not in os.environ:
-        made = tempfile.mkdtemp(prefix="convserve-")  # for this user only
+        remove_deserted()
+        made = tempfile.mkdtemp(prefix=NAMES)  # for this user only
+        CLAIMED.enter_context(files.lock_if_free(Path(made) / OWNER))
         os.environ[FOLDER] = made
         atexit.register(remove, made, os.getpid())
     return Path(os.environ[FOLDER])
+
+
+def remove_deserted() -> None:
+    """Remove the folders of servers that were killed."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{NAMES}*/{OWNER}"):
+        with suppress(OSError), files.lock_if_free(lock) as free:
+            if free:
+                shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def remove(made: str, owner: int) -> None:

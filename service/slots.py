@@ -1,4 +1,4 @@
-"""Shared memory between a front and a device process: a slot an image, and a table of what the device expects."""
+"""Shared memory between fronts and a device process: a slot an image, and a table of what the device expects."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from service.scheduler import Logits, Pixels
 
-SLOT_BYTES = 1 << 20  # least size of a slot; only the pages that are used take memory
+SLOT_BYTES = 4 << 20  # least size of a slot, of 1,182 x 1,182 pixels; only the pages that are used take memory
 ROWS = 1024  # engines that can be loaded at a time
+FRONTS = 512  # twice the most fronts: a front may connect before its predecessor is known to have ended
 
 
 def anonymous(size: int) -> int:
@@ -55,16 +56,21 @@ class Expectations:
     """Table of a device: for each engine, what a front must know to refuse a request before its body is read.
 
     The device writes, the fronts read: the images that wait, and the predicted seconds of the backlog with one image
-    more, of one image, and of the best batch. `free_at` is on the machine's clock, in seconds.
+    more, of one image, and of the best batch. `free_at` is on the machine's clock, in seconds. Each front writes, in a
+    column of its own of `decoding`, the images that the front decodes.
     """
 
-    COLUMNS = ("depth", "backlog_s", "one_s", "batch_s")
-    SIZE = (ROWS + 1) * len(COLUMNS) * 8
+    COLUMNS = ("waiting", "backlog_s", "one_s", "batch_s")
+    SIZE = (ROWS + 1) * len(COLUMNS) * 8 + ROWS * FRONTS * 4
 
     def __init__(self, descriptor: int) -> None:
         """Map the table of a descriptor, which stays open."""
         memory = mmap.mmap(descriptor, self.SIZE)
-        self._table: NDArray[np.float64] = np.frombuffer(memory, np.float64).reshape(ROWS + 1, len(self.COLUMNS))
+        shape = ROWS + 1, len(self.COLUMNS)
+        self._table: NDArray[np.float64] = np.frombuffer(memory, np.float64, shape[0] * shape[1]).reshape(shape)
+        self.decoding: NDArray[np.uint32] = np.frombuffer(memory, np.uint32, offset=self._table.nbytes).reshape(
+            ROWS, FRONTS
+        )
 
     @property
     def free_at(self) -> float:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import re
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
+from engines.published import files
 from engines.published.store import PublishedModel
+from service.processes import remove_deserted
 from tests.service.test_lifecycle import classify, constant_load
 from tests.serving import is_ready, serving
 
@@ -111,3 +115,16 @@ def test_its_shared_memory_and_folder_are_gone_at_its_end(lenet5: PublishedModel
         assert both[0] == both[1] > 0
     assert not os.path.exists(folder)
     assert set(os.listdir("/dev/shm")) == before
+
+
+def test_folders_of_killed_servers_are_removed_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    killed, running, other = tmp_path / "convserve-a", tmp_path / "convserve-b", tmp_path / "convserve-c"
+    for folder in (killed, running, other):
+        folder.mkdir()
+    (killed / "owner.lock").touch()
+    with files.lock_if_free(running / "owner.lock"):
+        remove_deserted()
+    assert {path.name for path in tmp_path.iterdir()} == {"convserve-b", "convserve-c"}

@@ -199,6 +199,30 @@ async def test_a_front_that_has_gone_leaves_nothing_and_a_device_that_has_gone_f
             await lost.call("recent", both.tag)
 
 
+async def test_fronts_see_what_the_others_decode_until_they_have_gone(three: list[str], tmp_path: Path) -> None:
+    async with split(three[0], tmp_path) as both:
+        other = make_front(both.front.settings, [both.process.path], tmp_path)
+        running = asyncio.create_task(other.device.run())
+        async with asyncio.timeout(5):
+            while other.device.problem:
+                await asyncio.sleep(0.01)
+        queue, seen = [await front.device.queue(front.catalog.models[both.tag]) for front in (other, both.front)]
+        empty_s = both.front.scheduler.expected_answer_s(seen)
+        with other.scheduler.admit(queue, time.monotonic() + 30), other.scheduler.admit(queue, time.monotonic() + 30):
+            assert seen.depth == 2
+            assert both.front.scheduler.expected_answer_s(seen) > 2 * empty_s
+        assert seen.depth == 0
+        with other.scheduler.admit(queue, time.monotonic() + 30):
+            assert seen.depth == 1
+            (link,) = cast(RemoteDevice, other.device).links
+            assert link.transport
+            link.transport.abort()
+            async with asyncio.timeout(5):
+                while seen.depth:
+                    await asyncio.sleep(0.01)
+        running.cancel()
+
+
 async def test_a_front_knows_before_the_body_that_the_wait_is_too_long(three: list[str], tmp_path: Path) -> None:
     async with split(three[0], tmp_path) as both:
         both.engine.seconds = 0.1
