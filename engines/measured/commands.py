@@ -10,12 +10,14 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from engines.measured import bench, peak, plans, records
+from engines.measured import bench, gpu_jpegs, peak, plans, records
 from engines.measured.records import Speed
 from engines.measured.verify import verify, verify_scaled
 from engines.published.manifest import ManifestError
 from engines.published.store import PublishedModel
 from engines.runtimes.engine import EngineError
+from engines.runtimes.gpu_jpeg.jpegs import can_preprocess
+from engines.runtimes.machine import accelerator
 from engines.runtimes.registry import EngineSpec, Measured, open_engine
 from engines.runtimes.tensorrt.library import PRECISIONS
 
@@ -44,6 +46,8 @@ def verify_models(
 ) -> int:
     """Print and record the fidelity of each engine. Return 1 if a requested precision of a model cannot run."""
     failed = False
+    if jpegs:
+        verify_gpu_jpegs(models, jpegs)
     width = max((len(model.manifest.tag) for model in models), default=0)
     for model in models:
         opened: set[str] = set()
@@ -73,6 +77,25 @@ def verify_models(
                 records.keep(model, runtime, precision, scaled_jpeg=scaled)
         failed |= lacks(model, precisions, opened)
     return int(failed)
+
+
+def verify_gpu_jpegs(models: Sequence[PublishedModel], jpegs: Sequence[Path]) -> None:
+    """Print and record how this machine's GPU decodes JPEGs beside Pillow; print nothing without a GPU."""
+    if accelerator() is None:
+        return
+    try:
+        decode, kind = gpu_jpegs.gpu_decoder()
+        decoder = gpu_jpegs.key()
+    except EngineError as error:
+        print(f"JPEGs on the GPU  cannot run: {error}")
+        return
+    if decoder is None:
+        print("JPEGs on the GPU  cannot be recorded: a library was installed otherwise: pip install '.[gpu-jpeg]'")
+        return
+    preprocesses = {model.manifest.preprocess for model in models if can_preprocess(model.manifest.preprocess)}
+    samplings = gpu_jpegs.compare(decode, (path.read_bytes() for path in jpegs), list(preprocesses))
+    gpu_jpegs.keep(decoder, kind, samplings)
+    print(f"JPEGs on {decoder.gpu} by its {kind} decoder, beside Pillow\n{gpu_jpegs.table(samplings)}", flush=True)
 
 
 def bench_models(

@@ -1,8 +1,10 @@
-"""Fixture of a machine with a fake GPU, and helpers that open engines on the GPU."""
+"""Fixtures of a machine with a fake GPU and of JPEGs' decoder, and helpers that open engines on the GPU."""
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +19,14 @@ from engines.published import manifest, store
 from engines.published.store import PublishedModel
 from engines.runtimes import registry
 from engines.runtimes.engine import Engine
+from engines.runtimes.gpu_jpeg.decode import Lane
 from engines.runtimes.registry import EngineSpec, Runtime, open_engine
 from engines.runtimes.tensorrt import engine as tensorrt
 from engines.runtimes.tensorrt import gpu, library, plan
 from engines.runtimes.tensorrt.library import TensorRT
 from tests.engines import fake_gpu, fake_tensorrt
 from tests.engines.fake_gpu import GPU
+from tests.engines.host_canvas import CPU, HostCanvas, compiled
 
 BOTH: tuple[TensorRT, ...] = ("tensorrt", "tensorrt_rtx")
 
@@ -61,3 +65,18 @@ def digits_of(model: PublishedModel, count: int) -> tuple[NDArray[np.uint8], NDA
 def opened(model: PublishedModel, name: Runtime, precision: str = "fp32", max_batch: int = 32) -> Engine:
     """Open an engine of a model by the name of its runtime."""
     return open_engine(model, EngineSpec(name, precision), max_batch=max_batch)
+
+
+@pytest.fixture(scope="session")
+def kernel_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """Kernel for a GPU's JPEGs, compiled for the processor."""
+    if not shutil.which("g++"):
+        pytest.skip("g++ is not installed")
+    return compiled(tmp_path_factory.mktemp("kernel"))
+
+
+@pytest.fixture
+def lane(kernel_library: ctypes.CDLL) -> Lane:
+    """Lane of nvImageCodec's decoder for the processor."""
+    pytest.importorskip("nvidia.nvimgcodec", reason="nvImageCodec is not installed: pip install '.[gpu-jpeg]'")
+    return Lane(HostCanvas(kernel_library), "CPU_ONLY", CPU, 1)

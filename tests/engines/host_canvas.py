@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from engines.published.preprocess import Preprocess
 from engines.runtimes.gpu_jpeg import kernel
@@ -19,7 +21,7 @@ from engines.runtimes.gpu_jpeg.kernel import Decoded
 # The words of CUDA that the kernel uses; the last loops are what a GPU does at once.
 AROUND = f"""
 struct Place {{ int x, y, z; }};
-static Place blockIdx, blockDim = {{{kernel.BLOCK[0]}, {kernel.BLOCK[1]}, 1}}, threadIdx;
+static thread_local Place blockIdx, blockDim = {{{kernel.BLOCK[0]}, {kernel.BLOCK[1]}, 1}}, threadIdx;
 #define __global__
 #define __device__ static
 {kernel.SOURCE}
@@ -42,7 +44,7 @@ def compiled(folder: Path) -> ctypes.CDLL:
     """Return the kernel as a library for the processor, with a function `run`."""
     source, library = folder / "kernel.cpp", folder / "kernel.so"
     source.write_text(AROUND)
-    subprocess.run(["g++", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o", library, source], check=True)  # noqa: S607
+    subprocess.run(["g++", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o", library, source], check=True)
     return ctypes.CDLL(str(library))
 
 
@@ -85,3 +87,20 @@ def fill(
     """Return the input pixels of JPEGs, (N, height, width, channels), and the places of the refused."""
     pixels = np.zeros((len(bodies), *preprocess.shape), np.uint8)
     return pixels, lane.fill(preprocess, bodies, pixels.ctypes.data, 0)
+
+
+def noise(width: int, height: int) -> NDArray[np.uint8]:
+    """Return noise of few and of many levels: the sums of bicubic weights leave 0 to 255 and are cut."""
+    pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    pixels[:, : width // 2] = pixels[:, : width // 2] // 128 * 255
+    return pixels
+
+
+def jpeg(width: int = 90, height: int = 60, **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(noise(width, height)).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def by_pillow(preprocess: Preprocess, body: bytes) -> NDArray[np.uint8]:
+    return preprocess(Image.open(io.BytesIO(body)))

@@ -2,20 +2,17 @@ from __future__ import annotations
 
 import ctypes
 import io
-import shutil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
 from engines.published.preprocess import Preprocess
 from engines.runtimes.gpu_jpeg import kernel
 from engines.runtimes.gpu_jpeg.decode import ALIGNMENT, Lane
 from engines.runtimes.gpu_jpeg.resample import resized
-from tests.engines.host_canvas import CPU, HostCanvas, compiled, fill
+from tests.engines.host_canvas import CPU, HostCanvas, by_pillow, fill, jpeg, noise
 
 SIZES = [(1, 1), (3, 500), (500, 3), (60, 90), (224, 224), (300, 500), (427, 640), (640, 427), (2000, 40)]
 PHOTO = Preprocess(mode="RGB", resize_edge=64, crop=56)
@@ -27,36 +24,6 @@ PREPROCESSES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    if not shutil.which("g++"):
-        pytest.skip("g++ is not installed")
-    return compiled(tmp_path_factory.mktemp("kernel"))
-
-
-@pytest.fixture
-def lane(library: ctypes.CDLL) -> Lane:
-    pytest.importorskip("nvidia.nvimgcodec", reason="nvImageCodec is not installed: pip install '.[gpu-jpeg]'")
-    return Lane(HostCanvas(library), "CPU_ONLY", CPU, 1)
-
-
-def noise(width: int, height: int) -> NDArray[np.uint8]:
-    """Return noise of few and of many levels: the sums of bicubic weights leave 0 to 255 and are cut."""
-    pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    pixels[:, : width // 2] = pixels[:, : width // 2] // 128 * 255
-    return pixels
-
-
-def jpeg(width: int = 90, height: int = 60, **options: Any) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(noise(width, height)).save(file, "JPEG", **options)
-    return file.getvalue()
-
-
-def by_pillow(preprocess: Preprocess, body: bytes) -> NDArray[np.uint8]:
-    return preprocess(Image.open(io.BytesIO(body)))
-
-
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("preprocess", PREPROCESSES)
 def test_sums_by_tables_are_pillows_pixels(preprocess: Preprocess, size: tuple[int, int]) -> None:
@@ -65,14 +32,14 @@ def test_sums_by_tables_are_pillows_pixels(preprocess: Preprocess, size: tuple[i
 
 
 @pytest.mark.parametrize("preprocess", PREPROCESSES)
-def test_the_kernel_computes_the_same_sums(library: ctypes.CDLL, preprocess: Preprocess) -> None:
+def test_the_kernel_computes_the_same_sums(kernel_library: ctypes.CDLL, preprocess: Preprocess) -> None:
     pictures = [noise(*size) for size in SIZES]
     output = np.zeros((len(pictures), *preprocess.shape), np.uint8)
     places = [
         kernel.Decoded(pixels.ctypes.data, pixels.shape[1], pixels.shape[0], place)
         for place, pixels in enumerate(pictures)
     ]
-    HostCanvas(library).resize(preprocess, places[::-1], output.ctypes.data, 0)
+    HostCanvas(kernel_library).resize(preprocess, places[::-1], output.ctypes.data, 0)
     for pixels, found in zip(pictures, output, strict=True):
         assert np.array_equal(found, preprocess(Image.fromarray(pixels)))
 
@@ -125,8 +92,8 @@ def test_a_batch_that_fails_as_a_whole_is_tried_in_parts(lane: Lane, monkeypatch
         assert np.array_equal(pixels[place], by_pillow(PHOTO, bodies[place]))
 
 
-def test_memory_is_bounded(library: ctypes.CDLL, lane: Lane) -> None:
-    canvas = HostCanvas(library, capacity=3 * 100 * 100 + ALIGNMENT)
+def test_memory_is_bounded(kernel_library: ctypes.CDLL, lane: Lane) -> None:
+    canvas = HostCanvas(kernel_library, capacity=3 * 100 * 100 + ALIGNMENT)
     bounded = Lane(canvas, "CPU_ONLY", CPU, 1)
     bodies = [jpeg(100, 100), jpeg(90, 20), jpeg(90, 30), jpeg(200, 200), jpeg(100, 90)]
     pixels, refused = fill(bounded, PHOTO, bodies)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -26,10 +27,9 @@ def library() -> Any:
     # Otherwise every broken JPEG that somebody sends prints two coloured lines.
     os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")
     try:
-        from nvidia import nvimgcodec
+        return import_module("nvidia.nvimgcodec")
     except ImportError as error:
         raise EngineError(MISSING) from error
-    return nvimgcodec
 
 
 class Canvas(Protocol):

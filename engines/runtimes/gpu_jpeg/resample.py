@@ -1,7 +1,7 @@
 """Arithmetic of `Preprocess` for a GPU: tables of whole-number weights, and the sums that a kernel computes by them.
 
 Pillow resizes pixels of 8 bits in two passes, one along each axis, with weights in units of 2**-22 and a rounding to 8
-bits after each pass. The tables have the same weights and the same order, so that the sums are equal to Pillow's pixels.
+bits after each pass. The tables have the same weights, in the same order, so that the sums are Pillow's pixels.
 """
 
 from __future__ import annotations
