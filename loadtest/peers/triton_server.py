@@ -76,7 +76,7 @@ def main() -> None:
         "LD_LIBRARY_PATH": ":".join(path for path in paths if path),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         models, backends = Path(folder) / "models", Path(folder) / "backends"
         write_model(models)
         write_backend(backends, triton)

@@ -44,6 +44,7 @@ def test_convserve_runs_torch_unless_a_runtime_is_named(monkeypatch: pytest.Monk
     assert environment("lenet5", "fp16")["CONVSERVE_RUNTIME"] == "openvino"
 
 
+@pytest.mark.slow
 def test_the_peers_network_answers_as_the_engine(lenet5: PublishedModel) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, *lenet5.manifest.preprocess.shape), np.uint8)
     expected = open_engine(lenet5, EngineSpec("openvino", "fp32")).infer(pixels)
