@@ -53,7 +53,9 @@ def main() -> None:
         subparser.add_argument(
             "--max-batch", type=positive, default=GPU_MAX_BATCH, help="in images (default: %(default)s)"
         )
-    verify_parser.add_argument("--jpegs", type=jpegs, help="folder: also verify its .jpg decoded scaled down, and on a GPU")
+    verify_parser.add_argument(
+        "--jpegs", type=jpegs, help="folder: also verify its .jpg decoded scaled down, and on a GPU"
+    )
     bench_parser.add_argument("--batches", type=positives, default="1,8,16,32", help="in images (default: %(default)s)")
     bench_parser.add_argument("--streams", type=positives, default="1", help="OpenVINO streams (default: %(default)s)")
     bench_parser.add_argument("--threads", type=positives, help="OpenVINO threads (default: chosen by OpenVINO)")

@@ -92,7 +92,7 @@ class Header:
             check(len(counts) == 16 and 0 < sum(counts) == len(symbols) <= 256)
             # Codes of n bits take 2**-n of all codes each.
             check(sum(count << 16 - bits for bits, count in enumerate(counts, 1)) <= 1 << 16)
-            check(data[at] & 0x10 or max(symbols) <= MAX_CATEGORY)
+            check(data[at] >= 0x10 or max(symbols) <= MAX_CATEGORY)
             self._codes.add(data[at])
             at += 17 + sum(counts)
 
