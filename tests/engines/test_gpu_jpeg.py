@@ -10,7 +10,7 @@ from PIL import Image
 
 from engines.published.preprocess import Preprocess
 from engines.runtimes.gpu_jpeg import kernel
-from engines.runtimes.gpu_jpeg.decode import ALIGNMENT, Lane
+from engines.runtimes.gpu_jpeg.decode import ALIGNMENT, ATTEMPTS, Lane
 from engines.runtimes.gpu_jpeg.resample import resized
 from tests.engines.host_canvas import CPU, HostCanvas, by_pillow, fill, jpeg, noise
 
@@ -90,6 +90,21 @@ def test_a_batch_that_fails_as_a_whole_is_tried_in_parts(lane: Lane, monkeypatch
     assert refused == [2]
     for place in (0, 1, 3, 4):
         assert np.array_equal(pixels[place], by_pillow(PHOTO, bodies[place]))
+
+
+def test_attempts_are_bounded(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = []
+
+    class Refusing:
+        """Decoder that refuses all, as of a size that hardware does not decode."""
+
+        def decode(self, codes: Any, **options: Any) -> list[Any]:
+            attempts.append(len(codes))
+            return [None] * len(codes)
+
+    monkeypatch.setattr(lane, "_decoder", Refusing())
+    assert fill(lane, PHOTO, [jpeg()] * 128)[1] == list(range(128))
+    assert len(attempts) == ATTEMPTS
 
 
 def test_memory_is_bounded(kernel_library: ctypes.CDLL, lane: Lane) -> None:
