@@ -36,8 +36,8 @@ def tables(preprocess: Preprocess, width: int, height: int) -> Tables:
     """Return the tables that resize a picture of `width` x `height` pixels to the crop of `preprocess`."""
     left, top, right, bottom = preprocess.box(width, height)
     crop, filtered_by = preprocess.crop, preprocess.interpolation
-    # Pillow 13 reduces the height of tall pictures first. This rule was found by trying; Pillow 12 has others. The order
-    # shows only where sums of bicubic weights are cut to 0 or 255.
+    # Pillow 13 reduces the height of tall pictures first, by a rule that was found by trying; Pillow 12 has others. The
+    # order changes a rounding, and more where sums of bicubic weights are cut to 0 or 255.
     rows_first = height - crop > 2 * max(0, width - crop)
     return Tables(
         table(width, left, right, crop, filtered_by), table(height, top, bottom, crop, filtered_by), rows_first
