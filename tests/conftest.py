@@ -22,9 +22,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 from engines.published import manifest
 from engines.published.store import PublishedModel, published
+from tests import gpu_summary
 from tests.serving import ROOT, serving
 from training.data import DataSet, load
 
+Measured = Callable[[str], None]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Once = Callable[[str, Callable[[Path], object]], Path]
 
@@ -44,6 +46,20 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_unconfigure() -> None:
     """Remove the model store of this process."""
     shutil.rmtree(os.environ["BENTOML_HOME"], ignore_errors=True)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say at the end of `pytest -m gpu` what ran on the GPU and what could not."""
+    if config.option.markexpr == "gpu":
+        terminalreporter.section("on this machine's GPU")
+        for line in gpu_summary.lines(terminalreporter.stats):
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def measured(record_property: Callable[[str, object], None]) -> Measured:
+    """Return a function that adds a line to what `pytest -m gpu` says at its end."""
+    return lambda line: record_property("measured", line)
 
 
 @pytest.fixture

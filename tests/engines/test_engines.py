@@ -20,7 +20,6 @@ from engines.runtimes.engine import EngineError
 from engines.runtimes.onnxruntime import ONNXRuntimeEngine
 from engines.runtimes.openvino import OpenVINOEngine, core
 from engines.runtimes.registry import RUNTIMES, EngineSpec, Runtime, make_engine, open_engine
-from engines.runtimes.torch import open_torch
 from tests.serving import ROOT
 
 
@@ -94,19 +93,6 @@ def test_half_precision_agrees_or_is_refused(lenet5: PublishedModel, runtime: Ru
     logits = engine.infer(verification["pixels"])
     assert logits.dtype == np.float32
     assert (logits.argmax(1) == verification["logits"].argmax(1)).mean() >= 0.98
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("batch", [1, 3, 32, 256, 300])
-def test_cuda_graphs_return_torchs_logits(lenet5: PublishedModel, precision: str, batch: int) -> None:
-    verification = load_file(lenet5.folder / manifest.VERIFICATION)
-    engine = open_torch(lenet5, precision)
-    assert engine.device.type == "cuda"
-    pixels = np.concatenate([verification["pixels"]] * 2)[:batch]
-    expected = np.concatenate([verification["logits"]] * 2)[:batch]
-    for _ in range(2):
-        assert np.abs(engine.infer(pixels) - expected).max() <= 0.02 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("engine", [OpenVINOEngine, ONNXRuntimeEngine])

@@ -1,4 +1,7 @@
-"""Tests on an NVIDIA GPU: ten nets in every precision against torch on the CPU, the commands, and the server."""
+"""Tests on an NVIDIA GPU: ten nets in every precision by TensorRT, and the commands and the server by every runtime.
+
+Those of torch and of the plans' executor, which any card runs, are in test_torch_gpu.py and test_executor.py.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,11 @@ from numpy.typing import NDArray
 from engines.published import manifest
 from engines.published.manifest import Calibration
 from engines.published.store import PublishedModel
+from engines.runtimes import registry
 from engines.runtimes.engine import EngineError
+from engines.runtimes.registry import Runtime
 from engines.runtimes.tensorrt.engine import TensorRTEngine
-from engines.runtimes.tensorrt.library import TensorRT, check
+from engines.runtimes.tensorrt.library import TensorRT
 from engines.runtimes.torch import FromPixels, Normalise
 from models.zoo import ZOO
 from tests.conftest import Run
@@ -40,11 +45,16 @@ RUNTIMES: tuple[TensorRT, ...] = ("tensorrt", "tensorrt_rtx")
 def runtime(request: pytest.FixtureRequest) -> TensorRT:
     """Name of each TensorRT library that can run on this machine."""
     name: TensorRT = request.param
+    needs(name)
+    return name
+
+
+def needs(runtime: Runtime) -> None:
+    """Skip the test if a runtime cannot run on this machine."""
     try:
-        check(name)
+        registry.check(runtime)
     except EngineError as error:
         pytest.skip(str(error))
-    return name
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -78,15 +88,22 @@ def by_operator(path: Path, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return logits
 
 
-def test_the_commands_and_the_server_run(runtime: TensorRT, run: Run, lenet5_everywhere: PublishedModel) -> None:
+def test_the_layers_of_a_plan_are_listed(runtime: TensorRT, run: Run, lenet5_everywhere: PublishedModel) -> None:
     home = str(lenet5_everywhere.folder.parents[2])
-    options = ("--runtimes", runtime, "--precisions", "fp32,fp16,int8")
-    verified = run("engines", "verify", *options, BENTOML_HOME=home).stdout
-    assert verified.count(": faithful") == 3
-    benched = run("engines", "bench", *options, "--batches", "1,8,32", "--seconds", "1", BENTOML_HOME=home).stdout
-    assert benched.count(f"\n{runtime} ") == 9
     report = run("engines", "inspect", "lenet5", "--precisions", "int8", "--runtime", runtime, BENTOML_HOME=home).stdout
     assert report.splitlines()[-1].endswith("6 in int8")
+
+
+@pytest.mark.parametrize("runtime", [*RUNTIMES, "torch"])
+def test_the_commands_and_the_server_run(runtime: Runtime, run: Run, lenet5_everywhere: PublishedModel) -> None:
+    needs(runtime)
+    home = str(lenet5_everywhere.folder.parents[2])
+    precisions = registry.RUNTIMES[runtime].precisions
+    options = ("--runtimes", runtime, "--precisions", ",".join(precisions))
+    verified = run("engines", "verify", *options, BENTOML_HOME=home).stdout
+    assert verified.count(": faithful") == len(precisions)
+    benched = run("engines", "bench", *options, "--batches", "1,8,32", "--seconds", "1", BENTOML_HOME=home).stdout
+    assert benched.count(f"\n{runtime} ") == 3 * len(precisions)
     with serving(CONVSERVE_RUNTIME=runtime, BENTOML_HOME=home) as (client, _):
         answer = client.post("/classify?model=lenet5", content=(ROOT / "docs" / "digit.png").read_bytes()).json()
     assert (answer["runtime"], answer["predictions"][0]["label"]) == (runtime, "7")

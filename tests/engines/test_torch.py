@@ -28,23 +28,26 @@ from tests.engines.test_choose import FAITHFUL, record
 from tests.training.test_export import after_a_step
 
 CARD = "Card of these tests"
-TOLERANCE = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 1e-1}  # of the largest logit
+TOLERANCE = 1e-4  # of the largest logit
 Logits = NDArray[np.float32]
+SMALL_PHOTOS = Preprocess(mode="RGB", resize_edge=32, crop=32)
 SMALL = partial(rates, 256, 2**20, "cpu")
 
 
-def publish(name: str, lenet5: PublishedModel, folder: Path) -> tuple[PublishedModel, NDArray[np.uint8], Logits]:
+def publish(
+    name: str, lenet5: PublishedModel, folder: Path, preprocess: Preprocess = SMALL_PHOTOS
+) -> tuple[PublishedModel, NDArray[np.uint8], Logits]:
     """Return a published network without ONNX files, pixels, and the logits of the network as it was trained."""
     torch.manual_seed(0)
-    pixels = torch.randint(256, (16, 32, 32, 3), dtype=torch.uint8)
-    normalise = Normalise((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
-    module = after_a_step(FromPixels(ZOO[name].build(10), normalise), pixels)
+    pixels = torch.randint(256, (16, *preprocess.shape), dtype=torch.uint8)
+    mean, std = ((0.5, 0.4, 0.3)[: preprocess.shape[2]], (0.2, 0.3, 0.4)[: preprocess.shape[2]])
+    module = after_a_step(FromPixels(ZOO[name].build(10), Normalise(mean, std)), pixels)
     save_file(module.net.state_dict(), folder / WEIGHTS)
     manifest = lenet5.manifest.model_copy(
         update={
             "architecture": name,
-            "preprocess": Preprocess(mode="RGB", resize_edge=32, crop=32),
-            "provenance": {"input": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}},
+            "preprocess": preprocess,
+            "provenance": {"input": {"mean": mean, "std": std}},
         }
     )
     with torch.inference_mode():
@@ -55,28 +58,11 @@ def test_a_published_network_runs_with_folded_batch_norms(lenet5: PublishedModel
     model, pixels, expected = publish("resnet20_cifar", lenet5, tmp_path)
     engine = open_torch(model, "fp32")
     assert not [norm for norm in engine.module.modules() if isinstance(norm, nn.BatchNorm2d)]
-    assert np.abs(engine.infer(pixels) - expected).max() <= TOLERANCE["fp32"] * np.abs(expected).max()
+    assert np.abs(engine.infer(pixels) - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch has no GPU here")
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize(
-    ("name", "compiled"),
-    [("resnet20_cifar", False), ("preact_resnet110", False), ("densenet_bc_100_12", False), ("resnet20_cifar", True)],
-)
-def test_a_gpu_returns_the_logits_of_the_cpu(
-    lenet5: PublishedModel, tmp_path: Path, name: str, compiled: bool, precision: str
-) -> None:
-    model, pixels, expected = publish(name, lenet5, tmp_path)
-    engine = open_torch(model, precision, compiled=compiled)
-    for batch in (1, 3, 8, 16, 5):
-        error = np.abs(engine.infer(pixels[:batch]) - expected[:batch]).max() / np.abs(expected).max()
-        assert error <= TOLERANCE[precision], batch
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch has no GPU here")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch has no NVIDIA GPU here")
 def test_a_gpu_has_peaks_in_every_precision() -> None:
     (of_gpu,) = peak.measure(["torch"]).values()
     products = of_gpu.gmacs_per_s
