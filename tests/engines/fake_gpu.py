@@ -41,6 +41,7 @@ class GPU:
     """State of the fake GPU: memory, streams and plans, counts of what was `done`, and the failures to simulate."""
 
     total: int = 1000 * MB
+    kept: int = 0  # bytes that were freed, and that CUDA keeps for allocations until they are given back
     needed_per_image: int = MB
     refusal: str | None = None
     records_graphs: bool = True
@@ -67,17 +68,30 @@ class GPU:
 
     @property
     def free(self) -> int:
-        return self.total - sum(map(len, list(self.memory.values())))
+        return self.total - self.kept - sum(map(len, list(self.memory.values())))
 
     def allocate(self, size: int) -> int:
         self.check_thread()
         self.check_idle("allocation")
-        if size > self.free:
+        if size > self.free + self.kept:
             raise CUDAError("CUDA_ERROR_OUT_OF_MEMORY")
+        self.kept -= min(size, self.kept)
         address = self.next_address
         self.next_address += size
         self.memory[address] = bytearray(size)
         return address
+
+    def release(self, blocks: dict[int, Any], handle: int) -> None:
+        block = blocks.pop(handle)
+        self.kept += len(block) if blocks is self.memory else 0
+
+    def give_back(self) -> tuple[Status]:
+        self.kept = 0
+        return (SUCCESS,)
+
+    def wait(self) -> tuple[Status]:
+        self.check_idle("a wait for the whole GPU", whole_device=True)
+        return (SUCCESS,)
 
     def read(self, address: int, size: int) -> bytes:
         return bytes(self._at(address, size))
@@ -176,7 +190,7 @@ class Buffer:
 
     def __init__(self, gpu: GPU, handle: int, size: int, blocks: dict[int, Any]) -> None:
         self.gpu, self.handle, self.size = gpu, handle, size
-        weakref.finalize(self, blocks.pop, handle)
+        weakref.finalize(self, gpu.release, blocks, handle)
 
 
 class Device:
@@ -243,6 +257,10 @@ def modules(gpu: GPU) -> dict[str, types.ModuleType]:
     captures = gpu.captures = Captures(gpu)
     vars(cuda).update(
         cudaError_t=types.SimpleNamespace(cudaSuccess=SUCCESS),
+        cudaDeviceSynchronize=gpu.wait,
+        cudaGetDevice=lambda: (SUCCESS, 0),
+        cudaDeviceGetDefaultMemPool=lambda number: (SUCCESS, f"pool of GPU {number}"),
+        cudaMemPoolTrimTo=lambda pool, size: gpu.give_back(),
         cudaMemGetInfo=lambda: (SUCCESS, gpu.free, gpu.total),
         cudaDriverGetVersion=lambda: (SUCCESS, gpu.cuda),
         cudaMemcpyKind=types.SimpleNamespace(cudaMemcpyDefault="default"),

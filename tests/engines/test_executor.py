@@ -177,8 +177,17 @@ def test_deleted_executors_leave_nothing_behind(fake: GPU) -> None:
 
 
 def test_a_lane_is_filled_while_another_computes(fake: GPU, monkeypatch: pytest.MonkeyPatch) -> None:
-    running = opened(SumPlan(SHAPE, LARGEST, fake_launch(fake)))
+    addresses: dict[int, set[int]] = {1: set(), 2: set()}  # by the stream's handle
+    launch = fake_launch(fake)
+
+    def noting(handle: int, *arguments: Any) -> None:
+        addresses[handle] |= set(arguments[:3])
+        launch(handle, *arguments)
+
+    running = opened(SumPlan(SHAPE, LARGEST, noting))
     running.prepare((4, *SHAPE))
+    assert [len(own) for own in addresses.values()] == [3, 3]
+    assert not addresses[1] & addresses[2]  # of pixels, activations and logits
     fake.events.clear()
     both = threading.Barrier(2, timeout=30)
     sync = fake_gpu.Stream.sync

@@ -155,6 +155,19 @@ def test_batches_are_halved_where_memory_is_short(
     assert "an engine runs one batch at a time from now on, since a second one fails: CUDA_ERROR_OUT" in caplog.text
 
 
+def test_memory_of_a_deleted_engine_is_used_again(
+    fake: GPU, lenet5: PublishedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.total = 70 * MB  # two lanes of batches of 32
+    for _ in range(3):
+        engine = opened(lenet5, "tensorrt_rtx")
+        assert engine.lanes == 2
+        del engine
+        gc.collect()
+    assert fake.kept
+    assert "batches are halved" not in caplog.text
+
+
 @pytest.mark.parametrize("name", BOTH)
 def test_an_error_names_the_memory_that_one_image_needs(fake: GPU, lenet5: PublishedModel, name: TensorRT) -> None:
     fake.total, fake.needed_per_image = 10 * MB, 11 * MB

@@ -10,6 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from engines.runtimes.engine import EngineError
+from engines.runtimes.lanes import recording
 
 if TYPE_CHECKING:
     from cuda.core import Device, Stream
@@ -60,9 +61,18 @@ def used_mb() -> float:
 
 
 def memory() -> tuple[int, int]:
-    """Return the free and the total bytes of GPU memory. Raises RuntimeError if CUDA reports an error."""
+    """Return the free and the total bytes of GPU memory. Raises RuntimeError if CUDA reports an error.
+
+    Gives back what deleted engines used: cuda.core has CUDA keep freed memory for its next allocation, and others,
+    TensorRT itself among them, would find too little.
+    """
     from cuda.bindings import runtime
 
+    with recording:
+        checked(runtime.cudaDeviceSynchronize())  # memory counts as used until the GPU has come to its release
+    status, *pool = runtime.cudaDeviceGetDefaultMemPool(*checked(runtime.cudaGetDevice()))
+    if status == runtime.cudaError_t.cudaSuccess:  # some virtual GPUs have no pool
+        checked(runtime.cudaMemPoolTrimTo(*pool, 0))
     free, total = checked(runtime.cudaMemGetInfo())
     return int(free), int(total)
 
