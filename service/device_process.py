@@ -13,10 +13,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from service.batches import Picture, RefusedJpeg
 from service.catalog import Catalog
 from service.device import LocalDevice
 from service.errors import Problem
-from service.frames import ANSWER, CANCEL, HELLO, HELLO_S, IMAGE, AnswerStatus, FramedProtocol, Kind, packed
+from service.frames import ANSWER, CANCEL, HELLO, HELLO_S, IMAGE, JPEG, AnswerStatus, FramedProtocol, Kind, packed
 from service.loading import ServedModel, Slot
 from service.scheduler import Answer, EngineQueue, Late, PendingImage
 from service.slots import FRONTS, ROWS, Expectations, Slots, anonymous
@@ -230,6 +231,7 @@ def slot_state(slot: Slot, loaded: dict[EngineQueue, LoadedEngine]) -> dict[str,
             "precision": queue.engine.precision,
             "best_batch": queue.cost.best_batch,
             "uncorrected_s": queue.cost.uncorrected_s,
+            "samplings": sorted(queue.samplings),
         }
     return state
 
@@ -257,11 +259,16 @@ class SlotAnswer:
         self._front.settle(self, AnswerStatus.OK, len(result.logits), result)
 
     def set_exception(self, exception: Exception, /) -> None:
-        """Tell the front that the image was late or that the engine failed."""
-        late = isinstance(exception, Late)
-        if not late:
-            logger.error("%s cannot classify an image", self.engine.tag, exc_info=exception)
-        self._front.settle(self, AnswerStatus.LATE if late else AnswerStatus.FAILED)
+        """Tell the front that the image was late, that Pillow must decode the image, or that the engine failed."""
+        match exception:
+            case Late():
+                status = AnswerStatus.LATE
+            case RefusedJpeg():
+                status = AnswerStatus.REFUSED
+            case _:
+                status = AnswerStatus.FAILED
+                logger.error("%s cannot classify an image", self.engine.tag, exc_info=exception)
+        self._front.settle(self, status)
 
 
 class FrontConnection(FramedProtocol):
@@ -298,7 +305,11 @@ class FrontConnection(FramedProtocol):
         """Enqueue images, withdraw images, or answer a call."""
         match kind:
             case Kind.IMAGES:
-                self._enqueue(payload)
+                for slot, generation, number, *shape, deadline, decode_ms in IMAGE.iter_unpack(payload):
+                    self._enqueue(slot, generation, number, self.slots.pixels(slot, tuple(shape)), deadline, decode_ms)
+            case Kind.JPEGS:
+                for slot, generation, number, length, deadline, decode_ms in JPEG.iter_unpack(payload):
+                    self._enqueue(slot, generation, number, self.slots.jpeg(slot, length), deadline, decode_ms)
             case Kind.CANCELS:
                 for slot, generation in CANCEL.iter_unpack(payload):
                     answer = self._pending.get(slot)
@@ -309,23 +320,23 @@ class FrontConnection(FramedProtocol):
                 self._calls.add(task)
                 task.add_done_callback(self._calls.discard)
 
-    def _enqueue(self, payload: bytes) -> None:
-        """Enqueue the images of a frame, and write what is expected of the engines from now on."""
+    def _enqueue(
+        self, slot: int, generation: int, number: int, picture: Picture, deadline: float, decode_ms: float
+    ) -> None:
+        """Enqueue an image, and write what is expected of the engines from now on."""
+        engine = self.process.engines.get(number)
+        if engine is None:
+            self.send_record(Kind.ANSWERS, ANSWER.pack(slot, generation, AnswerStatus.NO_ENGINE, 0, 0, 0, 0))
+            return
         scheduler = self.process.device.scheduler
         now = scheduler.clock()
-        for slot, generation, number, height, width, channels, deadline, decode_ms in IMAGE.iter_unpack(payload):
-            engine = self.process.engines.get(number)
-            if engine is None:
-                self.send_record(Kind.ANSWERS, ANSWER.pack(slot, generation, AnswerStatus.NO_ENGINE, 0, 0, 0, 0))
-                continue
-            answer = SlotAnswer(self, engine, slot, generation)
-            pixels = self.slots.pixels(slot, (height, width, channels))
-            answer.image = PendingImage(pixels, now, deadline, answer, decode_ms)
-            self._pending[slot] = answer
-            engine.queue.users += 1
-            engine.slot.used_at = now
-            self.process.began()
-            scheduler.enqueue(engine.queue, answer.image)
+        answer = SlotAnswer(self, engine, slot, generation)
+        answer.image = PendingImage(picture, now, deadline, answer, decode_ms)
+        self._pending[slot] = answer
+        engine.queue.users += 1
+        engine.slot.used_at = now
+        self.process.began()
+        scheduler.enqueue(engine.queue, answer.image)
         self.process.expect_soon()
 
     def _withdraw(self, answer: SlotAnswer) -> bool:

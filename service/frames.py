@@ -18,6 +18,8 @@ HELLO_S = 5.0  # seconds in which the other side must say hello
 HEAD = Struct("<IB")  # length of the payload, kind
 # Slot and its generation, engine, height, width, channels, deadline in s on the machine's clock, decoding in ms.
 IMAGE = Struct("<IIIHHHxxdf")
+# Slot and its generation, engine, bytes of the JPEG, deadline, inspection in ms.
+JPEG = Struct("<IIIIdf")
 CANCEL = Struct("<II")  # slot and its generation
 # Slot and its generation, outcome, classes, size of the batch, milliseconds in queue and in inference.
 ANSWER = Struct("<IIIIIff")
@@ -32,6 +34,7 @@ class Kind(IntEnum):
     CALL = 4  # front to device: JSON {"id", "name", "arguments"}
     REPLY = 5  # device to front: JSON {"id", "result"} or {"id", "problem"}
     STATE = 6  # device to front: JSON, the engines of the device
+    JPEGS = 7  # front to device: many JPEG
 
 
 class AnswerStatus(IntEnum):
@@ -42,6 +45,7 @@ class AnswerStatus(IntEnum):
     FAILED = 2
     CANCELLED = 3
     NO_ENGINE = 4
+    REFUSED = 5  # a JPEG that the device's decoder refuses
 
 
 class FramedProtocol(asyncio.Protocol):

@@ -15,16 +15,18 @@ from PIL.ImageFile import ImageFile
 
 from engines.published.essentials import Essentials, essentials
 from engines.published.picture import open_picture, upright
+from engines.published.plain_jpeg import Sampling, sampling_of
 from engines.published.preprocess import Preprocess, draft
+from service.batches import Jpeg, Pixels
 from service.body import image_of
 from service.errors import Problem
 from service.framework_patches import keep_pillows_memory, silence_pillow
-from service.scheduler import Pixels
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 SIGNATURES = (b"BM", b"GIF8", b"\xff\xd8\xff", b"\x89PNG")
 SMALL = 8192, 64 * 64  # bytes and pixels; such an image decodes in a fraction of a millisecond
 MEDIUM = 128 * 1024, 640 * 480  # bytes and pixels; such an image decodes in some milliseconds
+INSPECTED = 256 * 1024  # bytes; the header of such a JPEG is inspected on the event loop
 MAX_SCANS = 200  # in a JPEG; cameras and editors write ten, and each costs a pass over all pixels
 MAX_EDGE = 65_535  # pixels, as in a JPEG; Pillow needs sixty bytes for each row of a picture of one column
 MAX_SCANNED = 1_000_000_000  # pixels times scans in a JPEG: twenty scans of 50 megapixels
@@ -134,6 +136,18 @@ def broken(error: Exception) -> Problem:
     return Problem(400, "broken_image", f"the image cannot be decoded: {error}")
 
 
+def plain_jpeg(body: bytes, content_type: str, samplings: frozenset[Sampling], max_pixels: int) -> Jpeg | None:
+    """Return a body's plain JPEG without metadata if its sampling is among `samplings`, else None."""
+    try:
+        image = image_of(body, content_type)
+        if not image.startswith(b"\xff\xd8"):
+            return None
+        parts = essentials(image)
+    except (Problem, ValueError):  # which the decoding by Pillow reports
+        return None
+    return Jpeg(parts.body) if sampling_of(parts, max_pixels) in samplings else None
+
+
 class Decoders:
     """Pool of threads that decode images. The scheduler's admission bounds the number of waiting images."""
 
@@ -181,6 +195,21 @@ class Decoders:
             over.set()
         self.mean_s += LEARNING * (seconds - self.mean_s)
         return pixels, (perf_counter() - started) * 1000
+
+    async def plain_jpeg(
+        self, body: bytes, content_type: str, samplings: frozenset[Sampling]
+    ) -> tuple[Jpeg | None, float]:
+        """Return a body's JPEG, and the milliseconds this took; None if Pillow must decode the picture.
+
+        A GPU decodes plain JPEGs of some samplings.
+        """
+        started = perf_counter()
+        if len(body) <= INSPECTED:
+            jpeg = plain_jpeg(body, content_type, samplings, self._max_pixels)
+        else:
+            job = self._pool.submit(plain_jpeg, body, content_type, samplings, self._max_pixels)
+            jpeg = await asyncio.wrap_future(job)
+        return jpeg, (perf_counter() - started) * 1000
 
     def _ended(self) -> None:
         self.under_way -= 1

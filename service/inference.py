@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect
 
 from service import schema
+from service.batches import Picture, RefusedJpeg
 from service.context import ServerContext
 from service.errors import Problem
 from service.loading import ServedModel
 from service.request_log import trace
-from service.scheduler import EngineQueue, Overloaded, Pixels, QueuePlace
+from service.scheduler import EngineQueue, Overloaded, QueuePlace
 
 PATIENCE_S = 0.05  # seconds before the server checks that a client is still connected
 
@@ -93,8 +94,13 @@ async def infer_all(
 ) -> list[schema.Classification | Exception]:
     """Decode the image once and run all models on it; return each model's answer or its error.
 
-    Of several models, one that misses the deadline has TimeoutError, and the answers of the others are returned.
+    Of several models, one that misses the deadline has TimeoutError, and the answers of the others are returned. A JPEG
+    for one model is not decoded here if the model's device does so.
     """
+    if len(held) == 1:
+        answer = await undecoded(server, *held[0], body, content_type, top_k)
+        if answer:
+            return [answer]
     preprocesses = [model.manifest.preprocess for model, _ in held]
     scaled = server.settings.scaled_jpeg and all(
         model.supports_scaled_jpeg(place.queue.engine) for model, place in held
@@ -106,7 +112,7 @@ async def infer_all(
         limit = until.when()
         until.reschedule(None)  # each model has the deadline for itself
 
-    async def one(model: ServedModel, place: QueuePlace, own: Pixels) -> schema.Classification | Exception:
+    async def one(model: ServedModel, place: QueuePlace, own: Picture) -> schema.Classification | Exception:
         try:
             async with asyncio.timeout_at(limit):
                 return await infer(server, model, place, own, decode_ms, top_k)
@@ -118,12 +124,29 @@ async def infer_all(
     return await asyncio.gather(*(one(model, place, own) for (model, place), own in zip(held, pixels, strict=True)))
 
 
+async def undecoded(
+    server: ServerContext, model: ServedModel, place: QueuePlace, body: bytes, content_type: str, top_k: int
+) -> schema.Classification | Exception | None:
+    """Return the answer to a JPEG that the model's device decodes, or its error; None if Pillow must decode."""
+    if not place.queue.samplings:
+        return None
+    jpeg, inspect_ms = await server.decoders.plain_jpeg(body, content_type, place.queue.samplings)
+    if not jpeg:
+        return None
+    try:
+        return await infer(server, model, place, jpeg, inspect_ms, top_k)
+    except RefusedJpeg:
+        return None
+    except Exception as error:
+        return error
+
+
 async def infer(
-    server: ServerContext, model: ServedModel, place: QueuePlace, pixels: Pixels, decode_ms: float, top_k: int
+    server: ServerContext, model: ServedModel, place: QueuePlace, picture: Picture, decode_ms: float, top_k: int
 ) -> schema.Classification:
     """Wait for the device and return the labelled answer; count the answer in metrics and spans."""
     manifest, engine = model.manifest, place.queue.engine
-    answer = await place.infer(pixels, decode_ms)
+    answer = await place.infer(picture, decode_ms)
     timing = schema.Timing(
         decode=round(decode_ms, 3), queue=round(answer.queue_ms, 3), inference=round(answer.inference_ms, 3)
     )

@@ -13,8 +13,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from service.batches import Jpeg, RefusedJpeg
 from service.errors import Problem
-from service.frames import ANSWER, CANCEL, HELLO, HELLO_S, IMAGE, AnswerStatus, FramedProtocol, Kind, unpacked
+from service.frames import ANSWER, CANCEL, HELLO, HELLO_S, IMAGE, JPEG, AnswerStatus, FramedProtocol, Kind, unpacked
 from service.scheduler import LATE, Answer, Late, Overloaded, PendingImage
 from service.slots import Expectations, Slots, anonymous
 
@@ -54,23 +55,30 @@ class DeviceLink(FramedProtocol):
     async def infer(self, number: int, image: PendingImage) -> Answer:
         """Return the answer to an image by the engine of a number.
 
-        Raises Overloaded if no slot is free, Late if the deadline passes, NoEngine if the engine has been unloaded, and
-        Problem 503 if the device process ends.
+        Raises Overloaded if no slot is free, Late if the deadline passes, RefusedJpeg if Pillow must decode the image,
+        NoEngine if the engine has been unloaded, and Problem 503 if the device process ends.
         """
         if self.lost.is_set():
             raise gone()
-        if image.pixels.nbytes > self._slots.size:
-            detail = f"an image of {image.pixels.nbytes:,} bytes is larger than a slot: restart the server"
-            raise Problem(503, "not_loadable", detail)
+        picture = image.picture
+        size = len(picture.body) if isinstance(picture, Jpeg) else picture.nbytes
+        if size > self._slots.size:
+            if isinstance(picture, Jpeg):
+                raise RefusedJpeg
+            raise Problem(503, "not_loadable", f"an image of {size:,} bytes is larger than a slot: restart the server")
         if not self._free:
             raise Overloaded(f"{self._slots.count} images wait already", self._slots.count, 1.0)
         slot = self._free.popleft()
-        self._slots.put(slot, image.pixels)
+        self._slots.put(slot, picture)
         generation = self._generations[slot] = self._generations[slot] + 1 & 0xFFFFFFFF
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting[slot] = answer
-        record = IMAGE.pack(slot, generation, number, *image.pixels.shape, image.deadline, image.decode_ms)
-        self.send_record(Kind.IMAGES, record)
+        if isinstance(picture, Jpeg):
+            record = JPEG.pack(slot, generation, number, size, image.deadline, image.decode_ms)
+            self.send_record(Kind.JPEGS, record)
+        else:
+            record = IMAGE.pack(slot, generation, number, *picture.shape, image.deadline, image.decode_ms)
+            self.send_record(Kind.IMAGES, record)
         try:
             return await answer
         except asyncio.CancelledError:  # the slot is free once the device process has answered
@@ -125,6 +133,8 @@ class DeviceLink(FramedProtocol):
                 answer.set_result(Answer(logits, batch, queue_ms, inference_ms))
             case AnswerStatus.LATE:
                 answer.set_exception(Late(LATE))
+            case AnswerStatus.REFUSED:
+                answer.set_exception(RefusedJpeg())
             case AnswerStatus.NO_ENGINE:
                 answer.set_exception(NoEngine())
             case _:

@@ -18,10 +18,11 @@ from engines.measured.records import EngineRecord, Speed
 from engines.measured.select_engine import choose, log_passed_over
 from engines.published.manifest import Manifest, ManifestError
 from engines.published.store import PublishedModel
-from engines.runtimes.engine import Engine, EngineError
+from engines.runtimes.engine import Engine, EngineError, GpuEngine
 from engines.runtimes.registry import EngineSpec, open_engine
 from service.cost import BatchCost, batch_sizes, cost_of
 from service.errors import Problem
+from service.gpu_jpeg import open_decoder
 from service.scheduler import EngineQueue
 from service.schema import Status
 from service.settings import Settings
@@ -288,7 +289,8 @@ class Loader:
 
         def opened(spec: EngineSpec) -> EngineQueue:
             engine = open_engine(model.published, spec, max_batch=settings.max_batch)
-            queue = EngineQueue(engine, self._cost(model, engine, spec))
+            decoder = open_decoder(engine, model.manifest.preprocess) if settings.gpu_jpeg == "auto" else None
+            queue = EngineQueue(engine, self._cost(model, engine, spec), decoder)
             if warm:
                 warm_up(model, queue)
             return queue
@@ -313,7 +315,11 @@ def warm_up(model: ServedModel, queue: EngineQueue) -> None:
     """
     try:
         for batch in batch_sizes(queue.cost.best_batch)[1:]:
-            queue.engine.infer(np.zeros((batch, *model.manifest.preprocess.shape), np.uint8))
+            shape = batch, *model.manifest.preprocess.shape
+            if isinstance(queue.engine, GpuEngine):
+                queue.engine.prepare(shape)
+            else:
+                queue.engine.infer(np.zeros(shape, np.uint8))
     except RuntimeError as error:
         raise EngineError(f"{queue.engine.runtime} cannot run {model.manifest.tag}: {error}") from error
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.published.plain_jpeg import Sampling
 from service.catalog import Catalog
 from service.cost import BatchCost
 from service.device import Device, keep_from_collections
@@ -71,7 +72,18 @@ class RemoteQueue(EngineQueue):
     def __init__(self, tag: str, slot: str | None, state: dict[str, Any]) -> None:
         super().__init__(RemoteEngine(state["runtime"], state["precision"]), RemoteCost(self, state))
         self.tag, self.slot = tag, slot
+        self._samplings: frozenset[Sampling] = frozenset()
         self.replicas: list[Replica] = []
+
+    @property
+    def samplings(self) -> frozenset[Sampling]:
+        """Samplings of the plain JPEGs that every device decodes."""
+        return self._samplings
+
+    def serve_from(self, replicas: list[Replica], samplings: frozenset[Sampling]) -> None:
+        """Send images to these replicas from now on, and JPEGs of these samplings undecoded."""
+        self.replicas, self._samplings = replicas, samplings
+        self.tell_decoding()
 
     def best(self, now: float) -> Replica:
         """Return the replica that is expected to answer first. Raises Problem 503 if there is none."""
@@ -272,8 +284,11 @@ class RemoteDevice(Device):
         queue = self._queues.setdefault(name, RemoteQueue(tag, key or None, state))
         queue.cost.best_batch, queue.cost.uncorrected_s = state["best_batch"], state["uncorrected_s"]
         # While self-tuning renews one device process after another, they may run different engines.
-        queue.replicas = [Replica(link, own) for link, own in loaded if (own["runtime"], own["precision"]) == name[2:]]
-        queue.tell_decoding()
+        same = [(link, own) for link, own in loaded if (own["runtime"], own["precision"]) == name[2:]]
+        queue.serve_from(
+            [Replica(link, own) for link, own in same],
+            frozenset.intersection(*(frozenset(own["samplings"]) for _, own in same)),
+        )
         return Slot(status="ready", queue=queue, memory_mb=sum(state["memory_mb"] for _, state in loaded))
 
     async def queue(self, model: ServedModel, precision: str | None = None) -> EngineQueue:

@@ -6,22 +6,16 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import inf
-from typing import Protocol, Self
+from typing import Protocol, Self, cast
 
-import numpy as np
-from numpy.typing import NDArray
-
+from engines.published.plain_jpeg import Sampling
 from engines.runtimes.engine import Engine
+from service.batches import Device, Inputs, JpegDecoder, Logits, Outcome, Picture, RefusedJpeg, threaded_device
 from service.cost import BatchCost
-
-Pixels = NDArray[np.uint8]
-Logits = NDArray[np.float32]
-Device = Callable[[Engine, Pixels], Awaitable[Logits]]
 
 
 class Overloaded(Exception):
@@ -73,7 +67,7 @@ class PendingImage:
     `decode_ms` is the time that decoding the image took.
     """
 
-    pixels: Pixels
+    picture: Picture
     since: float
     deadline: float
     answer: Pending
@@ -84,13 +78,15 @@ class PendingImage:
 class EngineQueue:
     """Queue of one engine.
 
-    `waiting` holds decoded images; `decoding` counts admitted images that are still being decoded. `users` counts the
-    requests that hold the queue, from before their bodies are read until they are answered. `share` is the device time
-    that the queue has used, in seconds; time that it left unused while nothing waited is not kept for it.
+    `waiting` holds decoded images, and JPEGs for the device's `decoder`; `decoding` counts admitted images that are
+    still being decoded. `users` counts the requests that hold the queue, from before their bodies are read until they
+    are answered. `share` is the device time that the queue has used, in seconds; time that it left unused while nothing
+    waited is not kept for it.
     """
 
     engine: Engine
     cost: BatchCost
+    decoder: JpegDecoder | None = None
     waiting: deque[PendingImage] = field(default_factory=deque)
     decoding: int = 0
     users: int = 0
@@ -101,6 +97,11 @@ class EngineQueue:
         """Number of admitted images that have not started to run."""
         return len(self.waiting) + self.decoding
 
+    @property
+    def samplings(self) -> frozenset[Sampling]:
+        """Samplings of the plain JPEGs that the device decodes."""
+        return self.decoder.samplings if self.decoder else frozenset()
+
     @contextmanager
     def in_use(self) -> Iterator[EngineQueue]:
         """Keep the engine loaded while the context is open."""
@@ -109,16 +110,6 @@ class EngineQueue:
             yield self
         finally:
             self.users -= 1
-
-
-def single_thread_device() -> Device:
-    """Return a device that runs one batch at a time in its own thread."""
-    executor = ThreadPoolExecutor(1, "device")
-
-    async def run(engine: Engine, pixels: Pixels) -> Logits:
-        return await asyncio.get_running_loop().run_in_executor(executor, engine.infer, pixels)
-
-    return run
 
 
 class Admission(ABC):
@@ -167,9 +158,9 @@ class Admission(ABC):
 
 
 class Scheduler(Admission):
-    """Scheduler that runs one batch at a time on one device.
+    """Scheduler that runs batches on one device, as many at a time as an engine has lanes: one on a CPU.
 
-    A free device takes waiting images at once: it never waits for a batch to fill, and nothing polls. The queue with
+    A free lane takes waiting images at once: it never waits for a batch to fill, and nothing polls. The queue with
     the least device time so far runs next, so that a flood of requests for one model delays another model by one batch,
     not by the whole flood (start-time fair queueing, Goyal et al. 1996). A batch is no larger than its
     queue's `best_batch`, and small enough that its images meet their deadlines.
@@ -179,16 +170,18 @@ class Scheduler(Admission):
         self, max_waiting: int, device: Device | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         super().__init__(max_waiting, clock)
-        self._device = device or single_thread_device()
+        self._device = device or threaded_device()
         self._active: set[EngineQueue] = set()  # queues that are not empty
-        self._loop: asyncio.Task[None] | None = None
-        self.free_at = 0.0  # predicted end of the running batch
+        self._loops: set[asyncio.Task[None]] = set()  # each runs one batch after another
+        self._running = 0  # batches
+        self.free_at = 0.0  # predicted end of the running batches
+        self._freed_at = 0.0  # end of the last batch
         self._share = 0.0  # share of the queue that ran last, at the start of its batch
 
     def expected_answer_s(self, queue: EngineQueue) -> float:
         """Return the seconds until one more image of this queue would be answered.
 
-        They are the rest of the running batch, this queue's backlog, and the fair share of every other queue.
+        They are the rest of the running batches, this queue's backlog, and the fair share of every other queue.
         """
         return max(0.0, self.free_at - self.clock()) + self.backlog_s(queue)
 
@@ -220,13 +213,13 @@ class Scheduler(Admission):
         return answer
 
     def enqueue(self, queue: EngineQueue, image: PendingImage) -> None:
-        """Put a decoded image into its queue, and start to run batches if the device is free."""
+        """Put an image into its queue, and start to run batches if a lane of the device is free."""
         if not queue.waiting:
             queue.share = max(queue.share, self._share)
         queue.waiting.append(image)
         self._active.add(queue)
-        if self._loop is None or self._loop.done():
-            self._loop = asyncio.create_task(self._run())
+        if len(self._loops) < queue.engine.lanes:
+            self._loops.add(asyncio.create_task(self._run()))
 
     def withdraw(self, queue: EngineQueue, image: PendingImage) -> bool:
         """Remove an image from its queue; return False if the image was taken out already, to run or for its end."""
@@ -243,11 +236,17 @@ class Scheduler(Admission):
             self._active.discard(queue)
 
     async def _run(self) -> None:
-        while waiting := [queue for queue in self._active if queue.waiting]:
-            queue = min(waiting, key=lambda queue: (queue.share, queue.waiting[0].since))
-            if batch := self._next_batch(queue):
-                await self._run_batch(queue, batch)
-            self._forget_if_empty(queue)
+        """Run batches until nothing waits, or until the next engine has no lane beside the batches that run."""
+        try:
+            while waiting := [queue for queue in self._active if queue.waiting]:
+                queue = min(waiting, key=lambda queue: (queue.share, queue.waiting[0].since))
+                if self._running >= queue.engine.lanes:
+                    break  # the loop of a running batch goes on
+                if batch := self._next_batch(queue):
+                    await self._run_batch(queue, batch)
+                self._forget_if_empty(queue)
+        finally:
+            self._loops.discard(cast(asyncio.Task[None], asyncio.current_task()))
 
     def _next_batch(self, queue: EngineQueue) -> list[PendingImage]:
         """Take the oldest images that can still meet their deadlines; drop the rest before they cost device time."""
@@ -268,7 +267,7 @@ class Scheduler(Admission):
     async def _run_batch(self, queue: EngineQueue, batch: list[PendingImage]) -> None:
         """Run a batch. If it raises, run its images one by one so that one bad image fails alone."""
         try:
-            logits, started, seconds = await self._on_device(queue, batch)
+            outcomes, started = await self._on_device(queue, batch)
         except Exception as error:
             if len(batch) == 1:
                 settle(batch[0], error)
@@ -279,21 +278,34 @@ class Scheduler(Admission):
                 elif not image.answer.done():
                     await self._run_batch(queue, [image])
             return
-        queue.cost.observe(len(batch), seconds)
-        for image, row in zip(batch, logits, strict=True):
-            settle(image, Answer(row, len(batch), (started - image.since) * 1000, seconds * 1000))
+        inference_ms = (self._freed_at - started) * 1000
+        for image, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, RefusedJpeg):
+                settle(image, outcome)
+            else:
+                settle(image, Answer(outcome, len(batch), (started - image.since) * 1000, inference_ms))
 
-    async def _on_device(self, queue: EngineQueue, batch: list[PendingImage]) -> tuple[Logits, float, float]:
-        """Run a batch and charge its time to the queue, even if it fails; return logits, start and seconds."""
+    async def _on_device(self, queue: EngineQueue, batch: list[PendingImage]) -> tuple[Sequence[Outcome], float]:
+        """Run a batch and charge its time to the queue, even if it fails; return the outcomes and the start.
+
+        Of two batches that overlap, the later one's time begins when the earlier one has ended.
+        """
         started = self.clock()
-        self._share, self.free_at = queue.share, started + queue.cost(len(batch))
+        self._share = queue.share
+        self.free_at = max(started, self.free_at) + queue.cost(len(batch))
+        self._running += 1
         try:
-            logits = await self._device(queue.engine, np.stack([image.pixels for image in batch]))
+            outcomes = await self._device(Inputs(queue.engine, [image.picture for image in batch], queue.decoder))
         finally:
-            took = self.clock() - started
+            now = self.clock()
+            took = now - max(started, self._freed_at)
             queue.share += took
-            self.free_at = 0.0
-        return logits, started, took
+            self._freed_at = now
+            self._running -= 1
+            if not self._running:
+                self.free_at = 0.0
+        queue.cost.observe(len(batch), took)
+        return outcomes, started
 
 
 class QueuePlace:
@@ -313,10 +325,10 @@ class QueuePlace:
             self._decoding = False
             self._admission.ended(self.queue)
 
-    async def infer(self, pixels: Pixels, decode_ms: float = 0.0) -> Answer:
-        """Return the answer to one image, (height, width, channels). Raises Late if its deadline passes."""
+    async def infer(self, picture: Picture, decode_ms: float = 0.0) -> Answer:
+        """Return the answer to one image. Raises Late if its deadline passes, RefusedJpeg if no device decodes it."""
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        image = PendingImage(pixels, self._admission.clock(), self._deadline, answer, decode_ms)
+        image = PendingImage(picture, self._admission.clock(), self._deadline, answer, decode_ms)
         self.__exit__()
         return await self._admission.infer(self.queue, image)
 

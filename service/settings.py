@@ -125,6 +125,7 @@ class Settings(BaseSettings):
     max_bodies_bytes: Annotated[int, Field(ge=1)] = 256 * 1024 * 1024
     max_pixels: Annotated[int, Field(ge=1)] = 50_000_000
     scaled_jpeg: bool = False
+    gpu_jpeg: Literal["auto", "off"] = "auto"
     fronts: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = "auto"
     devices: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = "auto"
     decoders: Annotated[int, Field(ge=1, le=1024, default_factory=decoding_threads)]

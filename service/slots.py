@@ -8,7 +8,7 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
-from service.scheduler import Logits, Pixels
+from service.batches import Jpeg, Logits, Picture, Pixels
 
 SLOT_BYTES = 4 << 20  # least size of a slot, of 1,182 x 1,182 pixels; only the pages that are used take memory
 ROWS = 1024  # engines that can be loaded at a time
@@ -26,21 +26,28 @@ def anonymous(size: int) -> int:
 
 
 class Slots:
-    """Slots of one front, each for the pixels of one image and then for its logits."""
+    """Slots of one front, each for the pixels, or the JPEG, of one image and then for its logits."""
 
     def __init__(self, descriptor: int, count: int, size: int) -> None:
         """Map the memory of a descriptor, which stays open: `count` slots of `size` bytes."""
         self.count, self.size = count, size
         self._memory = np.frombuffer(mmap.mmap(descriptor, count * size), np.uint8).reshape(count, size)
 
-    def put(self, slot: int, pixels: Pixels) -> None:
-        """Copy the pixels of an image into a slot."""
-        self._memory[slot, : pixels.nbytes] = pixels.reshape(-1)
+    def put(self, slot: int, picture: Picture) -> None:
+        """Copy the pixels, or the bytes, of an image into a slot."""
+        if isinstance(picture, Jpeg):
+            self._memory[slot, : len(picture.body)] = np.frombuffer(picture.body, np.uint8)
+        else:
+            self._memory[slot, : picture.nbytes] = picture.reshape(-1)
 
     def pixels(self, slot: int, shape: tuple[int, int, int]) -> Pixels:
         """Return the pixels in a slot, (height, width, channels), without a copy."""
         height, width, channels = shape
         return self._memory[slot, : height * width * channels].reshape(shape)
+
+    def jpeg(self, slot: int, length: int) -> Jpeg:
+        """Return the JPEG of `length` bytes in a slot, without a copy."""
+        return Jpeg(self._memory[slot, :length].data)
 
     def put_logits(self, slot: int, logits: Logits) -> None:
         """Copy the logits of an image, (classes,), into its slot."""

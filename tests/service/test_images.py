@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from engines.published.preprocess import Preprocess
+from service.batches import Pixels
 from service.errors import Problem
 from service.images import FORMATS, decode, opened
-from service.scheduler import Pixels
 
 LIMIT = 1_000_000
 SMALL = Preprocess(mode="RGB", resize_edge=20, crop=20)

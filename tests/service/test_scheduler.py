@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from service.batches import Inputs, Outcome, run
 from service.cost import BatchCost
 from service.scheduler import Answer, EngineQueue, Late, Overloaded, Scheduler
 
@@ -68,12 +69,11 @@ class ExactDevice:
         self.queues[queue.engine] = queue
         return queue
 
-    async def __call__(self, engine: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        queue = self.queues[engine]
-        self.ran.append((now(), queue, len(pixels)))
-        await asyncio.sleep(queue.cost(len(pixels)))
-        logits: NDArray[np.float32] = engine.infer(pixels)
-        return logits
+    async def __call__(self, inputs: Inputs) -> Sequence[Outcome]:
+        queue, size = self.queues[inputs.engine], len(inputs.pictures)
+        self.ran.append((now(), queue, size))
+        await asyncio.sleep(queue.cost(size))
+        return run(inputs)
 
 
 def now() -> float:
@@ -117,6 +117,55 @@ def test_what_waits_rides_together_and_each_gets_its_own(device: ExactDevice) ->
         assert [answer.logits.tolist() for answer in answers] == [[value] for value in range(1, 8)]
         assert [answer.batch_size for answer in answers] == [1, 4, 4, 4, 4, 2, 2]
         assert [round(answer.queue_ms) for answer in answers] == [0, 750, 750, 750, 750, 2750, 2750]
+
+    simulated(main())
+
+
+class FillingDevice(ExactDevice):
+    """Device that fills each input in 0.5 s, two at once if it must, and computes each batch in 2 s, one at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._computing = asyncio.Lock()
+        self._inside: list[EngineQueue] = []
+        self.together: list[list[EngineQueue]] = []  # queues of the batches at each start of one
+
+    async def __call__(self, inputs: Inputs) -> Sequence[Outcome]:
+        queue = self.queues[inputs.engine]
+        self._inside.append(queue)
+        self.together.append(list(self._inside))
+        await asyncio.sleep(0.5)
+        async with self._computing:
+            self.ran.append((now(), queue, len(inputs.pictures)))
+            await asyncio.sleep(2)
+        self._inside.remove(queue)
+        return run(inputs)
+
+
+def test_batches_overlap_in_the_lanes_of_an_engine_and_time_is_charged_once() -> None:
+    async def main() -> None:
+        device = FillingDevice()
+        queue, scheduler = device.queue(1.0, gain=0.5), Scheduler(100, device, now)
+        queue.engine.lanes = 2  # type: ignore[misc]
+        answers = await asyncio.gather(*await start_requests(scheduler, queue, *range(1, 17)))
+        assert [answer.logits.tolist() for answer, _ in answers] == [[value] for value in range(1, 17)]
+        assert [(at, size) for at, _, size in device.ran] == [(0.5, 4), (2.5, 4), (4.5, 4), (6.5, 4)]
+        assert max(map(len, device.together)) == 2
+        assert queue.share == now() == 8.5  # filling is hidden but for the first batch
+        assert scheduler.free_at == 0
+
+    simulated(main())
+
+
+def test_an_engine_without_a_second_lane_runs_alone() -> None:
+    async def main() -> None:
+        device = FillingDevice()
+        two, one, scheduler = device.queue(1.0), device.queue(1.0), Scheduler(100, device, now)
+        two.engine.lanes = 2  # type: ignore[misc]
+        tasks = [await start_requests(scheduler, queue, *range(4)) for queue in (two, one)]
+        await asyncio.gather(*tasks[0], *tasks[1])
+        assert [len(batches) for batches in device.together if one in batches] == [1] * 4
+        assert [two, two] in device.together
 
     simulated(main())
 
