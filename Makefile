@@ -33,7 +33,7 @@ test-fronts: check ## the tests of a real server with two fronts, and with one a
 	CONVSERVE_FRONTS=2 $(BIN)/pytest -n auto --dist loadfile -m "not slow and not gpu" $(OVER_HTTP)
 	CONVSERVE_FRONTS=2 CONVSERVE_DEVICES=2 $(BIN)/pytest -n auto --dist loadfile -m "not slow and not gpu" $(OVER_HTTP)
 
-test-gpu: check ## the tests that need an NVIDIA GPU, and no others
+test-gpu: check ## the tests that need an NVIDIA GPU, and no others; says at its end what ran, what could not, and why
 	$(BIN)/pytest -m gpu
 
 check: $(VENV)/dev.installed
