@@ -117,7 +117,8 @@ def stop(**_: Any) -> None:
 def finish(environment: Environment, **_: Any) -> None:
     """Wait for open requests, then log the tally of each model over all processes.
 
-    Exit code 3 (FELL_BEHIND) if the load generator did not keep up, 1 (GONE) if a process sent no tallies.
+    Exit code 1 (GONE) if the server has gone or a process sent no tallies, else 3 (FELL_BEHIND) if the load generator
+    did not keep up.
     """
     run, runner = ClassifyUser.load_run, environment.runner
     if run is None or isinstance(runner, WorkerRunner):
@@ -135,7 +136,7 @@ def finish(environment: Environment, **_: Any) -> None:
             logger.info("%s: %s", model, tally)
             if problem := tally.fell_behind:
                 logger.error("%s: the generator fell behind: %s", model, problem)
-                environment.process_exit_code = FELL_BEHIND
+                environment.process_exit_code = environment.process_exit_code or FELL_BEHIND
 
 
 def send_tallies(environment: Environment, **_: Any) -> None:
