@@ -50,7 +50,7 @@ def pytest_unconfigure() -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Say at the end of `pytest -m gpu` what ran on the GPU and what could not."""
-    if config.option.markexpr == "gpu":
+    if config.option.markexpr == "gpu" and not config.option.collectonly:
         terminalreporter.section("on this machine's GPU")
         for line in gpu_summary.lines(terminalreporter.stats):
             terminalreporter.write_line(line)

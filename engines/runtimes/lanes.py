@@ -65,7 +65,11 @@ class Lanes(Generic[Lane]):
             if not number:
                 self._free.put(number)
                 raise
-            logger.warning("an engine runs one batch at a time from now on, since a second one fails: %s", error)
+            logger.warning(
+                "an engine runs one batch at a time from now on, since a second one fails: %s; "
+                "a lower CONVSERVE_MAX_BATCH needs less memory",
+                error,
+            )
             self._lanes.pop(number, None)
             self.count -= 1
             return None

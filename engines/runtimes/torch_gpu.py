@@ -101,7 +101,8 @@ class TorchLane:
                 else:
                     pixels = torch.empty(shape, dtype=torch.uint8, device=self._device)
                     write(pixels)
-                    logits = self._module(pixels).cpu()
+                    with recording:  # which frees the workspaces of cuBLAS, and this run may use one
+                        logits = self._module(pixels).cpu()
                 self.stream.synchronize()
             except BaseException:
                 with suppress(RuntimeError):

@@ -97,13 +97,17 @@ def test_the_layers_of_a_plan_are_listed(runtime: TensorRT, run: Run, lenet5_eve
 @pytest.mark.parametrize("runtime", [*RUNTIMES, "torch"])
 def test_the_commands_and_the_server_run(runtime: Runtime, run: Run, lenet5_everywhere: PublishedModel) -> None:
     needs(runtime)
-    home = str(lenet5_everywhere.folder.parents[2])
+    verify_bench_and_serve(runtime, run, BENTOML_HOME=str(lenet5_everywhere.folder.parents[2]))
+
+
+def verify_bench_and_serve(runtime: Runtime, run: Run, **environment: str) -> None:
+    """Verify and benchmark lenet5 in each precision of a runtime, and have a server classify a digit."""
     precisions = registry.RUNTIMES[runtime].precisions
     options = ("--runtimes", runtime, "--precisions", ",".join(precisions))
-    verified = run("engines", "verify", *options, BENTOML_HOME=home).stdout
+    verified = run("engines", "verify", *options, **environment).stdout
     assert verified.count(": faithful") == len(precisions)
-    benched = run("engines", "bench", *options, "--batches", "1,8,32", "--seconds", "1", BENTOML_HOME=home).stdout
+    benched = run("engines", "bench", *options, "--batches", "1,8,32", "--seconds", "1", **environment).stdout
     assert benched.count(f"\n{runtime} ") == 3 * len(precisions)
-    with serving(CONVSERVE_RUNTIME=runtime, BENTOML_HOME=home) as (client, _):
+    with serving(cwd=ROOT, CONVSERVE_RUNTIME=runtime, **environment) as (client, _):
         answer = client.post("/classify?model=lenet5", content=(ROOT / "docs" / "digit.png").read_bytes()).json()
     assert (answer["runtime"], answer["predictions"][0]["label"]) == (runtime, "7")

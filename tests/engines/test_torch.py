@@ -24,7 +24,9 @@ from engines.runtimes.engine import EngineError
 from engines.runtimes.registry import EngineSpec
 from engines.runtimes.torch import FromPixels, Normalise, open_torch, rates
 from models.zoo import ZOO
+from tests.conftest import Run
 from tests.engines.test_choose import FAITHFUL, record
+from tests.engines.test_gpu import verify_bench_and_serve
 from tests.training.test_export import after_a_step
 
 CARD = "Card of these tests"
@@ -69,6 +71,12 @@ def test_a_gpu_has_peaks_in_every_precision() -> None:
     assert products["fp32"] < products["fp16"]
     assert products.keys() == {"fp32", "bf16", "fp16", "int8"}
     assert of_gpu.gb_per_s > 10
+
+
+@pytest.mark.slow
+def test_torch_is_verified_benchmarked_and_served_on_a_processor(run: Run, lenet5_everywhere: PublishedModel) -> None:
+    home = str(lenet5_everywhere.folder.parents[2])
+    verify_bench_and_serve("torch", run, BENTOML_HOME=home, CUDA_VISIBLE_DEVICES="")
 
 
 @pytest.mark.slow
