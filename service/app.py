@@ -21,6 +21,7 @@ from service.application import create_application
 from service.context import ServerContext, make_context, make_front
 from service.device import LocalDevice
 from service.device_process import DeviceProcess
+from service.fair_accept import Connections
 from service.settings import check_runtime, read_settings, unknown
 
 STOP_S = 5.0  # beyond the longest request, for which a device process waits for its fronts
@@ -47,6 +48,8 @@ framework_patches.leave_out_timeouts()
 if not SETTINGS.tracing:
     framework_patches.leave_out_tracing()
 framework_patches.use_http_protocol("service.http_limits:BoundedProtocol")
+if LAYOUT.fronts > 1:
+    framework_patches.use_event_loop("service.fair_accept:loop_factory")
 framework_patches.check_address()
 
 # BentoML's metrics, which label by raw path, and BentoML's access log are off: service/metrics.py and
@@ -188,6 +191,8 @@ class ConvServe(Lifecycle):
             os.nice(FRONT_NICE)
             devices = [processes.socket_of(number) for number in range(1, LAYOUT.devices + 1)]
             self.server = make_front(SETTINGS, devices, processes.folder())
+            own = (server_context.worker_index or 1) - 1
+            Connections.current = Connections(processes.folder() / "connections", LAYOUT.fronts, own)
         else:
             self.server = make_context(SETTINGS)
         self.asgi = create_application(self.server)

@@ -89,6 +89,12 @@ def use_http_protocol(name: str) -> None:
     protocols["auto"] = name
 
 
+def use_event_loop(factory: str) -> None:
+    """Let uvicorn run the event loop that `factory` returns the class of; BentoML leaves the choice to uvicorn."""
+    factories = private("uvicorn", "0.54.0", "uvicorn.config", "LOOP_FACTORIES")
+    factories["auto"] = factory
+
+
 def check_http_protocol() -> None:
     """Raise SystemExit unless uvicorn has the private names that `http_limits` derives its connection from."""
     module = "uvicorn.protocols.http.httptools_impl"

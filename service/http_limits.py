@@ -11,6 +11,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.errors import MEDIA_TYPE, Problem
+from service.fair_accept import Connections
 
 MAX_HEAD_BYTES = 65536  # first line, headers and trailers together
 HEAD_S = 10.0  # seconds to receive a head
@@ -35,6 +36,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel the timer of the head when the connection ends."""
         self._set_timer(False)
+        if Connections.current:
+            Connections.current.closed()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
