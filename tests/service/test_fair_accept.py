@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,9 +43,8 @@ async def test_a_burst_is_shared_evenly_and_closed_connections_count_no_more(tmp
         clients = [socket.create_connection(listening.getsockname()) for _ in range(120)]
         fronts = [Connections(path, 3, own) for own in range(3)]
         listeners = [
-            Listener(duplicates.enter_context(listening.dup()), lambda own=own: Counted(own), None, own)
-            for own in fronts
-        ]  # type: ignore[misc]
+            Listener(duplicates.enter_context(listening.dup()), partial(Counted, own), None, own) for own in fronts
+        ]
         shares = await until(path, 120)
         assert max(shares) - min(shares) <= 6
         for client in clients[:60]:
