@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
@@ -36,10 +36,11 @@ class JpegDecoder(Protocol):
 
     samplings: frozenset[Sampling]
 
-    def fill(
-        self, bodies: Sequence[bytes | memoryview], pixels: Sequence[Pixels], pointer: int, stream: int
-    ) -> list[int]:
-        """Enqueue the writing of decoded JPEGs, and of pixels after them; return the places of the refused JPEGs."""
+    def fill(self, bodies: Sequence[bytes | memoryview], pixels: Pixels | None, pointer: int, stream: int) -> list[int]:
+        """Enqueue the writing of decoded JPEGs, and of pixels after them; return the places of the refused JPEGs.
+
+        `pixels`, (N, height, width, channels), must last until the stream has passed.
+        """
 
 
 class Inputs(NamedTuple):
@@ -51,37 +52,45 @@ class Inputs(NamedTuple):
 
 
 Outcome = Logits | RefusedJpeg
-Device = Callable[[Inputs], Awaitable[Sequence[Outcome]]]
+RunBatch = Callable[[Inputs], Awaitable[Iterable[Outcome]]]
 
 
-def run(inputs: Inputs) -> Sequence[Outcome]:
+def run(inputs: Inputs) -> Iterable[Outcome]:
     """Run a batch, and return the logits, (classes,), of each picture, or RefusedJpeg.
 
     Raises RuntimeError if the inference fails.
     """
     engine, pictures, decoder = inputs
-    bodies = [picture.body for picture in pictures if isinstance(picture, Jpeg)]
-    pixels = [picture for picture in pictures if not isinstance(picture, Jpeg)]
-    if not bodies:
-        return list(engine.infer(np.stack(pixels)))
-    assert decoder
+    jpegs = [picture.body for picture in pictures if isinstance(picture, Jpeg)]
+    others = [picture for picture in pictures if not isinstance(picture, Jpeg)]
+    if not jpegs:
+        return engine.infer(np.stack(others))
+    if not decoder:  # the engine was replaced by one without
+        of_others = iter(engine.infer(np.stack(others))) if others else iter(())
+        return [RefusedJpeg() if isinstance(picture, Jpeg) else next(of_others) for picture in pictures]
     assert isinstance(engine, GpuEngine)
+    pixels = np.stack(others) if others else None  # which lasts until the engine has answered
     refused: list[int] = []
     logits = engine.infer_filled(
-        len(pictures), lambda pointer, stream: refused.extend(decoder.fill(bodies, pixels, pointer, stream))
+        len(pictures), lambda pointer, stream: refused.extend(decoder.fill(jpegs, pixels, pointer, stream))
     )
-    of_jpegs: list[Outcome] = list(logits[: len(bodies)])
+    of_jpegs: list[Outcome] = list(logits[: len(jpegs)])
     for place in refused:
         of_jpegs[place] = RefusedJpeg()
-    from_jpegs, from_pixels = iter(of_jpegs), iter(logits[len(bodies) :])
+    from_jpegs, from_pixels = iter(of_jpegs), iter(logits[len(jpegs) :])
     return [next(from_jpegs) if isinstance(picture, Jpeg) else next(from_pixels) for picture in pictures]
 
 
-def threaded_device() -> Device:
-    """Return a device whose batches run in threads, as many as an engine has lanes at most."""
-    executor = ThreadPoolExecutor(LANES, "device")
+def in_threads() -> RunBatch:
+    """Return a function that runs batches in threads, as many as the engine has lanes."""
+    executors = {lanes: ThreadPoolExecutor(lanes, "device") for lanes in range(1, LANES + 1)}
 
-    async def on_thread(inputs: Inputs) -> Sequence[Outcome]:
-        return await asyncio.get_running_loop().run_in_executor(executor, run, inputs)
+    async def run_batch(inputs: Inputs) -> Iterable[Outcome]:
+        """Run a batch; on a processor stack the pixels here, since Python in a thread would wait for this one."""
+        loop, engine = asyncio.get_running_loop(), inputs.engine
+        pixels = [picture for picture in inputs.pictures if not isinstance(picture, Jpeg)]
+        if engine.lanes == 1 and len(pixels) == len(inputs.pictures):
+            return await loop.run_in_executor(executors[1], engine.infer, np.stack(pixels))
+        return await loop.run_in_executor(executors[engine.lanes], run, inputs)
 
-    return on_thread
+    return run_batch

@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from service.batches import Picture, RefusedJpeg
+from service.batches import Jpeg, Picture, RefusedJpeg
 from service.catalog import Catalog
 from service.device import LocalDevice
 from service.errors import Problem
@@ -328,6 +328,9 @@ class FrontConnection(FramedProtocol):
         if engine is None:
             self.send_record(Kind.ANSWERS, ANSWER.pack(slot, generation, AnswerStatus.NO_ENGINE, 0, 0, 0, 0))
             return
+        if isinstance(picture, Jpeg) and not engine.queue.decoder:  # the front knew another engine
+            self.send_record(Kind.ANSWERS, ANSWER.pack(slot, generation, AnswerStatus.REFUSED, 0, 0, 0, 0))
+            return
         scheduler = self.process.device.scheduler
         now = scheduler.clock()
         answer = SlotAnswer(self, engine, slot, generation)
@@ -352,7 +355,7 @@ class FrontConnection(FramedProtocol):
 
     def _release(self, answer: SlotAnswer) -> None:
         """Forget an image that has been settled, or whose front has gone."""
-        answer.settled = True
+        answer.settled, answer.image = True, None  # which refers to the answer in turn
         del self._pending[answer.slot]
         answer.engine.queue.users -= 1
         self.process.ended()

@@ -8,6 +8,7 @@ another accepts none for a moment, in which the other can.
 from __future__ import annotations
 
 import asyncio
+import logging
 import mmap
 import socket
 import ssl as tls
@@ -22,6 +23,8 @@ from numpy.typing import NDArray
 MARGIN, MARGIN_SHARE = 1, 8  # a front may have one connection, and an eighth of its own, beyond the least of all fronts
 PAUSE_S, PAUSES = 0.002, 10  # for another front to accept; then this front does, since the others may be stuck
 
+WARN_S = 10.0  # between two warnings
+logger = logging.getLogger("bentoml.convserve")
 Make = Callable[[], asyncio.Protocol]
 
 
@@ -80,6 +83,7 @@ class Listener:
         self._handshakes: set[asyncio.Task[Any]] = set()
         self._pauses = 0  # since this front has accepted a connection
         self._resuming: asyncio.TimerHandle | None = None
+        self._warned_at = -WARN_S
         self._resume()
 
     def _resume(self) -> None:
@@ -95,7 +99,8 @@ class Listener:
             except BlockingIOError:
                 self._pauses = 0
                 return
-            except OSError:  # no descriptor is free, or the client has gone already
+            except OSError as error:  # no descriptor is free, or the client has gone already
+                self._warn(error)
                 break
             self._counted.opened()
             connection.setblocking(False)
@@ -106,6 +111,12 @@ class Listener:
         self._pauses = 0 if self._pauses == PAUSES else self._pauses + 1
         self._loop.remove_reader(self._listening)
         self._resuming = self._loop.call_later(PAUSE_S, self._resume)
+
+    def _warn(self, error: OSError) -> None:
+        """Log an error, at most one each ten seconds."""
+        if (now := self._loop.time()) > self._warned_at + WARN_S:
+            self._warned_at = now
+            logger.warning("cannot accept a connection: %s", error)
 
     def _begun(self, handshake: asyncio.Task[Any]) -> None:
         """Count a connection that failed to begin as closed; another is, when its protocol loses the connection."""

@@ -6,8 +6,6 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from engines.measured.gpu_jpegs import faithful_jpegs
 from engines.published.plain_jpeg import SAMPLINGS, Sampling
 from engines.published.preprocess import Preprocess
@@ -27,16 +25,13 @@ class GpuJpegDecoder:
     def __init__(self, jpegs: GpuJpegs, samplings: frozenset[Sampling]) -> None:
         self._jpegs, self.samplings = jpegs, samplings
 
-    def fill(
-        self, bodies: Sequence[bytes | memoryview], pixels: Sequence[Pixels], pointer: int, stream: int
-    ) -> list[int]:
+    def fill(self, bodies: Sequence[bytes | memoryview], pixels: Pixels | None, pointer: int, stream: int) -> list[int]:
         """Enqueue the writing of decoded JPEGs, and of pixels after them; return the places of the refused JPEGs."""
         from engines.runtimes.tensorrt import gpu
 
         refused = self._jpegs.fill(bodies, pointer, stream)
-        if pixels:
-            stacked = np.stack(pixels)  # pageable memory, which CUDA has copied before the call returns
-            gpu.copy(pointer + len(bodies) * pixels[0].nbytes, stacked.ctypes.data, stacked.nbytes, stream)
+        if pixels is not None:
+            gpu.copy(pointer + len(bodies) * pixels[0].nbytes, pixels.ctypes.data, pixels.nbytes, stream)
         return refused
 
 
@@ -45,9 +40,7 @@ class PacedDecoder:
 
     samplings = frozenset(SAMPLINGS)
 
-    def fill(
-        self, bodies: Sequence[bytes | memoryview], pixels: Sequence[Pixels], pointer: int, stream: int
-    ) -> list[int]:
+    def fill(self, bodies: Sequence[bytes | memoryview], pixels: Pixels | None, pointer: int, stream: int) -> list[int]:
         """Return that no JPEG was refused."""
         return []
 

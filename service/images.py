@@ -26,7 +26,7 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 SIGNATURES = (b"BM", b"GIF8", b"\xff\xd8\xff", b"\x89PNG")
 SMALL = 8192, 64 * 64  # bytes and pixels; such an image decodes in a fraction of a millisecond
 MEDIUM = 128 * 1024, 640 * 480  # bytes and pixels; such an image decodes in some milliseconds
-INSPECTED = 256 * 1024  # bytes; the header of such a JPEG is inspected on the event loop
+INSPECTED, MARKERS = 256 * 1024, 500  # bytes and markers of a JPEG whose header is inspected on the event loop
 MAX_SCANS = 200  # in a JPEG; cameras and editors write ten, and each costs a pass over all pixels
 MAX_EDGE = 65_535  # pixels, as in a JPEG; Pillow needs sixty bytes for each row of a picture of one column
 MAX_SCANNED = 1_000_000_000  # pixels times scans in a JPEG: twenty scans of 50 megapixels
@@ -204,7 +204,7 @@ class Decoders:
         A GPU decodes plain JPEGs of some samplings.
         """
         started = perf_counter()
-        if len(body) <= INSPECTED:
+        if len(body) <= INSPECTED and body.count(b"\xff") - body.count(b"\xff\x00") <= MARKERS:
             jpeg = plain_jpeg(body, content_type, samplings, self._max_pixels)
         else:
             job = self._pool.submit(plain_jpeg, body, content_type, samplings, self._max_pixels)

@@ -97,7 +97,7 @@ async def infer_all(
     Of several models, one that misses the deadline has TimeoutError, and the answers of the others are returned. A JPEG
     for one model is not decoded here if the model's device does so.
     """
-    if len(held) == 1:
+    if len(held) == 1 and held[0][1].queue.samplings:
         answer = await undecoded(server, *held[0], body, content_type, top_k)
         if answer:
             return [answer]
@@ -128,14 +128,13 @@ async def undecoded(
     server: ServerContext, model: ServedModel, place: QueuePlace, body: bytes, content_type: str, top_k: int
 ) -> schema.Classification | Exception | None:
     """Return the answer to a JPEG that the model's device decodes, or its error; None if Pillow must decode."""
-    if not place.queue.samplings:
-        return None
     jpeg, inspect_ms = await server.decoders.plain_jpeg(body, content_type, place.queue.samplings)
     if not jpeg:
         return None
     try:
         return await infer(server, model, place, jpeg, inspect_ms, top_k)
     except RefusedJpeg:
+        place.__enter__()  # counts as being decoded again
         return None
     except Exception as error:
         return error

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import socket
-from collections import deque
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -39,7 +38,7 @@ class DeviceLink(FramedProtocol):
         """Use the slots and a column of the device's table; `changed` is called when the device's state changes."""
         super().__init__()
         self._slots, self.table, self.column, self._changed = slots, table, column, changed
-        self._free = deque(range(slots.count))
+        self._free = list(range(slots.count))  # the last freed first: a slot keeps the memory that it once needed
         self._generations = [0] * slots.count
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._calls: dict[int, asyncio.Future[Any]] = {}
@@ -68,7 +67,7 @@ class DeviceLink(FramedProtocol):
             raise Problem(503, "not_loadable", f"an image of {size:,} bytes is larger than a slot: restart the server")
         if not self._free:
             raise Overloaded(f"{self._slots.count} images wait already", self._slots.count, 1.0)
-        slot = self._free.popleft()
+        slot = self._free.pop()
         self._slots.put(slot, picture)
         generation = self._generations[slot] = self._generations[slot] + 1 & 0xFFFFFFFF
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()

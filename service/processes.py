@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from service.settings import Settings
 FOLDER = "_CONVSERVE_FOLDER"
 NAMES = "convserve-"  # prefix of the folders' names
 OWNER = "owner.lock"  # held by the process that made the folder
+STARTING_S = 60.0  # for which a folder may be without an owner
 FRONTS_A_GPU = 12  # more did not help one H200
 CLAIMED = ExitStack()  # locks that this process holds until its end
 KEPT_CORES = 3  # of a machine with a GPU, for the device process and the client of a reverse proxy
@@ -56,7 +58,7 @@ def folder() -> Path:
     if FOLDER not in os.environ:
         remove_deserted()
         made = tempfile.mkdtemp(prefix=NAMES)  # for this user only
-        CLAIMED.enter_context(files.lock_if_free(Path(made) / OWNER))
+        CLAIMED.enter_context(files.locked(Path(made) / OWNER))
         os.environ[FOLDER] = made
         atexit.register(remove, made, os.getpid())
     return Path(os.environ[FOLDER])
@@ -65,9 +67,12 @@ def folder() -> Path:
 def remove_deserted() -> None:
     """Remove the folders of servers that were killed."""
     for lock in Path(tempfile.gettempdir()).glob(f"{NAMES}*/{OWNER}"):
-        with suppress(OSError), files.lock_if_free(lock) as free:
-            if free:
-                shutil.rmtree(lock.parent, ignore_errors=True)
+        with suppress(OSError):
+            if time.time() - lock.stat().st_mtime < STARTING_S:
+                continue
+            with files.lock_if_free(lock) as free:
+                if free:
+                    shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def remove(made: str, owner: int) -> None:

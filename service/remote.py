@@ -270,6 +270,8 @@ class RemoteDevice(Device):
                 )
                 for key in keys
             }
+        for queue in self._queues.values():
+            queue.replicas = [replica for replica in queue.replicas if not replica.link.lost.is_set()]
 
     def _slot(self, tag: str, key: str, states: list[tuple[DeviceLink, dict[str, Any]]]) -> Slot:
         """Return the state of one engine over all device processes that have told theirs."""

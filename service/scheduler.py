@@ -6,7 +6,7 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import inf
@@ -14,7 +14,7 @@ from typing import Protocol, Self, cast
 
 from engines.published.plain_jpeg import Sampling
 from engines.runtimes.engine import Engine
-from service.batches import Device, Inputs, JpegDecoder, Logits, Outcome, Picture, RefusedJpeg, threaded_device
+from service.batches import Inputs, JpegDecoder, Logits, Outcome, Picture, RefusedJpeg, RunBatch, in_threads
 from service.cost import BatchCost
 
 
@@ -157,6 +157,15 @@ class Admission(ABC):
         queue.decoding -= 1
 
 
+@dataclass(eq=False)
+class RunningBatch:
+    """Batch that runs, with its predicted seconds; `mixed` is True once a batch of another engine has run beside it."""
+
+    queue: EngineQueue
+    cost_s: float
+    mixed: bool = False
+
+
 class Scheduler(Admission):
     """Scheduler that runs batches on one device, as many at a time as an engine has lanes: one on a CPU.
 
@@ -167,13 +176,13 @@ class Scheduler(Admission):
     """
 
     def __init__(
-        self, max_waiting: int, device: Device | None = None, clock: Callable[[], float] = time.monotonic
+        self, max_waiting: int, device: RunBatch | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         super().__init__(max_waiting, clock)
-        self._device = device or threaded_device()
+        self._run_on_device = device or in_threads()
         self._active: set[EngineQueue] = set()  # queues that are not empty
         self._loops: set[asyncio.Task[None]] = set()  # each runs one batch after another
-        self._running = 0  # batches
+        self._running: list[RunningBatch] = []
         self.free_at = 0.0  # predicted end of the running batches
         self._freed_at = 0.0  # end of the last batch
         self._share = 0.0  # share of the queue that ran last, at the start of its batch
@@ -219,7 +228,7 @@ class Scheduler(Admission):
         queue.waiting.append(image)
         self._active.add(queue)
         if len(self._loops) < queue.engine.lanes:
-            self._loops.add(asyncio.create_task(self._run()))
+            self._start()
 
     def withdraw(self, queue: EngineQueue, image: PendingImage) -> bool:
         """Remove an image from its queue; return False if the image was taken out already, to run or for its end."""
@@ -235,14 +244,20 @@ class Scheduler(Admission):
         if not queue.depth:
             self._active.discard(queue)
 
+    def _start(self) -> None:
+        """Start a loop that runs batches."""
+        self._loops.add(asyncio.create_task(self._run()))
+
     async def _run(self) -> None:
         """Run batches until nothing waits, or until the next engine has no lane beside the batches that run."""
         try:
             while waiting := [queue for queue in self._active if queue.waiting]:
                 queue = min(waiting, key=lambda queue: (queue.share, queue.waiting[0].since))
-                if self._running >= queue.engine.lanes:
+                if len(self._running) >= queue.engine.lanes:
                     break  # the loop of a running batch goes on
                 if batch := self._next_batch(queue):
+                    if len(self._loops) < queue.engine.lanes and any(other.waiting for other in waiting):
+                        self._start()  # the engine before had fewer lanes
                     await self._run_batch(queue, batch)
                 self._forget_if_empty(queue)
         finally:
@@ -250,7 +265,7 @@ class Scheduler(Admission):
 
     def _next_batch(self, queue: EngineQueue) -> list[PendingImage]:
         """Take the oldest images that can still meet their deadlines; drop the rest before they cost device time."""
-        now, until = self.clock(), inf
+        now, until = max(self.clock(), self.free_at), inf  # a second lane computes when the first has done so
         batch: list[PendingImage] = []
         while queue.waiting and len(batch) < queue.cost.best_batch:
             image = queue.waiting[0]
@@ -285,26 +300,32 @@ class Scheduler(Admission):
             else:
                 settle(image, Answer(outcome, len(batch), (started - image.since) * 1000, inference_ms))
 
-    async def _on_device(self, queue: EngineQueue, batch: list[PendingImage]) -> tuple[Sequence[Outcome], float]:
+    async def _on_device(self, queue: EngineQueue, batch: list[PendingImage]) -> tuple[Iterable[Outcome], float]:
         """Run a batch and charge its time to the queue, even if it fails; return the outcomes and the start.
 
-        Of two batches that overlap, the later one's time begins when the earlier one has ended.
+        Of two batches that overlap, the later one's time begins when the earlier one has ended. The times of different
+        engines that overlap say little, so nothing is learned from them.
         """
-        started = self.clock()
+        started, this = self.clock(), RunningBatch(queue, queue.cost(len(batch)))
+        for other in self._running:
+            if other.queue is not queue:
+                other.mixed = this.mixed = True
         self._share = queue.share
-        self.free_at = max(started, self.free_at) + queue.cost(len(batch))
-        self._running += 1
+        self.free_at = max(started, self.free_at) + this.cost_s
+        self._running.append(this)
         try:
-            outcomes = await self._device(Inputs(queue.engine, [image.picture for image in batch], queue.decoder))
+            outcomes = await self._run_on_device(
+                Inputs(queue.engine, [image.picture for image in batch], queue.decoder)
+            )
         finally:
             now = self.clock()
             took = now - max(started, self._freed_at)
             queue.share += took
             self._freed_at = now
-            self._running -= 1
-            if not self._running:
-                self.free_at = 0.0
-        queue.cost.observe(len(batch), took)
+            self._running.remove(this)
+            self.free_at = now + sum(other.cost_s for other in self._running) if self._running else 0.0
+        if not this.mixed:
+            queue.cost.observe(len(batch), took)
         return outcomes, started
 
 
@@ -316,8 +337,9 @@ class QueuePlace:
         self._admission, self._deadline, self._decoding = admission, deadline, False
 
     def __enter__(self) -> Self:
-        self._decoding = True
-        self._admission.began(self.queue)
+        if not self._decoding:
+            self._decoding = True
+            self._admission.began(self.queue)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -125,6 +125,7 @@ def test_folders_of_killed_servers_are_removed_at_the_next_start(
     for folder in (killed, running, other):
         folder.mkdir()
     (killed / "owner.lock").touch()
+    os.utime(killed / "owner.lock", (0, 0))
     with files.lock_if_free(running / "owner.lock"):
         remove_deserted()
     assert {path.name for path in tmp_path.iterdir()} == {"convserve-b", "convserve-c"}

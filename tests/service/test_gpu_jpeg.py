@@ -62,14 +62,12 @@ class HostDecoder:
         self._lane, self._lock = of_library, Lock()
         self.decoded = self.refused = 0
 
-    def fill(
-        self, bodies: Sequence[bytes | memoryview], pixels: Sequence[Pixels], pointer: int, stream: int
-    ) -> list[int]:
+    def fill(self, bodies: Sequence[bytes | memoryview], pixels: Pixels | None, pointer: int, stream: int) -> list[int]:
         with self._lock:
             refused = self._lane.fill(PREPROCESS, bodies, pointer, stream)
             refused += [place for place, body in enumerate(bodies) if bytes(body) == essentials(BROKEN).body]
-            for place, own in enumerate(pixels, len(bodies)):
-                ctypes.memmove(pointer + place * own.nbytes, np.ascontiguousarray(own).ctypes.data, own.nbytes)
+            if pixels is not None:
+                ctypes.memmove(pointer + len(bodies) * pixels[0].nbytes, pixels.ctypes.data, pixels.nbytes)
             self.refused += len(refused)
             self.decoded += len(bodies) - len(refused)
         return refused
@@ -163,10 +161,19 @@ def test_pixels_and_jpegs_of_a_batch_keep_their_places(decoder: HostDecoder) -> 
         pixels_of(gradient),
         Jpeg(memoryview(PHOTO)),
     ]
-    outcomes = run(Inputs(PixelEngine(), pictures, decoder))
+    outcomes = list(run(Inputs(PixelEngine(), pictures, decoder)))
     photo, other = PixelEngine().infer(np.stack([pixels_of(PHOTO), pixels_of(gradient)]))
     for place, expected in enumerate([photo, other, None, other, photo]):
         if expected is None:
             assert isinstance(outcomes[place], RefusedJpeg)
         else:
             np.testing.assert_array_equal(outcomes[place], expected)
+
+
+async def test_a_jpeg_for_an_engine_without_a_decoder_is_refused_alone() -> None:
+    pixels = pixels_of(PHOTO)
+    jpeg, other = list(run(Inputs(PixelEngine(), [Jpeg(PHOTO), pixels])))
+    assert isinstance(jpeg, RefusedJpeg)
+    np.testing.assert_array_equal(other, PixelEngine().infer(pixels[None])[0])
+    (alone,) = list(run(Inputs(PixelEngine(), [Jpeg(PHOTO)])))
+    assert isinstance(alone, RefusedJpeg)

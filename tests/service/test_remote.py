@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from collections.abc import AsyncIterator
@@ -17,15 +18,18 @@ from numpy.typing import NDArray
 
 from engines.published.store import PublishedModel
 from service import device_process
+from service.batches import Jpeg
 from service.context import ServerContext, make_context, make_front
 from service.device import LocalDevice
 from service.device_process import DeviceProcess
 from service.errors import Problem
+from service.frames import AnswerStatus
 from service.link import DeviceLink
 from service.loading import Slot
 from service.remote import RemoteDevice
-from service.scheduler import Late, Overloaded
+from service.scheduler import Late, Overloaded, PendingImage
 from service.settings import Settings
+from service.slots import SLOT_BYTES, Expectations, Slots, anonymous
 from tests.service.stubs import StubEngine, put
 
 pytestmark = pytest.mark.anyio
@@ -153,6 +157,22 @@ async def test_slots_are_bounded_and_come_back_late_failed_or_answered(three: li
         both.engine.error, both.engine.seconds = None, 0.0
         await both.free(WAITING)
         assert await both.ask(4) == 4
+
+
+async def test_the_slots_take_the_memory_of_the_images_in_flight_only(tmp_path: Path) -> None:
+    descriptor = anonymous(WAITING * SLOT_BYTES)
+    slots = Slots(descriptor, WAITING, SLOT_BYTES)
+    link = DeviceLink(slots, Expectations(anonymous(Expectations.SIZE)), 0, lambda: None)
+    for _ in range(3 * WAITING):
+        image = PendingImage(Jpeg(bytes(1 << 20)), 0.0, 0.0, asyncio.get_running_loop().create_future())
+        infer = asyncio.create_task(link.infer(1, image))
+        await asyncio.sleep(0)
+        (slot,) = link._waiting
+        link._deliver(slot, link._generations[slot], AnswerStatus.LATE, 0, 0, 0, 0)
+        with pytest.raises(Late):
+            await infer
+    assert os.fstat(descriptor).st_blocks * 512 <= 2 << 20
+    os.close(descriptor)
 
 
 async def test_an_engine_that_was_unloaded_meanwhile_is_loaded_again(

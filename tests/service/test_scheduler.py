@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 import numpy as np
@@ -58,9 +58,12 @@ class FirstPixelEngine:
 class ExactDevice:
     """ExactDevice whose batches take exactly the predicted time; records start, queue and size of each."""
 
+    seconds: float | None = None  # of each batch, in place of the prediction
+
     def __init__(self) -> None:
         self.queues: dict[object, EngineQueue] = {}
         self.ran: list[tuple[float, EngineQueue, int]] = []
+        self._computing = asyncio.Lock()
 
     def queue(self, seconds: float, gain: float = 1.0, best: int = 4) -> EngineQueue:
         """Return a queue whose images take `seconds` alone, and the share `gain` of it in a batch of `best`."""
@@ -69,10 +72,11 @@ class ExactDevice:
         self.queues[queue.engine] = queue
         return queue
 
-    async def __call__(self, inputs: Inputs) -> Sequence[Outcome]:
+    async def __call__(self, inputs: Inputs) -> Iterable[Outcome]:
         queue, size = self.queues[inputs.engine], len(inputs.pictures)
-        self.ran.append((now(), queue, size))
-        await asyncio.sleep(queue.cost(size))
+        async with self._computing:
+            self.ran.append((now(), queue, size))
+            await asyncio.sleep(self.seconds or queue.cost(size))
         return run(inputs)
 
 
@@ -126,11 +130,10 @@ class FillingDevice(ExactDevice):
 
     def __init__(self) -> None:
         super().__init__()
-        self._computing = asyncio.Lock()
         self._inside: list[EngineQueue] = []
         self.together: list[list[EngineQueue]] = []  # queues of the batches at each start of one
 
-    async def __call__(self, inputs: Inputs) -> Sequence[Outcome]:
+    async def __call__(self, inputs: Inputs) -> Iterable[Outcome]:
         queue = self.queues[inputs.engine]
         self._inside.append(queue)
         self.together.append(list(self._inside))
@@ -152,6 +155,27 @@ def test_batches_overlap_in_the_lanes_of_an_engine_and_time_is_charged_once() ->
         assert [(at, size) for at, _, size in device.ran] == [(0.5, 4), (2.5, 4), (4.5, 4), (6.5, 4)]
         assert max(map(len, device.together)) == 2
         assert queue.share == now() == 8.5  # filling is hidden but for the first batch
+        assert scheduler.free_at == 0
+
+    simulated(main())
+
+
+@pytest.mark.parametrize("seconds", [1.4, 2.6])
+def test_a_wrong_prediction_does_not_add_up_while_lanes_are_busy(seconds: float) -> None:
+    async def main() -> None:
+        device = ExactDevice()
+        queue, scheduler = device.queue(1.0, gain=0.5), Scheduler(100, device, now)
+        queue.engine.lanes = 2  # type: ignore[misc]
+        device.seconds = seconds
+        ahead = []
+
+        async def client(value: int) -> None:
+            for _ in range(40):
+                await ask(scheduler, queue, value)
+                ahead.append(scheduler.free_at - now())
+
+        await asyncio.gather(*(client(value) for value in range(1, 13)))
+        assert 2 * max(2.0, seconds) + 1e-9 >= max(ahead) >= seconds
         assert scheduler.free_at == 0
 
     simulated(main())
@@ -344,15 +368,18 @@ def test_of_a_batch_that_fails_only_those_fail_that_must(device: ExactDevice) ->
             st.integers(0, 255),
         ),
         max_size=60,
-    )
+    ),
+    st.sampled_from([1, 2]),
 )
 def test_whatever_comes_each_has_one_outcome_and_answers_are_in_time(
-    arrivals: list[tuple[float, int, float, float | None, int]],
+    arrivals: list[tuple[float, int, float, float | None, int]], lanes: int
 ) -> None:
     device = ExactDevice()
 
     async def main() -> None:
         queues = [device.queue(0.5, gain=0.4), device.queue(0.05), device.queue(0.01, gain=0.2, best=8)]
+        for queue in queues:
+            queue.engine.lanes = lanes  # type: ignore[misc]
         scheduler = Scheduler(20, device, now)
         outcomes: list[str] = []
 
