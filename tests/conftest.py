@@ -24,6 +24,7 @@ from engines.published import manifest
 from engines.published.store import PublishedModel, published
 from tests import gpu_summary
 from tests.serving import ROOT, serving
+from tests.warm import Warm
 from training.data import DataSet, load
 
 Measured = Callable[[str], None]
@@ -68,14 +69,25 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-def run() -> Run:
+def warm() -> Iterator[Warm]:
+    """Yield what runs commands of training, which import for seconds, in forks of a process that has imported."""
+    with Warm() as warm:
+        yield warm
+
+
+@pytest.fixture(scope="session")
+def run(warm: Warm) -> Run:
     """Return a function that runs `python -m ...` at the project's root, in the tests' BENTOML_HOME."""
 
     def run(*arguments: str | Path, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", *map(str, arguments)]
-        done = subprocess.run(
-            command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False
-        )
+        words = list(map(str, arguments))
+        if words[0] == "training":
+            done = warm.run(words, os.environ | environment)
+        else:
+            command = [sys.executable, "-m", *words]
+            done = subprocess.run(
+                command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False
+            )
         if check:
             assert done.returncode == 0, done.stderr
         return done

@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import bentoml
@@ -25,13 +26,22 @@ from engines.published.store import PublishedModel
 from engines.runtimes import cache
 from tests.serving import ROOT
 
-# Adds the model in argv[1] to the store, and is killed by SIGKILL just before its argv[2]th change to a file.
+# For each number in a line of stdin, a fork adds the model in argv[1] to the store, and is killed by SIGKILL just
+# before that change to a file. Prints the changes of a whole addition, and the fork's exit status.
 KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
 from engines.published import manifest, store
 
-remaining = int(sys.argv[2])
+for line in sys.stdin:
+    sys.stdout.flush()
+    if os.fork() == 0:
+        break
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+else:
+    sys.exit()
+
+remaining = int(line)
 CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "shutil.copyfile"}
 
 def hook(event, arguments):
@@ -51,7 +61,7 @@ with store.staging() as stage:
     for name in manifest.load(source).files:
         shutil.copyfile(source / name, files / name)
     store.add(files, manifest.load(source), stage)
-print(int(sys.argv[2]) - remaining)
+print(int(line) - remaining, end=" ")
 """
 
 
@@ -65,32 +75,46 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     BentoMLContainer.model_store.reset()
 
 
-def add(home: Path, source: Path, killed_at: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", KILLED, str(source), str(killed_at)]
+@contextmanager
+def additions(home: Path, source: Path) -> Iterator[Callable[..., tuple[int, int]]]:
+    """Yield a function that adds a model, killed at a change, and returns all changes, if whole, and status."""
+    command = [sys.executable, "-c", KILLED, str(source)]
     environment = os.environ | {"BENTOML_HOME": str(home)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, bufsize=1, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        given, answers = process.stdin, process.stdout
+
+        def add(killed_at: int = 1_000) -> tuple[int, int]:
+            print(killed_at, file=given)
+            *changes, status = map(int, answers.readline().split())
+            return sum(changes), status
+
+        yield add
 
 
 def test_a_kill_at_any_change_leaves_the_old_or_the_new_state(lenet5: PublishedModel, home: Path) -> None:
     tag = lenet5.manifest.tag
-    for _ in range(2):  # the first addition creates one folder more
-        whole = add(home, lenet5.folder, killed_at=1_000)
-        assert whole.returncode == 0, whole.stderr
-        shutil.rmtree(home / "models" / "lenet5")
-    changes = int(whole.stdout)
-    assert changes >= 10
-    seen = set()
-    for step in range(1, changes + 1):
-        assert add(home, lenet5.folder, killed_at=step).returncode == -signal.SIGKILL
-        published = store.published()
-        assert [model.manifest.tag for model in published] in ([], [tag])
-        for model in published:
-            model.manifest.check_files(model.folder)
-        assert len(bentoml.models.list()) == len(published)  # BentoML itself lists nothing broken
-        seen.add(len(published))
-        shutil.rmtree(home / "models" / "lenet5", ignore_errors=True)
-    assert seen == {0, 1}
-    assert add(home, lenet5.folder, killed_at=1_000).returncode == 0  # although killed processes left files behind
+    with additions(home, lenet5.folder) as add:
+        for _ in range(2):  # the first addition creates one folder more
+            changes, status = add()
+            assert status == 0
+            shutil.rmtree(home / "models" / "lenet5")
+        assert changes >= 10
+        seen = set()
+        for step in range(1, changes + 1):
+            assert add(step)[1] == -signal.SIGKILL
+            published = store.published()
+            assert [model.manifest.tag for model in published] in ([], [tag])
+            for model in published:
+                model.manifest.check_files(model.folder)
+            assert len(bentoml.models.list()) == len(published)  # BentoML itself lists nothing broken
+            seen.add(len(published))
+            shutil.rmtree(home / "models" / "lenet5", ignore_errors=True)
+        assert seen == {0, 1}
+        assert add()[1] == 0  # although killed processes left files behind
     assert [model.manifest.tag for model in store.published()] == [tag]
     assert str(bentoml.models.get("lenet5").tag) == tag
     assert [path.name for path in (home / "convserve-staging").iterdir()] == ["lock"]
@@ -99,7 +123,8 @@ def test_a_kill_at_any_change_leaves_the_old_or_the_new_state(lenet5: PublishedM
 def test_a_broken_model_is_replaced(lenet5: PublishedModel, home: Path) -> None:
     shutil.copytree(lenet5.folder, home / "models" / "lenet5" / lenet5.folder.name)
     (home / "models" / "lenet5" / lenet5.folder.name / manifest.ONNX).write_bytes(b"")
-    assert add(home, lenet5.folder, killed_at=1_000).returncode == 0
+    with additions(home, lenet5.folder) as add:
+        assert add()[1] == 0
     (model,) = store.published()
     model.manifest.check_files(model.folder)
 
