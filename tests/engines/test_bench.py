@@ -30,6 +30,7 @@ from tests.conftest import Run
 
 PEAK = Peak(device="", runtime_version="", gmacs_per_s={"fp32": 100.0}, gb_per_s=10.0)
 PEAKS: dict[str | None, Peak] = {None: PEAK}
+InProcess = Callable[..., tuple[object, str, str]]
 RUNTIMES: tuple[Measured, ...] = ("openvino", "onnxruntime", "torch")
 
 
@@ -51,30 +52,8 @@ def test_an_engine_that_does_not_open_is_left_out(lenet5: PublishedModel, capsys
         bench(lenet5, [EngineSpec("openvino", "int8")], [1], 0.03, PEAKS)
 
 
-def test_the_command_prints_a_table_or_json(run: Run, lenet5: PublishedModel) -> None:
-    tag = lenet5.manifest.tag
-    arguments = ("engines", "bench", "lenet5", "--runtimes", "openvino", "--precisions", "fp32", "--seconds", "0.03")
-    lines = run(*arguments, "--threads", "1,2", "--batches", "1,2").stdout.splitlines()
-    assert lines[:2] == ["", tag]
-    assert lines[2].split()[:5] == ["runtime", "precision", "streams", "threads", "batch"]
-    assert [line.split()[2:5] for line in lines[3:]] == [
-        ["1", threads, batch] for threads in ("1", "2") for batch in ("1", "2")
-    ]
-    rows = json.loads(run(*arguments, "--batches", "4", "--json").stdout)
-    assert [(row["tag"], row["precision"], row["threads"], row["batch"]) for row in rows] == [(tag, "fp32", None, 4)]
-    for row in rows:
-        assert 0 < row["of_compute"] < 2
-        assert row["of_bandwidth"] > 0
-        assert 0 < row["memory_mb"] < 1000
-    record = records.find(lenet5, "openvino", "fp32")
-    assert record
-    assert [(speed.threads, speed.batch) for speed in record.speeds] == [(None, 4)]
-
-
 @pytest.fixture
-def in_process(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[object, str, str]]:
+def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> InProcess:
     """Runs `engines bench lenet5` in this process without measuring the peak, and returns exit code, stdout, stderr."""
     monkeypatch.setattr(peak, "measure", lambda _: PEAKS)
 
@@ -87,9 +66,30 @@ def in_process(
     return in_process
 
 
-def test_a_requested_precision_that_is_missing_is_a_failure(
-    in_process: Callable[..., tuple[object, str, str]], lenet5: PublishedModel
-) -> None:
+def test_the_command_prints_a_table_or_json(run: Run, in_process: InProcess, lenet5: PublishedModel) -> None:
+    tag = lenet5.manifest.tag
+    arguments = ("--runtimes", "openvino", "--precisions", "fp32")
+    _, printed, _ = in_process(*arguments, "--threads", "1,2", "--batches", "1,2")
+    lines = printed.splitlines()
+    assert lines[:2] == ["", tag]
+    assert lines[2].split()[:5] == ["runtime", "precision", "streams", "threads", "batch"]
+    assert [line.split()[2:5] for line in lines[3:]] == [
+        ["1", threads, batch] for threads in ("1", "2") for batch in ("1", "2")
+    ]
+    rows = json.loads(
+        run("engines", "bench", "lenet5", *arguments, "--seconds", "0.03", "--batches", "4", "--json").stdout
+    )
+    assert [(row["tag"], row["precision"], row["threads"], row["batch"]) for row in rows] == [(tag, "fp32", None, 4)]
+    for row in rows:
+        assert 0 < row["of_compute"] < 2
+        assert row["of_bandwidth"] > 0
+        assert 0 < row["memory_mb"] < 1000
+    record = records.find(lenet5, "openvino", "fp32")
+    assert record
+    assert [(speed.threads, speed.batch) for speed in record.speeds] == [(None, 4)]
+
+
+def test_a_requested_precision_that_is_missing_is_a_failure(in_process: InProcess, lenet5: PublishedModel) -> None:
     status, printed, errors = in_process("--batches", "1", "--precisions", "fp32,int8")
     assert status == 1
     assert " fp32 " in printed
@@ -112,7 +112,7 @@ def test_a_record_that_cannot_be_written_is_an_error(run: Run, lenet5: Published
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
 def test_rows_are_printed_even_if_their_record_cannot_be_written(
-    in_process: Callable[..., tuple[object, str, str]],
+    in_process: InProcess,
     lenet5: PublishedModel,
     monkeypatch: pytest.MonkeyPatch,
     form: list[str],
@@ -178,9 +178,9 @@ def test_bytes_moved_are_weights_once_and_activations_per_image(lenet5: Publishe
     assert cost.intensity == pytest.approx(2 * cost.macs / one, abs=0.01)
 
 
-def test_the_table_shows_the_records(run: Run, lenet5: PublishedModel) -> None:
+def test_the_table_shows_the_records(run: Run, in_process: InProcess, lenet5: PublishedModel) -> None:
     run("engines", "verify", "lenet5", "--runtimes", "openvino", "--precisions", "fp32")
-    run("engines", "bench", "lenet5", "--runtimes", "openvino", "--batches", "8", "--seconds", "0.03")
+    in_process("--runtimes", "openvino", "--batches", "8")
     heads, _, cells = (
         [cell.strip() for cell in line.split("|")[1:-1]]
         for line in run("engines", "table", "lenet5").stdout.splitlines()[2:]

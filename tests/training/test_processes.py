@@ -9,22 +9,27 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Run
 from tests.serving import ROOT
 from tests.training.small import arguments, pictures
 from training import checkpoint
 from training.results import read
 
 
-def test_two_processes_are_as_one_with_the_same_batch(tmp_path: Path) -> None:
+def test_two_processes_are_as_one_with_the_same_batch(run: Run, tmp_path: Path) -> None:
     """The network has neither dropout nor batch norm, whose statistics differ between processes."""
-    for processes in (1, 2):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-        command += [*arguments(tmp_path / str(processes)), "--set", "batch=500"]
-        done = subprocess.run(
-            command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("epoch 2/2") == 1
+    run(*arguments(tmp_path / "1"), "--set", "batch=500")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    done = subprocess.run(
+        [*command, *arguments(tmp_path / "2"), "--set", "batch=500"],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 2/2") == 1
     one, two = (checkpoint.load(tmp_path / str(processes)) for processes in (1, 2))
     assert [epoch.loss for epoch in two.epochs] == pytest.approx([epoch.loss for epoch in one.epochs], rel=1e-5)
     assert [epoch.top1 for epoch in two.epochs] == pytest.approx([epoch.top1 for epoch in one.epochs], abs=0.002)
