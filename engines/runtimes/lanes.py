@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from queue import PriorityQueue
-from threading import Lock
+from threading import Condition, Lock
 from typing import Generic, TypeVar
 
 LANES = 2
@@ -26,44 +25,57 @@ class Lanes(Generic[Lane]):
     """
 
     def __init__(self, make: Callable[[], Lane]) -> None:
-        self.count = LANES
         self._make = make
         self._lanes = {0: make()}
-        self._free: PriorityQueue[int] = PriorityQueue()  # the lowest first: one thread needs the first lane only
-        for number in range(LANES):
-            self._free.put(number)
+        self._numbers = set(range(LANES))  # of the lanes that were not given up
+        self._free = set(range(LANES))
+        self._changed = Condition()
+
+    @property
+    def count(self) -> int:
+        """Number of lanes."""
+        return len(self._numbers)
 
     @contextmanager
     def taken(self, ready: Callable[[Lane], None]) -> Iterator[Lane]:
         """Wait for a free lane, call `ready` with the lane, and yield the lane, which is free again afterwards."""
-        while (number := self._take(ready)) is None:
+        while (number := self._take(ready, self._numbers)) is None:
             pass
         try:
             yield self._lanes[number]
         finally:
-            self._free.put(number)
+            self._release(number)
 
     def prepare(self, ready: Callable[[Lane], None]) -> None:
-        """Call `ready` with every lane."""
-        held: list[int] = []
-        try:
-            while len(held) < self.count:
-                number = self._take(ready)
-                held += [] if number is None else [number]
-        finally:
-            for number in held:
-                self._free.put(number)
+        """Call `ready` with every lane, one after another: who held one and waited for another could wait forever."""
+        for number in range(LANES):
+            if self._take(ready, {number}) is not None:
+                self._release(number)
 
-    def _take(self, ready: Callable[[Lane], None]) -> int | None:
-        """Wait for a free lane, and return its number, or None if the lane had to be given up."""
-        number = self._free.get()
+    def _release(self, number: int) -> None:
+        """Make a lane free for others."""
+        with self._changed:
+            self._free.add(number)
+            self._changed.notify_all()
+
+    def _take(self, ready: Callable[[Lane], None], wanted: set[int]) -> int | None:
+        """Wait for a wanted lane that is free, and return its number, or None if the lane is, or had to be, given up.
+
+        The lowest of the free lanes is taken: one thread needs the first lane only.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: wanted & self._free or not wanted & self._numbers)
+            number = min(wanted & self._free, default=None)
+            if number is None:
+                return None
+            self._free.remove(number)
         try:
             if number not in self._lanes:
                 self._lanes[number] = self._make()
             ready(self._lanes[number])
         except Exception as error:  # CUDA's errors have no class in common
             if not number:
-                self._free.put(number)
+                self._release(number)
                 raise
             logger.warning(
                 "an engine runs one batch at a time from now on, since a second one fails: %s; "
@@ -71,6 +83,8 @@ class Lanes(Generic[Lane]):
                 error,
             )
             self._lanes.pop(number, None)
-            self.count -= 1
+            with self._changed:
+                self._numbers.remove(number)
+                self._changed.notify_all()
             return None
         return number
