@@ -157,7 +157,7 @@ def reencoded(picture: Image.Image) -> Iterator[PlainJpeg]:
     left, top = (picture.width - edge) // 2, (picture.height - edge) // 2
     square = picture.crop((left, top, left + edge, top + edge))
     ways: list[dict[str, Any]] = [{"subsampling": name} for name in SAMPLINGS if name != "grey"]
-    for options in [*ways, {"restart_marker_blocks": 5}, {}]:
+    for options in [*ways, {"restart_marker_blocks": 5}, {"restart_marker_rows": 1}, {}]:
         file = io.BytesIO()
         square.convert("RGB" if options else "L").save(file, "JPEG", quality=90, **options)
         if jpeg := plain_jpeg(file.getvalue()):

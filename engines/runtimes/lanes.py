@@ -33,7 +33,7 @@ class Lanes(Generic[Lane]):
 
     @property
     def count(self) -> int:
-        """Number of lanes."""
+        """Number of lanes that may run at once."""
         return len(self._numbers)
 
     @contextmanager

@@ -19,7 +19,7 @@ from engines.published import manifest, store
 from engines.published.store import PublishedModel
 from engines.runtimes import registry
 from engines.runtimes.engine import Engine
-from engines.runtimes.gpu_jpeg.decode import Lane
+from engines.runtimes.gpu_jpeg.decode import JpegLane
 from engines.runtimes.registry import EngineSpec, Runtime, open_engine
 from engines.runtimes.tensorrt import engine as tensorrt
 from engines.runtimes.tensorrt import gpu, library, plan
@@ -76,7 +76,7 @@ def kernel_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 @pytest.fixture
-def lane(kernel_library: ctypes.CDLL) -> Lane:
+def lane(kernel_library: ctypes.CDLL) -> JpegLane:
     """Lane of nvImageCodec's decoder for the processor."""
     pytest.importorskip("nvidia.nvimgcodec", reason="nvImageCodec is not installed: pip install '.[gpu-jpeg]'")
-    return Lane(HostCanvas(kernel_library), "CPU_ONLY", CPU, 1)
+    return JpegLane(HostCanvas(kernel_library), "CPU_ONLY", CPU, 1)

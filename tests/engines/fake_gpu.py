@@ -44,6 +44,7 @@ class GPU:
     kept: int = 0  # bytes that were freed, and that CUDA keeps for allocations until they are given back
     needed_per_image: int = MB
     refusal: str | None = None
+    status: Status = SUCCESS  # of a query of a stream
     records_graphs: bool = True
     cuda: int = 13000
     memory: dict[int, bytearray] = field(default_factory=dict)
@@ -265,6 +266,7 @@ def modules(gpu: GPU) -> dict[str, types.ModuleType]:
         cudaDriverGetVersion=lambda: (SUCCESS, gpu.cuda),
         cudaMemcpyKind=types.SimpleNamespace(cudaMemcpyDefault="default"),
         cudaMemcpyAsync=copy,
+        cudaStreamQuery=lambda stream: (gpu.status,),
         cudaStreamCaptureMode=types.SimpleNamespace(cudaStreamCaptureModeThreadLocal="thread_local"),
         cudaStreamBeginCapture=captures.begin,
         cudaStreamEndCapture=captures.end,

@@ -15,7 +15,7 @@ from PIL import Image
 
 from engines.published.preprocess import Preprocess
 from engines.runtimes.gpu_jpeg import kernel
-from engines.runtimes.gpu_jpeg.decode import Lane
+from engines.runtimes.gpu_jpeg.decode import JpegLane
 from engines.runtimes.gpu_jpeg.kernel import Decoded
 
 # The words of CUDA that the kernel uses; the last loops are what a GPU does at once.
@@ -82,7 +82,7 @@ class HostCanvas:
 
 
 def fill(
-    lane: Lane, preprocess: Preprocess, bodies: Sequence[bytes | memoryview]
+    lane: JpegLane, preprocess: Preprocess, bodies: Sequence[bytes | memoryview]
 ) -> tuple[NDArray[np.uint8], list[int]]:
     """Return the input pixels of JPEGs, (N, height, width, channels), and the places of the refused."""
     pixels = np.zeros((len(bodies), *preprocess.shape), np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -174,6 +175,27 @@ def test_deleted_executors_leave_nothing_behind(fake: GPU) -> None:
     assert not fake.captures.executables
     assert not fake.memory
     assert not fake.pinned
+
+
+def test_cuda_is_lost_after_an_error_that_stays(fake: GPU, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, lost in {
+        "cudaSuccess": False,
+        "cudaErrorNotReady": False,
+        "cudaErrorMemoryAllocation": False,
+        "cudaErrorStreamCaptureImplicit": False,
+        "cudaErrorInsufficientDriver": False,
+        "cudaErrorIllegalAddress": True,
+        "cudaErrorLaunchFailure": True,
+    }.items():
+        fake.status = fake_gpu.Status(name)
+        assert gpu.context_lost() == lost, name
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    assert not gpu.context_lost()
+
+
+def test_the_errors_that_stay_are_cudas() -> None:
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    assert not gpu.LOST - set(runtime.cudaError_t.__members__)
 
 
 def test_a_lane_is_filled_while_another_computes(fake: GPU, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from engines.published.preprocess import Preprocess
 from engines.runtimes.gpu_jpeg import kernel
-from engines.runtimes.gpu_jpeg.decode import ALIGNMENT, ATTEMPTS, Lane
+from engines.runtimes.gpu_jpeg.decode import ALIGNMENT, ATTEMPTS, JpegLane
 from engines.runtimes.gpu_jpeg.resample import resized
 from tests.engines.host_canvas import CPU, HostCanvas, by_pillow, fill, jpeg, noise
 
@@ -51,7 +51,7 @@ def test_the_kernel_compiles_for_a_gpu() -> None:
 
 
 @pytest.mark.parametrize("preprocess", PREPROCESSES)
-def test_jpegs_become_pillows_pixels(lane: Lane, preprocess: Preprocess) -> None:
+def test_jpegs_become_pillows_pixels(lane: JpegLane, preprocess: Preprocess) -> None:
     bodies = [
         jpeg(*size, quality=quality, subsampling=subsampling)
         for size in SIZES
@@ -66,7 +66,7 @@ def test_jpegs_become_pillows_pixels(lane: Lane, preprocess: Preprocess) -> None
         assert np.array_equal(found, by_pillow(preprocess, body))
 
 
-def test_only_a_broken_jpeg_is_refused(lane: Lane) -> None:
+def test_only_a_broken_jpeg_is_refused(lane: JpegLane) -> None:
     bodies = [jpeg(), jpeg()[:1000], b"no picture", jpeg(200, 50), b"", jpeg(50, 200)]
     pixels, refused = fill(lane, PHOTO, bodies)
     assert refused == [1, 2, 4]
@@ -74,7 +74,7 @@ def test_only_a_broken_jpeg_is_refused(lane: Lane) -> None:
         assert np.array_equal(pixels[place], by_pillow(PHOTO, bodies[place]))
 
 
-def test_a_batch_that_fails_as_a_whole_is_tried_in_parts(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_fails_as_a_whole_is_tried_in_parts(lane: JpegLane, monkeypatch: pytest.MonkeyPatch) -> None:
     bodies = [jpeg(), jpeg(200, 50), jpeg()[:1000], jpeg(50, 200), jpeg()]
     decoder = lane._decoder
 
@@ -92,7 +92,7 @@ def test_a_batch_that_fails_as_a_whole_is_tried_in_parts(lane: Lane, monkeypatch
         assert np.array_equal(pixels[place], by_pillow(PHOTO, bodies[place]))
 
 
-def test_attempts_are_bounded(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attempts_are_bounded(lane: JpegLane, monkeypatch: pytest.MonkeyPatch) -> None:
     attempts = []
 
     class Refusing:
@@ -107,9 +107,9 @@ def test_attempts_are_bounded(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> No
     assert len(attempts) == ATTEMPTS
 
 
-def test_memory_is_bounded(kernel_library: ctypes.CDLL, lane: Lane) -> None:
+def test_memory_is_bounded(kernel_library: ctypes.CDLL, lane: JpegLane) -> None:
     canvas = HostCanvas(kernel_library, capacity=3 * 100 * 100 + ALIGNMENT)
-    bounded = Lane(canvas, "CPU_ONLY", CPU, 1)
+    bounded = JpegLane(canvas, "CPU_ONLY", CPU, 1)
     bodies = [jpeg(100, 100), jpeg(90, 20), jpeg(90, 30), jpeg(200, 200), jpeg(100, 90)]
     pixels, refused = fill(bounded, PHOTO, bodies)
     assert refused == [3]
@@ -119,9 +119,28 @@ def test_memory_is_bounded(kernel_library: ctypes.CDLL, lane: Lane) -> None:
         assert np.array_equal(pixels[place], by_pillow(PHOTO, bodies[place]))
 
 
-def test_without_gpu_memory_pillow_decodes(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
-    def begin(size: int) -> int:
-        raise RuntimeError("CUDA_ERROR_OUT_OF_MEMORY")
+def test_one_refused_jpeg_is_settled_too(lane: JpegLane, monkeypatch: pytest.MonkeyPatch) -> None:
+    settled: list[int] = []
+    monkeypatch.setattr(lane._canvas, "settle", settled.append)
+    assert fill(lane, PHOTO, [jpeg()])[1] == []
+    assert not settled
+    assert fill(lane, PHOTO, [jpeg()[:1000]])[1] == [0]
+    assert settled == [0]
 
-    monkeypatch.setattr(lane._canvas, "begin", begin)
-    assert fill(lane, PHOTO, [jpeg(), jpeg()])[1] == [0, 1]
+
+def test_without_gpu_memory_pillow_decodes(
+    lane: JpegLane, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(error: Exception) -> None:
+        def begin(size: int) -> int:
+            raise error
+
+        monkeypatch.setattr(lane._canvas, "begin", begin)
+
+    failing(MemoryError("CUDA_ERROR_OUT_OF_MEMORY"))
+    for _ in range(3):
+        assert fill(lane, PHOTO, [jpeg(), jpeg()])[1] == [0, 1]
+    assert caplog.text.count("no GPU memory to decode JPEGs, which Pillow decodes instead: CUDA_ERROR_OUT_OF") == 1
+    failing(RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS"))
+    with pytest.raises(RuntimeError, match="ILLEGAL_ADDRESS"):
+        fill(lane, PHOTO, [jpeg()])

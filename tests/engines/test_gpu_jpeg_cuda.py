@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import itertools
 import sys
 import threading
@@ -13,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from engines.published.preprocess import Preprocess
 from engines.runtimes.engine import EngineError
 from engines.runtimes.gpu_jpeg import decode, jpegs
-from engines.runtimes.gpu_jpeg.jpegs import GpuCanvas, GpuJpegs, Pixels
+from engines.runtimes.gpu_jpeg.jpegs import DevicePixels, GpuCanvas, GpuJpegs
+from engines.runtimes.lanes import LANES
 from engines.runtimes.tensorrt import gpu
 from tests.engines.host_canvas import CPU, by_pillow, jpeg
 
@@ -74,6 +77,7 @@ class HostDevice:
 
     device_id = CPU
     name = "Processor"
+    problem = ""
 
     def set_current(self) -> None:
         pass
@@ -82,10 +86,12 @@ class HostDevice:
         return HostStream()
 
     def allocate(self, size: int, *, stream: HostStream) -> HostBuffer:
+        if self.problem:
+            raise OSError(self.problem)
         return HostBuffer(size)
 
 
-class HostPixels(Pixels):
+class HostPixels(DevicePixels):
     """Pixels in the words of NumPy's array interface."""
 
     def __init__(self, address: int, shape: tuple[int, ...]) -> None:
@@ -110,6 +116,9 @@ def device(kernel_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Iter
     def copy(target: int, source: int, size: int, stream: int) -> None:
         STREAMS[stream].waiting.append(lambda: ctypes.memmove(target, source, size))
 
+    def clear(target: int, size: int, stream: int) -> None:
+        STREAMS[stream].waiting.append(lambda: ctypes.memset(target, 0, size))
+
     core = types.ModuleType("cuda.core")
     pinned = types.SimpleNamespace(allocate=HostBuffer)
     vars(core).update(
@@ -121,7 +130,8 @@ def device(kernel_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Iter
     )
     monkeypatch.setitem(sys.modules, "cuda.core", core)
     monkeypatch.setattr(gpu, "copy", copy)
-    monkeypatch.setattr(jpegs, "Pixels", HostPixels)
+    monkeypatch.setattr(gpu, "clear", clear)
+    monkeypatch.setattr(jpegs, "DevicePixels", HostPixels)
     monkeypatch.setattr(jpegs, "BACKENDS", {"HW_GPU_ONLY": "hardware", "CPU_ONLY": "processor's"})
     jpegs.lanes_of.clear()
     yield HostDevice()
@@ -168,6 +178,51 @@ def test_memory_is_written_again_only_when_it_was_read(device: Any, monkeypatch:
     assert not output[2].any(), "the last is enqueued only"
     stream.sync()
     assert all(np.array_equal(one, by_pillow(PHOTO, body)) for one, body in zip(output, bodies, strict=True))
+
+
+def test_what_a_decoder_left_out_is_not_another_picture(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    white = io.BytesIO()
+    Image.new("RGB", (90, 60), "white").save(white, "JPEG")
+    found = GpuJpegs(device, PHOTO)
+    for _ in range(LANES):
+        assert (found.pixels([white.getvalue()] * 2)[0] == 255).all()
+
+    class OfHardware:
+        """Decoder that reports success, and has written nothing, as of a JPEG that ends early."""
+
+        def decode(self, codes: list[Any], **options: Any) -> list[Any]:
+            return codes
+
+    for _ in range(LANES):
+        lane = found._lanes.get()
+        monkeypatch.setattr(lane, "_decoder", OfHardware())
+        found._lanes.put(lane)
+    for _ in range(LANES):
+        pixels, refused = found.pixels([jpeg(90, 60)] * 2)
+        assert not refused
+        assert not pixels.any()
+
+
+def test_only_a_failed_allocation_is_for_pillow(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = GpuJpegs(device, PHOTO)
+    output = np.zeros((1, *PHOTO.shape), np.uint8)
+    stream = device.create_stream()
+    large = [jpeg(700, 600)]  # more than the memory that the lanes have
+    monkeypatch.setattr(HostDevice, "problem", "CUDA_ERROR_OUT_OF_MEMORY")
+    assert found.fill(large, output.ctypes.data, stream.handle) == [0]
+    monkeypatch.setattr(gpu, "context_lost", lambda: True)
+    with pytest.raises(RuntimeError, match="JPEGs cannot be decoded on the GPU: CUDA_ERROR_OUT_OF_MEMORY"):
+        found.fill(large, output.ctypes.data, stream.handle)
+
+
+def test_pixels_are_copied_when_the_stream_comes_to_them(device: Any) -> None:
+    found, stream = GpuJpegs(device, PHOTO), device.create_stream()
+    pixels = np.full((2, *PHOTO.shape), 9, np.uint8)
+    output = np.zeros_like(pixels)
+    found.copy(pixels, output.ctypes.data, stream.handle)
+    assert not output.any()
+    stream.sync()
+    assert np.array_equal(output, pixels)
 
 
 def test_errors_say_what_to_do(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:

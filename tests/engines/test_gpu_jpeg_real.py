@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +17,7 @@ from engines.runtimes.engine import EngineError
 from engines.runtimes.gpu_jpeg import jpegs
 from engines.runtimes.gpu_jpeg.jpegs import GpuCanvas, GpuJpegs
 from engines.runtimes.gpu_jpeg.kernel import Decoded
+from engines.runtimes.lanes import LANES
 from engines.runtimes.tensorrt import gpu
 from tests.engines.host_canvas import by_pillow, jpeg, noise
 
@@ -72,6 +74,48 @@ def test_a_broken_jpeg_harms_no_other() -> None:
     for number in set(range(12)) - broken.keys():
         assert number not in refused
         assert distance(pixels[number], by_pillow(PREPROCESSES[0], bodies[number])) <= 1
+
+
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_a_jpeg_that_ends_early_shows_no_earlier_picture(share: float) -> None:
+    white, black, grey = (written(Image.new("RGB", (427, 640), colour)) for colour in ("white", "black", "#404040"))
+    scan = grey.index(b"\xff\xda") + 14  # after its header of three components
+    ends_early = grey[: scan + int(share * (len(grey) - scan))] + b"\xff\xd9"
+    found = GpuJpegs(gpu.device(), PREPROCESSES[0])
+    answers = []
+    for earlier, level in ((white, 255), (black, 0)) * 3:
+        for _ in range(LANES):  # which take turns
+            pixels, refused = found.pixels([earlier] * 8)
+            assert not refused
+            assert (pixels == level).all()
+        for _ in range(LANES):
+            pixels, refused = found.pixels([ends_early] * 8)
+            pixels[refused] = 0
+            answers.append((refused, pixels))
+    for refused, pixels in answers:
+        assert refused == answers[0][0]
+        assert np.array_equal(pixels, answers[0][1])
+
+
+def written(picture: Image.Image) -> bytes:
+    """Return a picture as a JPEG."""
+    file = io.BytesIO()
+    picture.save(file, "JPEG")
+    return file.getvalue()
+
+
+def test_copied_pixels_are_in_place() -> None:
+    device = gpu.device()
+    device.set_current()
+    pixels = np.stack([noise(64, 48), noise(64, 48)[::-1]])
+    stream, found = device.create_stream(), np.empty_like(pixels)
+    output = device.allocate(pixels.nbytes, stream=stream)
+    handle = int(stream.handle)
+    GpuJpegs(device, PREPROCESSES[0]).copy(pixels, int(output.handle), handle)
+    gpu.copy(found.ctypes.data, int(output.handle), found.nbytes, handle)
+    stream.sync()
+    assert np.array_equal(found, pixels)
+    assert not gpu.context_lost()
 
 
 def test_threads_decode_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

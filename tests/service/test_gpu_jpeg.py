@@ -21,7 +21,7 @@ from engines.published.essentials import essentials
 from engines.published.plain_jpeg import SAMPLINGS, Sampling
 from engines.published.preprocess import Preprocess
 from engines.runtimes.engine import Fill
-from engines.runtimes.gpu_jpeg.decode import Lane
+from engines.runtimes.gpu_jpeg.decode import JpegLane
 from service.batches import Inputs, Jpeg, Picture, Pixels, RefusedJpeg, run
 from service.context import ServerContext, make_context, make_front
 from service.device import LocalDevice
@@ -58,7 +58,7 @@ class HostDecoder:
 
     samplings: frozenset[Sampling] = frozenset(SAMPLINGS)
 
-    def __init__(self, of_library: Lane) -> None:
+    def __init__(self, of_library: JpegLane) -> None:
         self._lane, self._lock = of_library, Lock()
         self.decoded = self.refused = 0
 
@@ -74,7 +74,7 @@ class HostDecoder:
 
 
 @pytest.fixture
-def decoder(lane: Lane) -> HostDecoder:  # noqa: F811
+def decoder(lane: JpegLane) -> HostDecoder:  # noqa: F811
     return HostDecoder(lane)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from engines.runtimes.gpu_jpeg.kernel import Decoded
 
 ALIGNMENT = 256  # bytes between the beginnings of two pictures
 ATTEMPTS = 40  # of decoding parts of a batch: 128 JPEGs with one that is broken need 15, with three at most 37
+PACE = 60.0  # seconds between two messages of a lane that there is no memory
 MISSING = "nvImageCodec is not installed: pip install '.[gpu-jpeg]'"
 logger = logging.getLogger("bentoml.convserve")
 
@@ -42,7 +44,10 @@ class Canvas(Protocol):
         """Most bytes of pictures that are decoded at a time."""
 
     def begin(self, size: int) -> int:
-        """Wait until the memory is no longer read, make `size` bytes ready, and return their address."""
+        """Wait until the memory is no longer read, make `size` bytes of zeros, and return their address.
+
+        Raises MemoryError if there is no memory.
+        """
 
     def image(self, address: int, height: int, width: int) -> Any:
         """Return an object by which nvImageCodec finds the pixels of a picture at an address."""
@@ -79,7 +84,7 @@ class Placed(NamedTuple):
     picture: Decoded
 
 
-class Lane:
+class JpegLane:
     """Decoder with its memory, for one thread at a time."""
 
     def __init__(self, canvas: Canvas, backend: str, device_id: int, threads: int) -> None:
@@ -88,6 +93,7 @@ class Lane:
         self._canvas = canvas
         kind = codec.Backend(getattr(codec.BackendKind, backend))
         self._decoder = codec.Decoder(device_id=device_id, max_num_cpu_threads=threads, backends=[kind])
+        self._silent_until = 0.0
         self._params = codec.DecodeParams(apply_exif_orientation=False, color_spec=codec.ColorSpec.SRGB)
 
     def fill(
@@ -102,8 +108,8 @@ class Lane:
             size = sum(picture.size for picture in group)
             try:
                 address = self._canvas.begin(size)
-            except Exception as error:  # cuda.core's errors have no public class
-                logger.warning("no GPU memory to decode JPEGs, which Pillow decodes instead: %s", error)
+            except MemoryError as error:
+                self._log(error)
                 continue
             try:
                 decoded = self._decode(placed(group, address), stream)
@@ -113,6 +119,12 @@ class Lane:
                 self._canvas.end(stream)
             refused.difference_update(picture.place for picture in decoded)
         return sorted(refused)
+
+    def _log(self, error: MemoryError) -> None:
+        """Log that there is no memory, at most once in PACE seconds."""
+        if time.monotonic() >= self._silent_until:
+            self._silent_until = time.monotonic() + PACE
+            logger.warning("no GPU memory to decode JPEGs, which Pillow decodes instead: %s", error)
 
     def _groups(self, bodies: Sequence[bytes | memoryview]) -> Iterator[list[Coded]]:
         """Yield the JPEGs whose header can be read, in groups of at most the memory's capacity."""
@@ -148,8 +160,9 @@ class Lane:
             results = self._results(part, stream)
             decoded += [to for (_, to), result in zip(part, results, strict=True) if result is not None]
             failed = [picture for picture, result in zip(part, results, strict=True) if result is None]
-            if failed and len(part) > 1:
-                self._canvas.settle(stream)  # a failed batch may still write
+            if failed:
+                self._canvas.settle(stream)  # the failed may still be written
+            if len(part) > 1:
                 middle = len(failed) // 2
                 waiting += filter(None, (failed[:middle], failed[middle:]))
         return decoded

@@ -18,7 +18,7 @@ from PIL import Image
 from engines.published.preprocess import Preprocess
 from engines.runtimes.engine import EngineError
 from engines.runtimes.gpu_jpeg import kernel
-from engines.runtimes.gpu_jpeg.decode import Lane, library
+from engines.runtimes.gpu_jpeg.decode import JpegLane, library
 from engines.runtimes.gpu_jpeg.kernel import Decoded
 from engines.runtimes.lanes import LANES, recording
 from engines.runtimes.machine import cores
@@ -63,6 +63,14 @@ class GpuJpegs:
         finally:
             self._lanes.put(lane)
 
+    def copy(self, pixels: NDArray[np.uint8], pointer: int, stream: int) -> None:
+        """Enqueue the copy of stacked pixels to an address on the GPU.
+
+        The pixels must last until the stream has done the copy. Raises RuntimeError if CUDA reports an error.
+        """
+        self._device.set_current()
+        gpu.copy(pointer, pixels.ctypes.data, pixels.nbytes, stream)
+
     def pixels(self, bodies: Sequence[bytes | memoryview]) -> tuple[NDArray[np.uint8], list[int]]:
         """Return the input pixels of JPEGs in memory of the host, and the indices that `fill` returns."""
         pixels = np.empty((len(bodies), *self._preprocess.shape), np.uint8)
@@ -85,7 +93,8 @@ class GpuCanvas:
     """Memory of a GPU for decoded pictures, and the kernel that resizes them.
 
     nvJPEG's hardware decoder writes at once, whatever its stream still has to do. So the memory is this canvas's own,
-    and is only given to a decoder after the host has seen that the last kernel has read it.
+    and is only given to a decoder after the host has seen that the last kernel has read it. It is cleared before: of a
+    broken JPEG a decoder may write a part, and report no failure.
     """
 
     capacity = CAPACITY
@@ -101,23 +110,34 @@ class GpuCanvas:
         self._read: Event | None = None
 
     def begin(self, size: int) -> int:
-        """Wait until the memory is no longer read, make `size` bytes ready, and return their address."""
+        """Wait until the memory is no longer read, make `size` bytes of zeros, and return their address.
+
+        Raises MemoryError if there is no memory.
+        """
         if self._read:
             self._read.sync()
         if self._pixels is None or self._pixels.size < size:
             self._pixels = None  # free it first
             self._pixels = self._allocate(grown(size))
-        return int(self._pixels.handle)
+        address = int(self._pixels.handle)
+        gpu.clear(address, size, int(self._stream.handle))
+        self._stream.sync()
+        return address
 
     def _allocate(self, size: int) -> Buffer:
-        """Return memory of the GPU that is ready for every stream."""
-        buffer = self._device.allocate(size, stream=self._stream)
+        """Return memory of the GPU that is ready for every stream. Raises MemoryError if there is none."""
+        try:
+            buffer = self._device.allocate(size, stream=self._stream)
+        except Exception as error:  # cuda.core's errors have no public class
+            if gpu.context_lost():
+                raise
+            raise MemoryError(f"{size / 1e6:,.0f} MB: {error}") from error
         self._stream.sync()
         return buffer
 
     def image(self, address: int, height: int, width: int) -> Any:
         """Return an object by which nvImageCodec finds the pixels of a picture at an address."""
-        return Pixels(address, (height, width, 3))
+        return DevicePixels(address, (height, width, 3))
 
     def resize(self, preprocess: Preprocess, pictures: Sequence[Decoded], pointer: int, stream: int) -> None:
         """Enqueue the resizing of decoded pictures into the output at `pointer`."""
@@ -158,7 +178,7 @@ class GpuCanvas:
         self._read = Stream.from_handle(stream).record(self._read)
 
 
-class Pixels:
+class DevicePixels:
     """Memory of the GPU in the words of CUDA's array interface."""
 
     def __init__(self, address: int, shape: tuple[int, ...]) -> None:
@@ -177,10 +197,10 @@ def grown(size: int) -> int:
 
 
 opening = Lock()
-lanes_of: dict[int, tuple[SimpleQueue[Lane], str]] = {}  # and the kind of decoder, by the GPU's number
+lanes_of: dict[int, tuple[SimpleQueue[JpegLane], str]] = {}  # and the kind of decoder, by the GPU's number
 
 
-def opened(device: Device) -> tuple[SimpleQueue[Lane], str]:
+def opened(device: Device) -> tuple[SimpleQueue[JpegLane], str]:
     """Return a GPU's lanes and the kind of its decoder: "hardware", or "CUDA". Raises EngineError if there are none."""
     with opening:
         if device.device_id not in lanes_of:
@@ -190,7 +210,7 @@ def opened(device: Device) -> tuple[SimpleQueue[Lane], str]:
         return lanes_of[device.device_id]
 
 
-def open_lanes(device: Device) -> tuple[SimpleQueue[Lane], str]:
+def open_lanes(device: Device) -> tuple[SimpleQueue[JpegLane], str]:
     """Open lanes of the first kind of decoder that decodes a JPEG on a GPU. Raises EngineError if none does."""
     library()
     reasons = []
@@ -200,7 +220,7 @@ def open_lanes(device: Device) -> tuple[SimpleQueue[Lane], str]:
         except Exception as error:  # nvImageCodec's and cuda.core's errors have no public class
             reasons.append(f"{kind}: {error}")
             continue
-        queue: SimpleQueue[Lane] = SimpleQueue()
+        queue: SimpleQueue[JpegLane] = SimpleQueue()
         for lane in lanes:
             queue.put(lane)
         logger.info("JPEGs are decoded on %s by its %s decoder", device.name, kind)
@@ -208,9 +228,9 @@ def open_lanes(device: Device) -> tuple[SimpleQueue[Lane], str]:
     raise EngineError(f"nvImageCodec decodes no JPEG on {device.name} (`pip install '.[gpu-jpeg]'`): {reasons}")
 
 
-def open_lane(device: Device, backend: str) -> Lane:
+def open_lane(device: Device, backend: str) -> JpegLane:
     """Return a lane that has decoded a JPEG. Raises RuntimeError if the backend refuses JPEGs, or nearly anything."""
-    lane = Lane(GpuCanvas(device), backend, device.device_id, max(1, cores() // THREADS_SHARE))
+    lane = JpegLane(GpuCanvas(device), backend, device.device_id, max(1, cores() // THREADS_SHARE))
     body = io.BytesIO()
     Image.linear_gradient("L").convert("RGB").save(body, "JPEG")  # 256 x 256
     preprocess = Preprocess(mode="RGB", resize_edge=32, crop=32)

@@ -15,6 +15,15 @@ from engines.runtimes.lanes import recording
 if TYPE_CHECKING:
     from cuda.core import Device, Stream
 
+LOST = {  # CUDA's errors after which a process must end, as the documentation says of most
+    f"cudaError{name}"
+    for name in (
+        *("ECCUncorrectable", "NvlinkUncorrectable", "Contained", "IllegalAddress", "LaunchTimeout"),
+        *("ContextIsDestroyed", "Assert", "HardwareStackError", "IllegalInstruction", "MisalignedAddress"),
+        *("InvalidAddressSpace", "InvalidPc", "LaunchFailure", "TensorMemoryLeak", "MpsClientTerminated"),
+        *("ExternalDevice", "Unknown"),
+    )
+}
 logger = logging.getLogger("bentoml.convserve")
 
 
@@ -100,6 +109,28 @@ def copy(target: int, source: int, size: int, stream: int) -> None:
     from cuda.bindings import runtime
 
     checked(runtime.cudaMemcpyAsync(target, source, size, runtime.cudaMemcpyKind.cudaMemcpyDefault, stream))
+
+
+def clear(target: int, size: int, stream: int) -> None:
+    """Enqueue on a stream, by its handle, the writing of zeros to memory of the GPU."""
+    from cuda.bindings import runtime
+
+    checked(runtime.cudaMemsetAsync(target, 0, size, stream))
+
+
+def context_lost() -> bool:
+    """Return True if CUDA can no longer run anything in this process, as after an access to memory that is not there.
+
+    CUDA then answers every call with the error, and only another process can use the GPU. Starts CUDA if nothing has
+    done so before; False without CUDA.
+    """
+    try:
+        from cuda.bindings import runtime
+
+        (status,) = runtime.cudaStreamQuery(0)  # waits for nothing, so that a recording of another thread goes on
+    except Exception:  # no cuda-python, or no driver for it
+        return False
+    return status.name in LOST
 
 
 class Graph:
