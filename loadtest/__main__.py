@@ -13,6 +13,7 @@ from loadtest.peers.command import peers_command
 from loadtest.traffic import ScenarioError
 
 SWEEP = RESULTS / "sweep.jsonl"
+BROKEN = 3  # exit code of `diff` if a rule of --fail-if is true; 1 is an error
 
 
 def sweep_command(arguments: list[str]) -> None:
@@ -27,7 +28,7 @@ def sweep_command(arguments: list[str]) -> None:
     parser.add_argument("--in-flight", type=int, default=32, help="requests, offline (default: %(default)s)")
     parser.add_argument("--p99-ms", type=float, default=100, help="bound of the p99 (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=6, help="of the search for the rate (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=1, help="over all engines in turn (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=1, help="over all engines in turn; contradictions are measured again (default: 1)")
     parser.add_argument("--out", type=Path, default=SWEEP, help="results; those there are kept (default: %(default)s)")
     options = parser.parse_args(arguments)
     plan = SweepPlan(
@@ -47,13 +48,27 @@ def sweep_command(arguments: list[str]) -> None:
 def diff_command(arguments: list[str]) -> None:
     """Compare two sweeps, with confidence intervals from their rounds."""
     from loadtest import rows
-    from loadtest.diff import compare_sweeps
+    from loadtest.diff import SHORT, broken_rules, compare_sweeps, parse_rule
 
     parser = argparse.ArgumentParser("python -m loadtest diff", description=diff_command.__doc__)
     parser.add_argument("before", type=Path, metavar="A")
     parser.add_argument("after", type=Path, metavar="B")
+    parser.add_argument(
+        "--fail-if",
+        action="append",
+        default=[],
+        metavar="RULE",
+        help=f"such as 'p99 > 10 %%' or 'rate < -10 %%', the change from A to B, of any engine; may be repeated; of"
+        f" {', '.join(SHORT)}. Exit code {BROKEN} if one is true",
+    )
     options = parser.parse_args(arguments)
-    print(compare_sweeps(rows.read(options.before)[1], rows.read(options.after)[1]))
+    rules = [parse_rule(text) for text in options.fail_if]
+    before, after = (rows.read(path)[1] for path in (options.before, options.after))
+    print(compare_sweeps(before, after), flush=True)
+    if rules and (broken := broken_rules(before, after, rules)):
+        for line in broken:
+            print(f"failed: {line}", file=sys.stderr)
+        sys.exit(BROKEN)
 
 
 def report_command(arguments: list[str]) -> None:

@@ -1,15 +1,18 @@
-"""Comparison of two sweeps: the ratio of each figure, with a confidence interval from the rounds."""
+"""Comparison of two sweeps: the ratio of each figure, with a confidence interval from the rounds, and bounds on it."""
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from statistics import median
 
 from scipy import stats
 
 from loadtest import markdown
-from loadtest.rows import EngineRow, Measured, by_engine, figure_of
+from loadtest.rows import EngineRow, Measured, by_engine
 from loadtest.traffic import ScenarioError
 
 FIGURES = {
@@ -21,9 +24,41 @@ FIGURES = {
     "at_percent.80.p99_ms": "p99 ms at 80 % of it",
     "offline.memory_mb": "memory of the whole server, MB",
 }
+SHORT = dict(zip(("p50", "p99", "images", "cpu", "rate", "p99_at_80", "memory"), FIGURES, strict=True))
+RULE = re.compile(rf"\s*({'|'.join(SHORT)})\s*([<>])\s*([+-]?\d+(?:\.\d+)?)\s*%\s*")
 CONFIDENCE = 0.95
 NUMBERS = ("A", "B", "B over A")
 HEADINGS = ("model", "precision", "figure", *NUMBERS, f"{CONFIDENCE:.0%} interval", "changed")
+
+
+@dataclass(frozen=True)
+class FailureRule:
+    """Largest change of one figure that passes, B over A: `text` as given, such as `p99 > 10 %` or `rate < -5 %`."""
+
+    text: str
+    figure: str
+    rises: bool
+    percent: float
+
+    def broken_by(self, change: float) -> bool:
+        """Return True if a change in percent lies beyond the rule's."""
+        return change > self.percent if self.rises else change < self.percent
+
+
+def parse_rule(text: str) -> FailureRule:
+    """Return the rule that an expression states. Raises ScenarioError with the remedy if the expression is wrong."""
+    if not (match := RULE.fullmatch(text)):
+        raise ScenarioError(
+            f"--fail-if {text!r}: write FIGURE > N % for a rise or FIGURE < -N % for a fall, with FIGURE one of"
+            f" {', '.join(SHORT)}, such as 'p99 > 10 %' or 'rate < -10 %'"
+        )
+    name, sign, percent = match.groups()
+    rises = sign == ">"
+    if float(percent) < 0 if rises else float(percent) > 0:
+        raise ScenarioError(
+            f"--fail-if {text!r}: even an unchanged figure would fail; write FIGURE > N % or FIGURE < -N %"
+        )
+    return FailureRule(" ".join(text.split()), SHORT[name], rises, float(percent))
 
 
 def compare_sweeps(before: Sequence[EngineRow], after: Sequence[EngineRow]) -> str:
@@ -31,19 +66,67 @@ def compare_sweeps(before: Sequence[EngineRow], after: Sequence[EngineRow]) -> s
 
     Raises ScenarioError if the sweeps were measured under different loads.
     """
-    if len(loads := {row.load for row in (*before, *after)}) > 1:
-        raise ScenarioError(f"measured under different loads: {' and '.join(map(repr, loads))}")
+    require_one_load(before, after)
     lines: list[tuple[str, ...]] = []
     for first, second in pairs(before, after):
         model, precision = first.engine.architecture, first.engine.precision
         for figure, name in FIGURES.items():
-            values = [
-                [value for row in measured.rounds if (value := figure_of(row, figure)) is not None]
-                for measured in (first, second)
-            ]
+            values = first.values(figure), second.values(figure)
             if all(values):
                 lines.append((f"`{model}`", precision, name, *cells(*values)))
     return markdown.table(HEADINGS, lines, NUMBERS)
+
+
+def broken_rules(before: Sequence[EngineRow], after: Sequence[EngineRow], rules: Sequence[FailureRule]) -> list[str]:
+    """Return a line for each engine of A and rule that B breaks.
+
+    Raises ScenarioError if the loads differ, or if an engine of A, or a figure of a rule, was not measured in both
+    sweeps: what was not measured must not pass.
+    """
+    require_one_load(before, after)
+    found = list(pairs(before, after))
+    compared = {first.name for first, _ in found}
+    if lost := [measured.name for measured in by_engine(list(before)) if measured.name not in compared]:
+        raise ScenarioError(f"--fail-if: B lacks {', '.join(lost)}; sweep the models and precisions of A")
+    if not found:
+        raise ScenarioError("--fail-if: A holds no measured engine")
+    lines = []
+    for (first, second), rule in itertools.product(found, rules):
+        values = first.values(rule.figure), second.values(rule.figure)
+        if not all(values):
+            raise ScenarioError(
+                f"--fail-if {rule.text!r}: {'B' if values[0] else 'A'} lacks this figure of {first.name}"
+            )
+        if rule.broken_by(change := change_percent(*values)):
+            means, interval = map(typical, values), ratio_interval(*values)
+            doubt = " (rounds too few or too different to exclude chance)" if not excludes_1(interval) else ""
+            shown = " to ".join(f"{mean:.4g}" for mean in means)
+            lines.append(f"{first.name}: {FIGURES[rule.figure]} {change:+.1f} %, from {shown}: {rule.text}{doubt}")
+    return lines
+
+
+def require_one_load(*sweeps: Sequence[EngineRow]) -> None:
+    """Raise ScenarioError if the rows of the sweeps were measured under different loads."""
+    if len(loads := {row.load for sweep in sweeps for row in sweep}) > 1:
+        raise ScenarioError(f"measured under different loads: {' and '.join(map(repr, loads))}")
+
+
+def change_percent(before: Sequence[float], after: Sequence[float]) -> float:
+    """Return the change of the typical value in percent; infinite if the value was 0 and is no longer."""
+    first, second = typical(before), typical(after)
+    if not first:
+        return math.inf if second else 0.0
+    return (second / first - 1) * 100
+
+
+def typical(values: Sequence[float]) -> float:
+    """Return the geometric mean, or the median if a value is 0."""
+    return float(stats.gmean(values) if all(values) else median(values))
+
+
+def excludes_1(interval: tuple[float, float] | None) -> bool:
+    """Return True if there is an interval of a ratio, and 1 lies outside."""
+    return interval is not None and not interval[0] <= 1 <= interval[1]
 
 
 def pairs(before: Sequence[EngineRow], after: Sequence[EngineRow]) -> Iterator[tuple[Measured, Measured]]:
@@ -63,24 +146,23 @@ def cells(before: Sequence[float], after: Sequence[float]) -> list[str]:
 
     Medians replace the geometric means if a round has the value 0.
     """
+    means = [typical(values) for values in (before, after)]
+    shown = [f"{mean:.4g}" for mean in means]
     if not all((*before, *after)):
-        shown = [f"{median(values):.4g}" for values in (before, after)]
         return [*shown, "", "none: in some rounds it is 0", ""]
-    means = [stats.gmean(values) for values in (before, after)]
-    shown = [f"{means[0]:.4g}", f"{means[1]:.4g}", f"{means[1] / means[0]:.3f}"]
+    shown.append(f"{means[1] / means[0]:.3f}")
     interval = ratio_interval(before, after)
     if interval is None:
         return [*shown, "two rounds each are needed", ""]
-    low, high = interval
-    return [*shown, f"{low:.3f} to {high:.3f}", "" if low <= 1 <= high else "yes"]
+    return [*shown, "{:.3f} to {:.3f}".format(*interval), "yes" if excludes_1(interval) else ""]
 
 
 def ratio_interval(before: Sequence[float], after: Sequence[float]) -> tuple[float, float] | None:
     """Return the confidence interval of the ratio of geometric means, after over before.
 
-    Welch's t-test over the logarithms of the rounds; None with fewer than two rounds of either.
+    Welch's t-test over the logarithms of the rounds; None with fewer than two rounds of either, or with a value of 0.
     """
-    if min(len(before), len(after)) < 2:
+    if min(len(before), len(after)) < 2 or not all((*before, *after)):
         return None
     logs = [[math.log(value) for value in values] for values in (after, before)]
     if all(len(set(values)) == 1 for values in logs):  # without spread the interval is the ratio

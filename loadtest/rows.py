@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Literal
@@ -10,6 +11,9 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from loadtest.store import Row, read_rows
+
+SETTLED = ("single.p50_ms", "offline.achieved", "max_rate")  # figures of an engine on which its rounds have to agree
+NEAR = 0.1  # of the median
 
 
 class SweepLoad(Row):
@@ -146,10 +150,31 @@ class Measured:
         self.rounds = rounds
         self.engine = rounds[-1]
 
+    def values(self, figure: str) -> list[float]:
+        """Return a figure such as `max_rate` or `single.p99_ms` of each round that has the figure."""
+        return [value for row in self.rounds if (value := figure_of(row, figure)) is not None]
+
     def median(self, figure: str) -> float | None:
-        """Return the median of such as `max_rate` or `single.p99_ms` over the rounds that have it, or None."""
-        values = [value for row in self.rounds if (value := figure_of(row, figure)) is not None]
+        """Return the median of a figure over the rounds that have the figure, or None."""
+        values = self.values(figure)
         return median(values) if values else None
+
+    def spread(self, figure: str) -> tuple[float, float] | None:
+        """Return the least and the largest value of a figure over the rounds, or None with fewer than two."""
+        values = self.values(figure)
+        return (min(values), max(values)) if len(values) > 1 else None
+
+    def contradicted(self) -> list[str]:
+        """Return the figures of SETTLED for which no majority of the rounds is near the median."""
+        return [figure for figure in SETTLED if not agree(self.values(figure))]
+
+
+def agree(values: Sequence[float]) -> bool:
+    """Return True if more than half of the values lie within NEAR of their median, or if there are fewer than two."""
+    if len(values) < 2:
+        return True
+    middle = median(values)
+    return sum(abs(value - middle) <= NEAR * middle for value in values) > len(values) / 2
 
 
 def figure_of(row: EngineRow, figure: str) -> float | None:

@@ -12,6 +12,7 @@ from typing import Any
 from loadtest import rows, server_info
 from loadtest.load_run import LoadRun
 from loadtest.measure import measure
+from loadtest.rounds import contradictions, due
 from loadtest.rows import EngineRow, LoadPoint, ServedArchitecture, SweepLoad
 from loadtest.scenarios import SCENARIOS
 from loadtest.server import Server
@@ -64,6 +65,7 @@ class RunSetting:
 def sweep(plan: SweepPlan, out: Path) -> None:
     """Measure what the file `out` lacks, the engines in turn in each round, and write the file after each engine.
 
+    With two or more rounds, an engine whose rounds contradict each other is measured again.
     Raises ScenarioError before the first measurement if a model, a precision or the images do not exist, or if `out`
     holds results of another load or server; and at the end if an engine could not be measured.
     """
@@ -90,16 +92,14 @@ def sweep(plan: SweepPlan, out: Path) -> None:
     if any(row.server != engines[0].server for row in known):
         raise ScenarioError(f"{out} was measured on another server, {known[0].server}: choose another --out")
     done = {row.key: row for row in known}
-    for number, engine in itertools.product(range(plan.rounds), engines):
-        row = engine.model_copy(update={"round": number})
-        if row.key in done and not done[row.key].problem:
-            continue
-        row = measure_engine(EngineUnderTest(server, row, images))
-        done[row.key] = row
+    for row in due(plan.rounds, engines, done):
+        done[row.key] = measured = measure_engine(EngineUnderTest(server, row, images))
         write_rows(out, [*architectures, *done.values()])
-        print(progress(row), flush=True)
-        if row.problem:
+        print(progress(measured), flush=True)
+        if measured.problem:
             server_info.get(server, "/models")  # raises ScenarioError if the server is gone
+    for line in contradictions(done.values()):
+        print(line)
     if problems := [f"{row.tag} in {row.precision}: {row.problem}" for row in done.values() if row.problem]:
         raise ScenarioError("; ".join(problems))
 
