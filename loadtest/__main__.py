@@ -28,7 +28,7 @@ def sweep_command(arguments: list[str]) -> None:
     parser.add_argument("--in-flight", type=int, default=32, help="requests, offline (default: %(default)s)")
     parser.add_argument("--p99-ms", type=float, default=100, help="bound of the p99 (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=6, help="of the search for the rate (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=1, help="over all engines in turn; contradictions are measured again (default: 1)")
+    parser.add_argument("--rounds", type=int, default=1, help="over all engines in turn (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=SWEEP, help="results; those there are kept (default: %(default)s)")
     options = parser.parse_args(arguments)
     plan = SweepPlan(
