@@ -154,7 +154,13 @@ def lenet5_everywhere(
 
 
 @pytest.fixture(scope="session")
-def server(lenet5: PublishedModel) -> Iterator[httpx.Client]:
-    """Yield a client of a real `bentoml serve` that serves lenet5 on the CPU."""
-    with serving(CONVSERVE_RUNTIME="openvino") as (client, _):
-        yield client
+def server_and_pid(lenet5: PublishedModel) -> Iterator[tuple[httpx.Client, int]]:
+    """Yield a client of a real `bentoml serve` that serves lenet5 on the CPU, and its process id."""
+    with serving(CONVSERVE_RUNTIME="openvino") as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def server(server_and_pid: tuple[httpx.Client, int]) -> httpx.Client:
+    """Return a client of the real server."""
+    return server_and_pid[0]

@@ -286,15 +286,16 @@ def test_a_wrong_method_is_a_problem(server: httpx.Client) -> None:
     assert (response.status_code, response.json()["code"]) == (405, "method_not_allowed")
 
 
-def test_a_process_that_serves_has_no_torch(lenet5: PublishedModel) -> None:
-    with serving() as (client, pid):
-        assert classify(client, DIGIT).status_code == 200
-        workers = psutil.Process(pid).children(recursive=True)
-        mapped = {mapping.path for worker in workers for mapping in worker.memory_maps()}
-        assert any("openvino" in path for path in mapped)
-        assert not any("torch" in path for path in mapped)
+def test_a_process_that_serves_has_no_torch(server_and_pid: tuple[httpx.Client, int]) -> None:
+    client, pid = server_and_pid
+    assert classify(client, DIGIT).status_code == 200
+    workers = psutil.Process(pid).children(recursive=True)
+    mapped = {mapping.path for worker in workers for mapping in worker.memory_maps()}
+    assert any("openvino" in path for path in mapped)
+    assert not any("torch" in path for path in mapped)
 
 
+@pytest.mark.slow  # as test_hostile's slow bodies, with another time limit
 def test_a_slow_client_gets_a_timeout(lenet5: PublishedModel) -> None:
     with (
         serving(CONVSERVE_TIMEOUT_S="0.3", CONVSERVE_RUNTIME="null") as (client, _),
@@ -311,27 +312,34 @@ def test_a_wrong_setting_is_named() -> None:
         pass
 
 
-def test_pages_of_other_origins_read_answers_if_bentoml_is_told_so(
-    server: httpx.Client, lenet5: PublishedModel, tmp_path: Path
-) -> None:
-    origin = {"Origin": "https://example.com"}
-    allowed = "access-control-allow-origin"
-    assert allowed not in server.get("/models/lenet5", headers=origin).headers
-    cors = {"enabled": True, "access_control_allow_origins": [origin["Origin"]]}
-    config = tmp_path / "bentoml.yaml"
+ORIGIN = {"Origin": "https://example.com"}
+
+
+@pytest.fixture(scope="module")
+def null_server(lenet5: PublishedModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """Yield a client of a server of the null engine, which loads on first use and allows an origin to read answers."""
+    cors = {"enabled": True, "access_control_allow_origins": [ORIGIN["Origin"]]}
+    config = tmp_path_factory.mktemp("config") / "bentoml.yaml"
     config.write_text(json.dumps({"services": {"convserve": {"http": {"cors": cors}}}}))
-    with serving(BENTOML_CONFIG=str(config), CONVSERVE_RUNTIME="null") as (client, _):
-        assert client.get("/models/lenet5", headers=origin).headers[allowed] == origin["Origin"]
+    with serving(BENTOML_CONFIG=str(config), CONVSERVE_RUNTIME="null", CONVSERVE_LOAD="first_use") as (client, _):
+        yield client
 
 
-def test_the_null_engine_serves_too_and_loads_on_first_use(lenet5: PublishedModel) -> None:
-    with serving(CONVSERVE_RUNTIME="null", CONVSERVE_LOAD="first_use") as (client, _):
-        (before,) = client.get("/models/lenet5").json()["models"]
-        assert (before["status"], before["runtime"]) == ("published", None)
-        answer = classify(client, DIGIT).json()
-        assert (answer["runtime"], answer["predictions"][0]["probability"]) == ("null", pytest.approx(0.1))
-        (after,) = client.get("/models/lenet5").json()["models"]
-        assert (after["status"], after["runtime"]) == ("ready", "null")
+def test_pages_of_other_origins_read_answers_if_bentoml_is_told_so(
+    server: httpx.Client, null_server: httpx.Client
+) -> None:
+    allowed = "access-control-allow-origin"
+    assert allowed not in server.get("/models/lenet5", headers=ORIGIN).headers
+    assert null_server.get("/models/lenet5", headers=ORIGIN).headers[allowed] == ORIGIN["Origin"]
+
+
+def test_the_null_engine_serves_too_and_loads_on_first_use(null_server: httpx.Client) -> None:
+    (before,) = null_server.get("/models/lenet5").json()["models"]
+    assert (before["status"], before["runtime"]) == ("published", None)
+    answer = classify(null_server, DIGIT).json()
+    assert (answer["runtime"], answer["predictions"][0]["probability"]) == ("null", pytest.approx(0.1))
+    (after,) = null_server.get("/models/lenet5").json()["models"]
+    assert (after["status"], after["runtime"]) == ("ready", "null")
 
 
 def test_a_model_that_fails_to_load_is_reported_and_stops_no_other(lenet5: PublishedModel, tmp_path: Path) -> None:
