@@ -1,4 +1,4 @@
-"""Command `python -m models`: list the architectures and their costs, or show one architecture layer by layer."""
+"""Command `python -m models`: list architectures and their costs, show one layer by layer, or several side by side."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from typing import Literal
 from tqdm import tqdm
 
 from models.card import Architecture
-from models.complexity import complexity
+from models.complexity import complexity, depth
 from models.cost import FLOAT_BYTES, Complexity
 from models.names import near_names, suggestion
+from models.side_by_side import side_by_side
 from models.tables import Row, aligned, markdown, megabytes, rounded, shape, write_csv
 from models.zoo import ZOO
 
@@ -75,8 +76,7 @@ def show_list(rows: Sequence[Row], form: Format, *, layers: bool) -> None:
     """Print a row per architecture; `layers` adds every layer to the JSON."""
     lines = list(map(flat, rows))
     if form == "json":
-        objects = rows if layers else [{key: value for key, value in row.items() if key != "layers"} for row in rows]
-        print("[\n" + ",\n".join(json.dumps(row, separators=(",", ":")) for row in objects) + "\n]")
+        print_json(rows, layers=layers)
     elif form == "csv":
         write_csv(lines, COLUMNS)
     elif form == "markdown":
@@ -84,6 +84,27 @@ def show_list(rows: Sequence[Row], form: Format, *, layers: bool) -> None:
     else:
         print(aligned(lines, [column for column in COLUMNS if column not in ONLY_IN_CSV]))
         print(f"\n{len(rows)} architectures; costs at the paper's input, accuracies in percent, as published.")
+
+
+def print_json(rows: Sequence[Row], *, layers: bool) -> None:
+    """Print descriptions as a list of objects, a line each, with or without their layers."""
+    objects = rows if layers else [{key: value for key, value in row.items() if key != "layers"} for row in rows]
+    print("[\n" + ",\n".join(json.dumps(row, separators=(",", ":")) for row in objects) + "\n]")
+
+
+def show_side_by_side(cards: Sequence[Architecture], form: Format) -> None:
+    """Print several architectures side by side: their totals and depths, no layers."""
+    rows = [describe(card, complexity(card)) | {"depth": depth(card)} for card in cards]
+    if form == "json":
+        print_json(rows, layers=False)
+    elif form == "csv":
+        write_csv([flat(row) | {"depth": row["depth"]} for row in rows], [*COLUMNS, "depth"])
+    elif form == "markdown":
+        print(markdown(side_by_side(rows)))
+    else:
+        lines = side_by_side(rows)
+        print(aligned(lines, list(lines[0])))
+        print("\nCosts of one image at the paper's input. Accuracies are published, and not measured here.")
 
 
 def brief(row: Row) -> Row:
@@ -137,7 +158,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
     families = list(dict.fromkeys(card.family for card in ZOO.values()))
     parser = argparse.ArgumentParser("python -m models", description=__doc__)
-    parser.add_argument("name", nargs="?", metavar="NAME", help="show this architecture layer by layer")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="one: show layer by layer; several: side by side")
     parser.add_argument("--family", action="append", choices=families, help="list this family; may be repeated")
     parser.add_argument("--data", choices=("MNIST", "CIFAR-10", "ImageNet"), help="list results on this data set")
     parser.add_argument("--max-params", type=float, default=inf, metavar="N", help="most parameters, such as 5e6")
@@ -147,9 +168,9 @@ def parser() -> argparse.ArgumentParser:
     form = parser.add_mutually_exclusive_group()
     form.set_defaults(form="table")
     for name, text in (
-        ("json", "print a list of objects, or for NAME one object with its layers"),
+        ("json", "print a list of objects, or for one NAME an object with its layers"),
         ("csv", "print comma-separated values"),
-        ("markdown", "print the list as a Markdown table"),
+        ("markdown", "print the list, or several NAMEs, as a Markdown table"),
     ):
         form.add_argument(f"--{name}", dest="form", action="store_const", const=name, help=text)
     parser.add_argument("--layers", action="store_true", help="with --json: add every layer of each architecture")
@@ -160,16 +181,20 @@ def main(arguments: list[str]) -> None:
     """Run the command; print an error and exit with status 2 if the options do not fit together."""
     command = parser()
     options = command.parse_args(arguments)
-    name, form, layers = options.name, options.form, options.layers
-    if name and name not in ZOO:
-        command.error(f"there is no {name!r}; " + (suggestion(near_names(name, ZOO)) or "see `python -m models`"))
-    if name and (options.family or options.data or options.sort or layers or form == "markdown"):
+    names, form, layers = list(dict.fromkeys(options.names)), options.form, options.layers
+    for name in names:
+        if name not in ZOO:
+            command.error(f"there is no {name!r}; " + (suggestion(near_names(name, ZOO)) or "see `python -m models`"))
+    filters = options.family or options.data or options.sort or layers
+    if names and (filters or (form == "markdown" and len(names) == 1)):
         command.error("--family, --data, --sort, --layers and --markdown are for the list, without a NAME")
     if layers and form != "json":
         command.error("--layers needs --json")
     try:
-        if name:
-            show_layers(ZOO[name], form)
+        if len(names) == 1:
+            show_layers(ZOO[names[0]], form)
+        elif names:
+            show_side_by_side([ZOO[name] for name in names], form)
         else:
             rows = select(options.family, options.data, options.max_params, options.max_macs)
             rows = ordered(rows, options.sort, descending=options.descending) if options.sort else rows

@@ -44,6 +44,16 @@ def complexity(
     )
 
 
+def depth(architecture: Architecture) -> int:
+    """Return the number of convolutions and linear layers on the longest path, as papers count them."""
+    with torch.device("meta"), torch.no_grad():
+        net, x = architecture.build(architecture.classes).eval(), torch.empty(1, *architecture.input_shape)
+        with Dataflow(x) as dataflow:
+            output: Tensor = net(x)
+        layers: int = dataflow.depth(output)
+    return layers
+
+
 def trace(net: nn.Module, x: Tensor) -> tuple[tuple[LayerCost, ...], int]:
     """Return the costs of the layers that `x` passes, in order, and the peak of memory in bytes.
 

@@ -1,8 +1,8 @@
-"""Record of the tensor operations of a forward pass, for peak memory and receptive fields.
+"""Record of the tensor operations of a forward pass, for peak memory, receptive fields and depth.
 
 `Dataflow` notes for each operation which tensors are read and which are created. The record yields the peak memory, the
-most bytes of tensors that exist at the same time, and the receptive field of each tensor, the window of input pixels
-that one of its elements depends on.
+most bytes of tensors that exist at the same time; the receptive field of each tensor, the window of input pixels
+that one of its elements depends on; and its depth, the weight layers on the longest path from the picture.
 
 torch calls a TorchDispatchMode for every operation. Module hooks would not be enough: additions and concatenations are
 not modules.
@@ -26,6 +26,7 @@ IN_PLACE = {
     *(aten.native_batch_norm.default, aten.relu.default, aten.tanh.default, aten.sigmoid.default),
     *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.pow.Tensor_Scalar, aten.neg.default),
 }
+WEIGHTED = {aten.convolution.default, aten.addmm.default, aten.mm.default}
 
 
 class Operation(NamedTuple):
@@ -42,6 +43,7 @@ class Dataflow(TorchDispatchMode):
     def __init__(self, x: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._fields = {id(x): ReceptiveField((1, 1), (1, 1))}
+        self._depths = {id(x): 0}
         self._operations = [Operation(set(), {storage(x): x.nbytes}, in_place=False)]
         self._kept: list[object] = [x]  # keeps ids unique: Python reuses the id of a freed object
 
@@ -53,6 +55,9 @@ class Dataflow(TorchDispatchMode):
         if inputs:
             output = result[0] if isinstance(result, tuple) else result
             self._fields[id(output)] = field_after(func, args, [self._fields[id(leaf)] for leaf in inputs], output)
+            # Papers do not count the layers of squeeze-and-excitation, whose output is a factor of each channel.
+            path = [leaf for leaf in inputs if func is not aten.mul.Tensor or leaf.shape == output.shape] or inputs
+            self._depths[id(output)] = max(self._depths[id(leaf)] for leaf in path) + (func in WEIGHTED)
             reads = {storage(leaf) for leaf in inputs}
             writes = {} if storage(output) in reads else {storage(output): output.nbytes}
             self._operations.append(Operation(reads, writes, func in IN_PLACE))
@@ -62,6 +67,10 @@ class Dataflow(TorchDispatchMode):
     def receptive_field(self, output: Tensor) -> tuple[int, int]:
         """Return height and width of the receptive field of an element, including padding around the picture."""
         return self._fields[id(output)].extent
+
+    def depth(self, output: Tensor) -> int:
+        """Return the number of convolutions and linear layers on the longest path from the picture to a tensor."""
+        return self._depths[id(output)]
 
     def start(self) -> int:
         """Return the number of operations so far, as the `start` of a later `join`."""

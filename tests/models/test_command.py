@@ -12,6 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from models.__main__ import main
+from models.complexity import depth
 from models.tables import rounded
 from models.zoo import ZOO
 from tests.models.test_counts import COUNTS
@@ -89,12 +90,41 @@ def test_one_architecture_is_shown_layer_by_layer(run: Run) -> None:
     assert json.loads(run("vgg16", "--json"))["layers"][0]["receptive_field"] == [3, 3]
 
 
+def test_architectures_are_laid_side_by_side(run: Run) -> None:
+    text = run("alexnet_owt", "vgg11")
+    lines = {line[:44].strip(): line[44:].split() for line in text.splitlines()}
+    assert text.split()[:4] == ["alexnet_owt", "vgg11", "second", "/"]
+    assert lines["depth: weight layers on the longest path"] == ["8", "11", "1.38"]
+    assert lines["multiply-accumulates"] == ["714,188,480", "7,609,090,048", "10.7"]
+    assert lines["parameters in float32"] == ["244.40", "MB", "531.45", "MB", "2.17"]
+    assert lines["published top-1"] == ["56.522", "%", "69.02", "%"]
+    assert "torchvision" in text
+    rows = json.loads(run("alexnet_owt", "vgg11", "lenet5", "--json"))
+    assert [(row["name"], row["depth"], "layers" in row) for row in rows] == [
+        *(("alexnet_owt", 8, False), ("vgg11", 11, False), ("lenet5", 4, False))
+    ]
+    (first, second) = csv.DictReader(io.StringIO(run("alexnet_owt", "vgg11", "--csv")))
+    assert (first["depth"], second["macs"]) == ("8", "7609090048")
+    assert run("alexnet_owt", "vgg11", "--markdown").startswith("|  | alexnet_owt | vgg11 | second / first |\n")
+    assert "second / first" not in run("alexnet_owt", "vgg11", "lenet5")
+    assert run("lenet5", "lenet5") == run("lenet5")
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"), [("googlenet", 22), ("resnet50", 50), ("densenet121", 121), ("se_resnet50", 50)]
+)
+def test_depths_are_those_of_the_papers(name: str, layers: int) -> None:
+    assert depth(ZOO[name]) == layers
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["vgg16", "--sort", "macs"], "are for the list, without a NAME"),
         (["vgg16", "--family", "vgg"], "are for the list, without a NAME"),
         (["vgg16", "--markdown"], "are for the list, without a NAME"),
+        (["vgg16", "vgg19", "--layers", "--json"], "are for the list, without a NAME"),
+        (["vgg16", "vgg61"], "there is no 'vgg61'; did you mean "),
         (["--layers"], "--layers needs --json"),
         (["--json", "--csv"], "not allowed with"),
         (["--max-macs", "many"], "invalid float value"),
