@@ -11,18 +11,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import Run
+from tests.conftest import Once, Run
 from tests.serving import ROOT
 
 Locust = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")
-def images(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(run: Run, once: Once) -> Path:
     """Return a folder of a thousand digits, with one sub-folder per label."""
-    folder = tmp_path_factory.mktemp("images") / "mnist5k"
-    run("training", "images", "mnist5k", "--out", folder)
-    return folder
+    return once("mnist5k", lambda folder: run("training", "images", "mnist5k", "--out", folder))
 
 
 @pytest.fixture(scope="session")

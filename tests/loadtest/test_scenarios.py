@@ -114,11 +114,11 @@ def line_of(stderr: str) -> dict[str, float]:
 
 def test_a_server_that_stalls_cannot_hide_from_an_open_loop(locust: Locust, stalls: str) -> None:
     lines = {}
-    for scenario in ("single_stream", "server"):
-        done = locust(stalls, "--scenario", scenario, "--rate", "50", "-t", "10s")
+    for scenario, seconds in (("single_stream", "6s"), ("server", "10s")):
+        done = locust(stalls, "--scenario", scenario, "--rate", "50", "-t", seconds)
         lines[scenario] = line_of(done.stderr)
     closed, opened = lines["single_stream"], lines["server"]
-    assert closed["max"] >= 400  # the two stalls delayed two of thousands of requests
+    assert closed["max"] >= 400  # a stall delayed one of thousands of requests
     assert closed["p99"] < 100
     assert opened["p99"] >= 300  # a tenth of the requests was due during a stall
     assert opened["p50"] < 100

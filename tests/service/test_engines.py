@@ -88,7 +88,9 @@ def test_a_running_server_takes_up_records_without_a_failed_request(home: Path, 
         assert set(seen) == {200}
 
 
-@pytest.mark.parametrize(("runtime", "precision"), [("onnxruntime", "int8"), ("torch", "fp32")])
+@pytest.mark.parametrize(
+    ("runtime", "precision"), [("onnxruntime", "int8"), pytest.param("torch", "fp32", marks=pytest.mark.slow)]
+)
 def test_an_engine_that_is_asked_for_serves(home: Path, runtime: str, precision: str) -> None:
     with serving(BENTOML_HOME=str(home), CONVSERVE_RUNTIME=runtime, CONVSERVE_PRECISION=precision) as (client, _):
         answer = client.post("/classify?model=lenet5", content=DIGIT.read_bytes()).json()
