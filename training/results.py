@@ -9,6 +9,7 @@ import torch
 from engines import markdown
 from engines.published import files
 from engines.published.manifest import Record
+from engines.runtimes.machine import processor
 from models.card import Architecture
 from models.complexity import complexity
 from models.zoo import ZOO
@@ -23,7 +24,8 @@ class TrainingResult(Record):
     """Result of one training.
 
     `losses` and `top1s` (0 to 1) have a value per epoch; `top1`, with its 95 % Wilson interval, is the last epoch's.
-    `macs` are at `input_shape`, (channels, height, width), the size that the network was trained on.
+    `macs` are at `input_shape`, (channels, height, width), the size that the network was trained on. `machine` is the
+    name of the GPU or processor; older results lack the name.
     """
 
     architecture: str
@@ -45,6 +47,12 @@ class TrainingResult(Record):
     versions: dict[str, str]
     device: str
     threads: int
+    machine: str | None = None
+
+    @property
+    def trained_on(self) -> str:
+        """Name of the machine, or what else is known."""
+        return self.machine or f"{self.device}, {self.threads} thread{'s' * (self.threads > 1)}"
 
 
 def read(path: Path) -> list[TrainingResult]:
@@ -87,6 +95,7 @@ def result_of(card: Architecture, saved: Checkpoint, held_out: int) -> TrainingR
         versions=saved.versions,
         device="cuda" if torch.cuda.is_available() else "cpu",
         threads=torch.get_num_threads(),
+        machine=torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
     )
 
 
@@ -116,12 +125,26 @@ def table(results: list[TrainingResult], source: str) -> str:
         "How it was made, and how to make it again: [training.md](training.md#results).",
         "",
     ]
-    head = "model", "data", "input", "parameters", "MACs", "top-1", "95 %", "epochs", "minutes", "loss", "seed"
+    head = (
+        "model",
+        "data",
+        "input",
+        "parameters",
+        "MACs",
+        "top-1",
+        "95 %",
+        "epochs",
+        "minutes",
+        "loss",
+        "seed",
+        "machine",
+    )
     cells = [
         (
             *(f"`{row.architecture}`", row.dataset, "x".join(map(str, row.input_shape)), f"{row.params:,}"),
             *(f"{row.macs:,}", f"{row.top1:.1%}", f"{row.top1_low:.1%} to {row.top1_high:.1%}", str(row.epochs)),
             *(f"{row.minutes:.1f}", f"{row.losses[0]:.3f} to {row.losses[-1]:.3f}", str(row.seed)),
+            row.trained_on,
         )
         for row in rows
     ]
