@@ -67,6 +67,7 @@ class TorchLane:
 
     def __init__(self, module: FromPixels, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device)
+        self.stream.wait_stream(torch.cuda.current_stream(device))  # on which the weights were written
         self._module, self._device = module, device
         self._pool = torch.cuda.graph_pool_handle()  # memory that the recorded inferences share: one runs at a time
         self._recorded: dict[int, RecordedModule] = {}
@@ -77,7 +78,14 @@ class TorchLane:
         bucket = bucket_of(shape[0])
         if bucket and bucket not in self._recorded:
             with recording:
-                self._recorded[bucket] = RecordedModule(self._module, (bucket, *shape[1:]), self._device, self._pool)
+                try:
+                    recorded = RecordedModule(self._module, (bucket, *shape[1:]), self._device, self._pool)
+                except torch.cuda.OutOfMemoryError:
+                    raise
+                except RuntimeError:
+                    self._pool = torch.cuda.graph_pool_handle()  # torch may hold a failed recording's pool for in use
+                    raise
+                self._recorded[bucket] = recorded
 
     def copy_in(self, images: Tensor, target: Tensor) -> None:
         """Enqueue the copy of images to the GPU, by way of pinned memory if their inference is recorded."""
@@ -123,13 +131,14 @@ class RecordedModule:
             self.pixels = torch.zeros(shape, dtype=torch.uint8, device=device)
             for _ in range(3):  # libraries must choose their kernels before the recording
                 module(self.pixels)
-        self._graph = torch.cuda.CUDAGraph()
-        # The workspace of cuBLAS would be one for all graphs that a thread records, and lanes run at once: without one,
-        # a recording takes its own from `pool`.
-        torch._C._cuda_clearCublasWorkspaces()
-        with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            self._logits: Tensor = module(self.pixels)
-        torch._C._cuda_clearCublasWorkspaces()
+            self._graph = torch.cuda.CUDAGraph()
+            # The workspace of cuBLAS would be one for all graphs that a thread records, and lanes run at once: without
+            # one, a recording takes its own from `pool`.
+            torch._C._cuda_clearCublasWorkspaces()
+            # Within `stream` already, since a recording that fails leaves its stream the thread's current one.
+            with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                self._logits: Tensor = module(self.pixels)
+            torch._C._cuda_clearCublasWorkspaces()
         self._answers = pinned(tuple(self._logits.shape), torch.float32)
 
     def replay(self) -> Tensor:

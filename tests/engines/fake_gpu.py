@@ -46,6 +46,7 @@ class GPU:
     refusal: str | None = None
     status: Status = SUCCESS  # of a query of a stream
     records_graphs: bool = True
+    ended_recordings: int = 0  # how many of the next recordings another thread ends
     cuda: int = 13000
     memory: dict[int, bytearray] = field(default_factory=dict)
     pinned: dict[int, Any] = field(default_factory=dict)
@@ -159,7 +160,8 @@ class Captures:
     def end(self, handle: int) -> tuple[Status, int | None]:
         stream = self.gpu.streams[handle]
         recorded, stream.recording = stream.recording, None
-        if recorded is None or not self.gpu.records_graphs:
+        if recorded is None or not self.gpu.records_graphs or self.gpu.ended_recordings:
+            self.gpu.ended_recordings = max(0, self.gpu.ended_recordings - 1)
             return Status("cudaErrorStreamCaptureInvalidated"), None
         self.gpu.done["graph"] += 1
         graph = next(self.handles)

@@ -19,15 +19,16 @@ from engines.runtimes import torch_gpu
 
 
 class TorchStream:
-    """Stream, known by a number."""
+    """Stream, known by a number, and the streams for whose work it has waited."""
 
     numbers = itertools.count(1)
 
     def __init__(self, device: torch.device) -> None:
         self.cuda_stream = next(self.numbers)
+        self.waited: list[TorchStream] = []
 
     def wait_stream(self, other: TorchStream) -> None:
-        pass
+        self.waited.append(other)
 
     def synchronize(self) -> None:
         pass
@@ -53,30 +54,51 @@ class RecordedGraph(TorchDispatchMode):
 
 
 class TorchCuda:
-    """State of the stand-in: the number of recordings."""
+    """State of the stand-in: the number of recordings, and of the next ones that another thread ends."""
 
     def __init__(self) -> None:
-        self.recordings = 0
+        self.recordings = self.ended_recordings = 0
+        self.default = TorchStream(torch.device("cpu"))
         self._recording = threading.Lock()
+        self._thread = threading.local()
+        self._pools_in_use: set[int] = set()
+
+    def current_stream(self, device: torch.device) -> TorchStream:
+        """Return the thread's current stream."""
+        current: TorchStream = getattr(self._thread, "stream", self.default)
+        return current
+
+    @contextmanager
+    def stream(self, stream: TorchStream) -> Iterator[None]:
+        """Make a stream the thread's current one. Work is done at once all the same."""
+        before, self._thread.stream = self.current_stream(torch.device("cpu")), stream
+        try:
+            yield
+        finally:
+            self._thread.stream = before
 
     @contextmanager
     def graph(self, graph: RecordedGraph, pool: int, stream: TorchStream, capture_error_mode: str) -> Iterator[None]:
-        """Record the operations of this thread. Two recordings at once fail, as CUDA's would."""
-        assert pool
+        """Record the operations of this thread. Two recordings at once fail, as CUDA's would.
+
+        As with torch, a recording that has failed leaves its stream the current one, and its pool in use.
+        """
+        assert pool not in self._pools_in_use
         assert capture_error_mode == "thread_local"
         assert self._recording.acquire(blocking=False)
+        before, self._thread.stream = self.current_stream(torch.device("cpu")), stream
+        self._pools_in_use.add(pool)
         try:
             with graph:
                 yield
+            if self.ended_recordings:
+                self.ended_recordings -= 1
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
             self.recordings += 1
         finally:
             self._recording.release()
-
-
-@contextmanager
-def current(stream: TorchStream) -> Iterator[None]:
-    """Do nothing: work is done at once."""
-    yield
+        self._thread.stream = before
+        self._pools_in_use.remove(pool)
 
 
 def install(patch: pytest.MonkeyPatch) -> TorchCuda:
@@ -85,8 +107,8 @@ def install(patch: pytest.MonkeyPatch) -> TorchCuda:
     pools = itertools.count(1)
     for name, value in {
         "Stream": TorchStream,
-        "stream": current,
-        "current_stream": TorchStream,
+        "stream": cuda.stream,
+        "current_stream": cuda.current_stream,
         "CUDAGraph": RecordedGraph,
         "graph": cuda.graph,
         "graph_pool_handle": lambda: next(pools),

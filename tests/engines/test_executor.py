@@ -177,6 +177,15 @@ def test_deleted_executors_leave_nothing_behind(fake: GPU) -> None:
     assert not fake.pinned
 
 
+def test_a_recording_that_another_thread_ends_is_tried_again(fake: GPU, caplog: pytest.LogCaptureFixture) -> None:
+    running = opened(SumPlan(SHAPE, LARGEST, fake_launch(fake)))
+    fake.ended_recordings = 1
+    pixels = images(4)
+    assert np.array_equal(running.infer(pixels), sums(pixels))
+    assert fake.done["launch"] == 1
+    assert "there is no CUDA graph" not in caplog.text
+
+
 def test_cuda_is_lost_after_an_error_that_stays(fake: GPU, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, lost in {
         "cudaSuccess": False,

@@ -187,7 +187,7 @@ def test_what_a_decoder_left_out_is_not_another_picture(device: Any, monkeypatch
     for _ in range(LANES):
         assert (found.pixels([white.getvalue()] * 2)[0] == 255).all()
 
-    class OfHardware:
+    class Silent:
         """Decoder that reports success, and has written nothing, as of a JPEG that ends early."""
 
         def decode(self, codes: list[Any], **options: Any) -> list[Any]:
@@ -195,7 +195,7 @@ def test_what_a_decoder_left_out_is_not_another_picture(device: Any, monkeypatch
 
     for _ in range(LANES):
         lane = found._lanes.get()
-        monkeypatch.setattr(lane, "_decoder", OfHardware())
+        monkeypatch.setattr(lane, "_decoder", Silent())
         found._lanes.put(lane)
     for _ in range(LANES):
         pixels, refused = found.pixels([jpeg(90, 60)] * 2)

@@ -166,6 +166,27 @@ def test_each_lane_records_each_size_once(cuda: TorchCuda) -> None:
     assert cuda.recordings == 5
 
 
+def test_a_lane_waits_for_the_weights(cuda: TorchCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[TorchStream] = []
+
+    def synchronize(stream: TorchStream) -> None:
+        used.append(stream)
+
+    monkeypatch.setattr(TorchStream, "synchronize", synchronize)
+    TorchGpuEngine(NETWORK).infer(images(300))  # without a recording
+    assert used
+    assert all(cuda.default in stream.waited for stream in used)
+
+
+def test_a_recording_that_was_ended_leaves_the_lane_usable(cuda: TorchCuda) -> None:
+    engine, pixels = TorchGpuEngine(NETWORK), images(4)
+    cuda.ended_recordings = 1
+    with pytest.raises(RuntimeError, match="during capture"):
+        engine.infer(pixels)
+    assert cuda.current_stream(engine.device) is cuda.default
+    assert agree(engine.infer(pixels), pixels)
+
+
 def test_a_lane_is_filled_while_another_one_computes(cuda: TorchCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = TorchGpuEngine(NETWORK)
     engine.prepare((4, *SHAPE))

@@ -152,12 +152,26 @@ class Graph:
 def record(stream: Stream, enqueue: Callable[[], None]) -> Graph | None:
     """Record the work that `enqueue` enqueues on the stream, without running it.
 
-    Logs the reason and returns None if the work cannot be recorded.
+    Logs the reason and returns None if the work cannot be recorded. Tried twice, since a destructor in another thread,
+    which no lock holds back, may wait for the whole GPU, and end the first recording.
     """
     from cuda.bindings import runtime
 
     handle = int(stream.handle)
-    checked(runtime.cudaStreamBeginCapture(handle, runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
+    for attempt in range(2):
+        checked(runtime.cudaStreamBeginCapture(handle, runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
+        try:
+            return captured(handle, enqueue)
+        except Exception as error:  # cuda.core's errors have no public class
+            if attempt:
+                logger.warning("there is no CUDA graph: %s", error)
+    return None
+
+
+def captured(handle: int, enqueue: Callable[[], None]) -> Graph:
+    """Return the work that `enqueue` enqueues on a stream that records; raises nearly anything if there is none."""
+    from cuda.bindings import runtime
+
     problem: Exception | None = None
     try:
         enqueue()
@@ -167,14 +181,10 @@ def record(stream: Stream, enqueue: Callable[[], None]) -> Graph | None:
     try:
         (recorded,) = checked(ended)
     except RuntimeError as error:
-        logger.warning("there is no CUDA graph: %s", problem or error)
-        return None
+        raise problem or error from None
     try:
         if problem:
             raise problem
         return Graph(recorded)
-    except Exception as error:
-        logger.warning("there is no CUDA graph: %s", error)
-        return None
     finally:
         runtime.cudaGraphDestroy(recorded)
