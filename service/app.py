@@ -149,7 +149,8 @@ class DeviceService(Lifecycle):
         processes.take_gpu(number)
         self.server = make_context(SETTINGS, processes.folder())
         assert isinstance(self.server.device, LocalDevice)
-        self._process = DeviceProcess(self.server.device, self.server.catalog, processes.socket_of(number))
+        path = processes.socket_of(number)
+        self._process = DeviceProcess(self.server.device, self.server.catalog, path, LAYOUT.fronts)
         self._tasks: set[asyncio.Task[None]] = set()
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]

@@ -39,8 +39,9 @@ class LoadedEngine(NamedTuple):
 class DeviceProcess:
     """Server on a Unix socket for the fronts of one device."""
 
-    def __init__(self, device: LocalDevice, catalog: Catalog, path: Path) -> None:
-        self.device, self.catalog, self.path = device, catalog, path
+    def __init__(self, device: LocalDevice, catalog: Catalog, path: Path, fronts: int = 1) -> None:
+        """Listen at `path`, for so many fronts; until all are connected for the first time, requests should not come."""
+        self.device, self.catalog, self.path, self._expected_fronts = device, catalog, path, fronts
         self._table_descriptor = anonymous(Expectations.SIZE)
         self.table = Expectations(self._table_descriptor)
         self.engines: dict[int, LoadedEngine] = {}
@@ -91,6 +92,14 @@ class DeviceProcess:
         connection.setblocking(False)
         return slots
 
+    def connected(self, front: FrontConnection) -> None:
+        """Note that a front has connected, and tell all fronts the state."""
+        self.fronts.add(front)
+        self.deserted.clear()
+        if len(self.fronts) >= self._expected_fronts:
+            self._expected_fronts = 0
+        self.tell()
+
     def tell_soon(self) -> None:
         """Tell all fronts the state of the engines, once in this turn of the event loop."""
         if not self._told:
@@ -123,7 +132,7 @@ class DeviceProcess:
             self.engines[engine.number] = loaded[queue] = engine
             self.expect(engine)
         return {
-            "problem": self.device.problem,
+            "problem": self.device.problem or ("fronts are being started" if self._expected_fronts else None),
             "left": self.device.left(),
             "models": {
                 tag: {
@@ -281,11 +290,9 @@ class FrontConnection(FramedProtocol):
         self._calls: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Tell the front the state of the engines."""
+        """Join the fronts of the device process."""
         super().connection_made(transport)
-        self.process.fronts.add(self)
-        self.process.deserted.clear()
-        self.send_json(Kind.STATE, self.process.state())
+        self.process.connected(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Withdraw the images of a front that has gone."""
