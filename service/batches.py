@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
+import signal
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
@@ -13,7 +16,9 @@ from numpy.typing import NDArray
 from engines.published.plain_jpeg import Sampling
 from engines.runtimes.engine import Engine, GpuEngine
 from engines.runtimes.lanes import LANES
+from engines.runtimes.tensorrt import gpu
 
+logger = logging.getLogger("bentoml.convserve")
 Pixels = NDArray[np.uint8]
 Logits = NDArray[np.float32]
 
@@ -89,8 +94,19 @@ def in_threads() -> RunBatch:
         """Run a batch; on a processor stack the pixels here, since Python in a thread would wait for this one."""
         loop, engine = asyncio.get_running_loop(), inputs.engine
         pixels = [picture for picture in inputs.pictures if not isinstance(picture, Jpeg)]
-        if engine.lanes == 1 and len(pixels) == len(inputs.pictures):
-            return await loop.run_in_executor(executors[1], engine.infer, np.stack(pixels))
-        return await loop.run_in_executor(executors[engine.lanes], run, inputs)
+        try:
+            if engine.lanes == 1 and len(pixels) == len(inputs.pictures):
+                return await loop.run_in_executor(executors[1], engine.infer, np.stack(pixels))
+            return await loop.run_in_executor(executors[engine.lanes], run, inputs)
+        except Exception:
+            end_if_lost(engine)
+            raise
 
     return run_batch
+
+
+def end_if_lost(engine: Engine) -> None:
+    """End this process if CUDA can run nothing more in it, so that BentoML starts another one."""
+    if isinstance(engine, GpuEngine) and gpu.context_lost():
+        logger.critical("CUDA can run nothing more in this process, which ends and is started again")
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import functools
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +24,8 @@ from engines.published.plain_jpeg import SAMPLINGS, Sampling
 from engines.published.preprocess import Preprocess
 from engines.runtimes.engine import Fill
 from engines.runtimes.gpu_jpeg.decode import JpegLane
-from service.batches import Inputs, Jpeg, Picture, Pixels, RefusedJpeg, run
+from engines.runtimes.tensorrt import gpu
+from service.batches import Inputs, Jpeg, Picture, Pixels, RefusedJpeg, in_threads, run
 from service.context import ServerContext, make_context, make_front
 from service.device import LocalDevice
 from service.device_process import DeviceProcess
@@ -177,3 +180,15 @@ async def test_a_jpeg_for_an_engine_without_a_decoder_is_refused_alone() -> None
     np.testing.assert_array_equal(other, PixelEngine().infer(pixels[None])[0])
     (alone,) = list(run(Inputs(PixelEngine(), [Jpeg(PHOTO)])))
     assert isinstance(alone, RefusedJpeg)
+
+
+@pytest.mark.parametrize("lost", [True, False])
+async def test_a_process_whose_cuda_is_lost_ends(lost: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[int] = []
+    monkeypatch.setattr(gpu, "context_lost", lambda: lost)
+    monkeypatch.setattr(os, "kill", lambda process, _: killed.append(process))
+    broken = PixelEngine(error=RuntimeError("an illegal memory access was encountered"))
+    monkeypatch.setattr(broken, "infer", functools.partial(StubEngine.infer, broken))
+    with pytest.raises(RuntimeError, match="illegal"):
+        await in_threads()(Inputs(broken, [pixels_of(PHOTO)]))
+    assert killed == [os.getpid()] * lost
