@@ -40,7 +40,7 @@ class DeviceProcess:
     """Server on a Unix socket for the fronts of one device."""
 
     def __init__(self, device: LocalDevice, catalog: Catalog, path: Path, fronts: int = 1) -> None:
-        """Listen at `path`, for so many fronts; until all are connected for the first time, requests should not come."""
+        """Listen at `path` for a number of fronts. Until all have been connected the process is not ready."""
         self.device, self.catalog, self.path, self._expected_fronts = device, catalog, path, fronts
         self._table_descriptor = anonymous(Expectations.SIZE)
         self.table = Expectations(self._table_descriptor)
