@@ -13,8 +13,9 @@ logger = logging.getLogger("bentoml.convserve")
 Lane = TypeVar("Lane")
 
 # Held while an inference is recorded or a plan is loaded. Both wait for the whole GPU, and CUDA refuses to wait for the
-# whole GPU, and ends a recording, while any thread records. Threads that wait for their own stream need no lock. Destructors take none: they run in any thread, which might
-# wait for seconds, or for ever if it holds another lock; a recording that one ends is made again.
+# whole GPU, and ends a recording, while any thread records. Threads that wait for their own stream need no lock.
+# Destructors take none: the thread that they run in would wait for seconds, or for ever if another waits for what this
+# one holds. A recording that a destructor ends is made again.
 recording = Lock()
 
 

@@ -78,14 +78,17 @@ class TorchLane:
         bucket = bucket_of(shape[0])
         if bucket and bucket not in self._recorded:
             with recording:
-                try:
-                    recorded = RecordedModule(self._module, (bucket, *shape[1:]), self._device, self._pool)
-                except torch.cuda.OutOfMemoryError:
-                    raise
-                except RuntimeError:
-                    self._pool = torch.cuda.graph_pool_handle()  # torch may hold a failed recording's pool for in use
-                    raise
-                self._recorded[bucket] = recorded
+                self._recorded[bucket] = self._record((bucket, *shape[1:]))
+
+    def _record(self, shape: tuple[int, ...]) -> RecordedModule:
+        """Record an inference; once more if that fails, since a destructor in another thread may end a recording."""
+        try:
+            return RecordedModule(self._module, shape, self._device, self._pool)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            self._pool = torch.cuda.graph_pool_handle()  # the failed recording may be left in the old pool
+            return RecordedModule(self._module, shape, self._device, self._pool)
 
     def copy_in(self, images: Tensor, target: Tensor) -> None:
         """Enqueue the copy of images to the GPU, by way of pinned memory if their inference is recorded."""

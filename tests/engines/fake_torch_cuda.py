@@ -83,7 +83,8 @@ class TorchCuda:
 
         As with torch, a recording that has failed leaves its stream the current one, and its pool in use.
         """
-        assert pool not in self._pools_in_use
+        if pool in self._pools_in_use:
+            raise RuntimeError("beginAllocateToPool: already recording to mempool_id")
         assert capture_error_mode == "thread_local"
         assert self._recording.acquire(blocking=False)
         before, self._thread.stream = self.current_stream(torch.device("cpu")), stream

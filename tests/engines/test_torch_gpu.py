@@ -178,12 +178,17 @@ def test_a_lane_waits_for_the_weights(cuda: TorchCuda, monkeypatch: pytest.Monke
     assert all(cuda.default in stream.waited for stream in used)
 
 
-def test_a_recording_that_was_ended_leaves_the_lane_usable(cuda: TorchCuda) -> None:
-    engine, pixels = TorchGpuEngine(NETWORK), images(4)
+def test_a_recording_that_another_thread_ends_is_made_again(cuda: TorchCuda) -> None:
+    engine = TorchGpuEngine(NETWORK)
     cuda.ended_recordings = 1
+    for count in (4, 8):
+        pixels = images(count)
+        assert agree(engine.infer(pixels), pixels)
+    cuda.ended_recordings = 2
     with pytest.raises(RuntimeError, match="during capture"):
-        engine.infer(pixels)
+        engine.infer(images(16))
     assert cuda.current_stream(engine.device) is cuda.default
+    pixels = images(16)
     assert agree(engine.infer(pixels), pixels)
 
 
