@@ -27,11 +27,9 @@ class GpuJpegDecoder:
 
     def fill(self, bodies: Sequence[bytes | memoryview], pixels: Pixels | None, pointer: int, stream: int) -> list[int]:
         """Enqueue the writing of decoded JPEGs, and of pixels after them; return the places of the refused JPEGs."""
-        from engines.runtimes.tensorrt import gpu
-
         refused = self._jpegs.fill(bodies, pointer, stream)
         if pixels is not None:
-            gpu.copy(pointer + len(bodies) * pixels[0].nbytes, pixels.ctypes.data, pixels.nbytes, stream)
+            self._jpegs.copy(pixels, pointer + len(bodies) * pixels[0].nbytes, stream)
         return refused
 
 
