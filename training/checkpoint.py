@@ -61,7 +61,11 @@ class TensorFile(Record):
 
 
 class Imported(Record):
-    """Origin of weights that were trained elsewhere; top-1 and top-5 are their authors' figures, in percent."""
+    """Origin of weights that were trained elsewhere.
+
+    Top-1 and top-5 are their authors' figures in percent, of one centre crop of each of ImageNet's validation images;
+    None for weights that neither torchvision nor timm publishes.
+    """
 
     library: str
     name: str

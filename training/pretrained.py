@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -12,6 +13,7 @@ from torch import Tensor
 from torchvision.models import get_model_weights
 
 from engines import markdown
+from engines.published.manifest import sha256
 from engines.published.preprocess import Preprocess
 from models.card import Architecture, Weights
 from models.zoo import ZOO
@@ -24,16 +26,21 @@ from training.recipes import paper
 from training.state_dict import fit, read, unwrapped
 
 HALF = (0.5, 0.5, 0.5)
+DIGITS = re.compile(r"-([0-9a-f]{8,})\.pth$")  # of a file's SHA-256, in the name that both libraries give the file
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedWeights:
-    """Weights that a library publishes: source, licence, input, labels, and their authors' accuracy in percent."""
+    """Weights that a library publishes: source, licence, input, labels, and their authors' accuracy in percent.
+
+    `sha256` has the first hex digits of the SHA-256 of the library's file, or is None if the library states none.
+    """
 
     library: Literal["torchvision", "timm"]
     name: str
     licence: str
     source: str
+    sha256: str | None
     top1: float
     top5: float
     input: Input
@@ -61,6 +68,7 @@ def of_torchvision(weights: Weights) -> PublishedWeights:
         name=str(member),
         licence="BSD-3-Clause; ImageNet's terms of access may bear on its use",
         source=member.url,
+        sha256=digits(member.url),
         top1=accuracy["acc@1"],
         top5=accuracy["acc@5"],
         input=Input(
@@ -89,6 +97,7 @@ def of_timm(weights: Weights) -> PublishedWeights:
         name=f"{config.architecture}.{config.tag}",
         licence=f"{config.license}; ImageNet's terms of access may bear on its use",
         source=f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else str(config.url),
+        sha256=digits(str(config.url)),
         top1=weights.accuracy[0],
         top5=weights.accuracy[1],
         input=Input(
@@ -103,6 +112,12 @@ def of_timm(weights: Weights) -> PublishedWeights:
         ),
         labels=tuple(names.index_to_description(index) for index in range(1000)),
     )
+
+
+def digits(url: str) -> str | None:
+    """Return the hex digits of a file's SHA-256 that the file's address ends in, or None."""
+    found = DIGITS.search(url)
+    return found[1] if found else None
 
 
 def download(card: Architecture) -> dict[str, Tensor]:
@@ -124,7 +139,8 @@ def import_weights(name: str, file: Path | None, data: DataSet | None, out: Path
     """Make a checkpoint of published weights, or of the weights in `file`.
 
     The keys of a file are this project's or the library's. Labels and input are the published weights' or, with
-    `data`, the data set's at the paper's size. Raises CheckpointError if the weights do not fit the network.
+    `data`, the data set's at the paper's size. The published accuracy is that of the published weights only, which a
+    file has if its SHA-256 is the library's. Raises CheckpointError if the weights do not fit the network.
     """
     card = ZOO[name]
     if (out / checkpoint.FILE).exists():
@@ -137,7 +153,7 @@ def import_weights(name: str, file: Path | None, data: DataSet | None, out: Path
         offer = published(card)
         print(f"{offer.name}: {offer.licence}\n{offer.source}")
         network_input, labels, name_of_data, spec = offer.input, offer.labels, "imagenet", "imagenet"
-        imported = of_file(file) if file else of_offer(offer)
+        imported = of_known_file(file, offer) if file else of_offer(offer)
     net = ZOO[name].build(len(labels))
     own = net.state_dict().keys()
     state = unwrapped(read(file), own) if file else download(card)
@@ -160,6 +176,20 @@ def import_weights(name: str, file: Path | None, data: DataSet | None, out: Path
 def of_file(file: Path) -> Imported:
     """Return the origin of weights in a file, whose authors and accuracy are unknown."""
     return Imported(library="file", name=file.name, licence="that of the file", source=str(file), top1=None, top5=None)
+
+
+def of_known_file(file: Path, offer: PublishedWeights) -> Imported:
+    """Return the origin of weights in a file: the library's if its SHA-256 is; print which accuracy goes with them."""
+    try:
+        hashed = sha256(file)
+    except OSError:
+        return of_file(file)  # the reader of the file says why
+    if offer.sha256 and hashed.startswith(offer.sha256):
+        print(f"{file} is the library's file, by its SHA-256: top-1 {offer.top1} %, as published")
+        return of_offer(offer)
+    reason = f"its SHA-256 does not begin with {offer.sha256}" if offer.sha256 else "the library states no SHA-256"
+    print(f"{file}: {reason}, so the published top-1 is not taken as that of the file")
+    return of_file(file)
 
 
 def of_offer(offer: PublishedWeights) -> Imported:

@@ -142,8 +142,10 @@ def costs(folder: Path, precision: str, *names: str) -> Iterator[None]:
 
 def report(published: Manifest, data: DataSet | None, seconds: float) -> None:
     """Print the tag, the accuracy and the costs of a published model, and warnings about the accuracy."""
-    accuracy = published.accuracy.get("fp32")
-    measured = f"top-1 {accuracy.top1:.2%} of {accuracy.images} held-out images" if accuracy else "imported"
+    accuracy, authors = published.accuracy.get("fp32"), published.published
+    measured = f"imported, top-1 {authors.top1:.2%} by its authors" if authors else "imported"
+    if accuracy:
+        measured = f"top-1 {accuracy.top1:.2%} of {accuracy.images} held-out images"
     size = sum(file.bytes for file in published.files.values()) / 1e6
     print(f"published {published.tag}: {measured}; {', '.join(published.precisions)}, {size:,.1f} MB, {seconds:.1f} s")
     print("a running server serves the model within 10 s (CONVSERVE_SCAN_S), or when a request names the model")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engines.published import store
-from engines.published.manifest import Accuracy
+from engines.published.manifest import Accuracy, Manifest, ManifestError
 from engines.published.preprocess import Preprocess
 from engines.runtimes.engine import Engine
 from engines.runtimes.registry import EngineSpec, open_engine
@@ -20,9 +20,10 @@ from training.significance import warnings
 def report(model: str, spec: str | None, precision: str, picture: Path | None = None) -> str:
     """Evaluate a checkpoint's folder or a published model's tag; return text, and plot the confusion matrix.
 
-    Raises TrainingError if the model does not exist or its classes differ from the data set's.
+    A published model's accuracy on the held-out images of its own data set is kept in its manifest. Raises
+    TrainingError if the model does not exist or its classes differ from the data set's.
     """
-    engine, preprocess, labels, trained_on, split = opened(model, precision)
+    engine, preprocess, labels, trained_on, split, published = opened(model, precision)
     picture = picture or picture_of(model)
     plot.check_picture(picture, "--picture names another file")  # an evaluation may take long
     data_set = data.load(spec or trained_on)
@@ -48,7 +49,21 @@ def report(model: str, spec: str | None, precision: str, picture: Path | None = 
         f"confusion matrix: {picture}",
         *(f"WARNING: {warning}" for warning in warnings(accuracy, data_set.held_out.targets)),
     ]
+    # Another copy of the data set may be split otherwise, and may hold out what the network was trained on here.
+    if published and data_set.name == published.dataset and (not split or data_set.spec == trained_on):
+        lines.append(keep(published.tag, engine.precision, accuracy))
     return "\n".join(lines)
+
+
+def keep(tag: str, precision: str, accuracy: Accuracy) -> str:
+    """Keep an accuracy in a published model's manifest; return a line on it, also if the store cannot be written."""
+    try:
+        store.keep_accuracy(tag, precision, accuracy)
+    except ManifestError as error:
+        return f"WARNING: not kept for model=auto and /pareto: {error}"
+    except OSError as error:
+        return f"WARNING: not kept for model=auto and /pareto: {error.filename} cannot be written: {error.strerror}"
+    return f"kept in the manifest of {tag}: model=auto and /pareto compare by it"
 
 
 def picture_of(model: str) -> Path:
@@ -59,13 +74,17 @@ def picture_of(model: str) -> Path:
 
 
 class Opened(NamedTuple):
-    """Engine to evaluate, its preprocessing and labels, its training data and, if known, how the data were split."""
+    """Engine to evaluate, its preprocessing and labels, its training data and, if known, how the data were split.
+
+    `published` is None for a checkpoint.
+    """
 
     engine: Engine
     preprocess: Preprocess
     labels: tuple[str, ...]
     data: str
     split: str | None
+    published: Manifest | None
 
 
 def opened(model: str, precision: str) -> Opened:
@@ -76,7 +95,8 @@ def opened(model: str, precision: str) -> Opened:
         provenance = manifest.provenance
         engine = open_engine(published[model], EngineSpec("openvino", precision))
         split = None if provenance.get("imported") else provenance.get("split")
-        return Opened(engine, manifest.preprocess, manifest.labels, provenance.get("data", manifest.dataset), split)
+        data_spec = provenance.get("data", manifest.dataset)
+        return Opened(engine, manifest.preprocess, manifest.labels, data_spec, split, manifest)
     folder = Path(model)
     if not folder.exists():
         raise TrainingError(
@@ -84,4 +104,5 @@ def opened(model: str, precision: str) -> Opened:
         )
     saved = checkpoint.load(folder)
     engine = torch_engine(checkpoint.network(folder, saved))
-    return Opened(engine, saved.input.preprocess, saved.labels, saved.data, saved.split if saved.recipe else None)
+    split = saved.split if saved.recipe else None
+    return Opened(engine, saved.input.preprocess, saved.labels, saved.data, split, None)

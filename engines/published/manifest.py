@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from engines.published.preprocess import Preprocess
 from models.cost import Complexity
@@ -19,6 +19,9 @@ INT8 = "model.int8.onnx"
 # A runtime converts the fp32 file to bf16 when it opens the file.
 GRAPHS = {"fp32": ONNX, "bf16": ONNX, "fp16": "model.fp16.onnx", "int8": INT8}
 VERIFICATION = "verification.safetensors"
+# The protocol by which torchvision and timm measure; each network has its own input, as it has when it serves.
+ONE_CROP = "ImageNet validation, one centre crop"
+ONE_CROP_IMAGES = 50_000
 
 Name = Annotated[str, Field(pattern="^[a-z0-9_]+$")]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -41,6 +44,18 @@ class Accuracy(Record):
     images: int
 
 
+class AuthorsAccuracy(Record):
+    """Top-1 accuracy, 0 to 1, that the authors of imported weights published for fp32, and how many images they took.
+
+    Accuracies are comparable if their `protocol` is the same; `source` names the weights and their address.
+    """
+
+    top1: Annotated[float, Field(ge=0, le=1)]
+    images: int
+    protocol: str
+    source: str
+
+
 class Calibration(Record):
     """Calibration of the INT8 graph: number of training images, method, and parts left in float.
 
@@ -61,7 +76,10 @@ class File(Record):
 
 
 class Manifest(Record):
-    """Manifest: identity, labels, preprocessing, accuracy by precision, cost at its input, provenance, files."""
+    """Manifest: identity, labels, preprocessing, accuracy by precision, cost at its input, provenance, files.
+
+    `accuracy` was measured by this project, `published` by the authors of weights that torchvision or timm publish.
+    """
 
     format: Literal[2] = 2
     architecture: Name
@@ -69,11 +87,24 @@ class Manifest(Record):
     labels: tuple[str, ...]
     preprocess: Preprocess
     accuracy: dict[str, Accuracy]
+    # Left out if unknown, so that older versions, which refuse the field, still serve such a model.
+    published: Annotated[AuthorsAccuracy | None, Field(exclude_if=lambda value: value is None)] = None
     calibration: Calibration | None = None
     complexity: Complexity
     provenance: dict[str, Any]
     created: datetime
     files: dict[str, File]
+
+    @model_validator(mode="before")
+    @classmethod
+    def published_by_authors(cls, fields: Any) -> Any:
+        """Add `published` to the fields if their provenance has its top-1 in percent, as older manifests do too."""
+        match fields:
+            case {"provenance": {"imported": {"library": str(), "name": str(), "top1": float(top1)} as origin}}:
+                source = f"{origin['library']} {origin['name']}, {origin.get('source')}"
+                found = {"top1": top1 / 100, "images": ONE_CROP_IMAGES, "protocol": ONE_CROP, "source": source}
+                return {"published": found, **fields}
+        return fields
 
     @property
     def tag(self) -> str:

@@ -15,8 +15,8 @@ from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.models import ModelStore
 
 from engines.published import manifest
-from engines.published.files import locked
-from engines.published.manifest import Manifest, ManifestError
+from engines.published.files import locked, write
+from engines.published.manifest import Accuracy, Manifest, ManifestError
 
 logger = logging.getLogger("bentoml.convserve")
 
@@ -169,3 +169,16 @@ def add(files: Path, model_manifest: Manifest, stage: Path) -> Path:
     latest.write_text(target.name)
     latest.replace(target.parent / "latest")
     return target
+
+
+def keep_accuracy(tag: str, precision: str, accuracy: Accuracy) -> None:
+    """Add a measured accuracy to the manifest of the model `tag`, or replace the one in the same precision.
+
+    Raises ManifestError if the model is gone, OSError if the store cannot be written.
+    """
+    with staging():  # one publisher at a time
+        folder = folder_of(tag)
+        found = manifest.load(folder)
+        if found.accuracy.get(precision) != accuracy:
+            measured = found.model_copy(update={"accuracy": found.accuracy | {precision: accuracy}})
+            write(folder / manifest.FILE, measured.model_dump_json(indent=1))

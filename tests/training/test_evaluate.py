@@ -47,6 +47,7 @@ def test_a_checkpoint_and_its_published_model(
     printed = run("training", "evaluate", model, "--picture", tmp_path / "confusion.png").stdout
     assert ("openvino, fp32" if what == "tag" else "torch, fp32") in printed
     assert f"top-1              {lenet5.manifest.accuracy['fp32'].top1:.2%}" in printed
+    assert (f"kept in the manifest of {lenet5.manifest.tag}" in printed) == (what == "tag")
     assert (
         len([line for line in printed.splitlines() if line.endswith(tuple(f"%  {digit}" for digit in range(10)))]) == 10
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from timm.data.transforms_factory import create_transform
 from torch import nn
 from torchvision.models import get_model, get_model_weights
 
+from engines.published.manifest import sha256
 from engines.published.preprocess import Preprocess
 from engines.runtimes.openvino import OpenVINOEngine
 from models.zoo import ZOO
@@ -26,7 +28,7 @@ from tests.conftest import Run, only_model
 from tests.serving import serving
 from training import checkpoint
 from training.errors import CheckpointError
-from training.pretrained import import_weights, offers
+from training.pretrained import import_weights, of_known_file, offers, published
 
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
 
@@ -149,6 +151,20 @@ def test_a_file_of_ones_own_with_the_data_it_was_trained_on(run: Run, lenet5_che
     said = run("training", "publish", out, BENTOML_HOME=str(tmp_path / "bentoml")).stdout
     assert "no INT8 graph: the training images of imported weights are not known; --calibrate NAME[:PATH] names" in said
     assert re.search(r"published lenet5:mnist5k-.*: top-1 9\d.*; fp32, bf16, fp16, ", said)
+
+
+def test_a_file_has_the_published_accuracy_only_if_it_is_the_librarys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, offer = tmp_path / "weights.pth", published(ZOO["resnet18"])
+    file.write_bytes(b"any")
+    assert offer.sha256 == "f37072fd"  # torchvision's name of the file: resnet18-f37072fd.pth
+    assert of_known_file(file, offer).top1 is None
+    assert "does not begin with f37072fd, so the published top-1 is not taken" in capsys.readouterr().out
+    assert of_known_file(file, replace(offer, sha256=None)).top1 is None
+    known = of_known_file(file, replace(offer, sha256=sha256(file)[:8]))
+    assert (known.library, known.top1) == ("torchvision", 69.758)
+    assert "is the library's file" in capsys.readouterr().out
 
 
 def test_old_densenets_keys_are_known() -> None:
