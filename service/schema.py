@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict
 
 from engines.measured.records import Fidelity, Speed
-from engines.published.manifest import Accuracy
+from engines.published.manifest import Accuracy, AuthorsAccuracy
 from models.card import Paper, Published
 from models.cost import Complexity, Totals
 
@@ -50,21 +50,62 @@ class Timing(BaseModel):
     inference: float
 
 
-class Candidate(BaseModel):
-    """Model that `auto` may choose, with held-out accuracy and the expected time to an answer at the current load."""
+@dataclass(frozen=True, kw_only=True)
+class AccuracyKind:
+    """Kind of accuracy, within which models are compared.
+
+    `measured` by this project on held-out images of one data set, or `published` by the authors of imported weights by
+    one protocol; `protocol` says which.
+    """
+
+    kind: Literal["measured", "published"]
+    protocol: str
+
+
+class Agreement(BaseModel):
+    """Share of `images` for which an engine named the same class as fp32 torch, found on this machine by `verify`.
+
+    At most `lost_at_most` of the top-1 is lost on pictures like these: the upper end of the 95 % interval (Wilson's) of
+    the share without agreement.
+    """
+
+    share: float
+    images: int
+    lost_at_most: float
+
+
+class RatedModel(BaseModel):
+    """Model with its top-1 of `images`, found in `top1_precision`; `source` is of a published top-1, else null.
+
+    `agreement` bounds what the engine loses in `precision` if `top1_precision` is another; null if not verified here.
+    """
 
     model: str
     precision: str
     top1: float
+    images: int
+    top1_precision: str
+    source: str | None
+    agreement: Agreement | None
     macs: int
+
+
+class Candidate(RatedModel):
+    """Model that `auto` may choose, with its accuracy and the expected time to an answer at the current load."""
+
     expected_ms: float
 
 
 class Choice(BaseModel):
-    """Choice by `auto`: its reason, and the Pareto front of top-1 accuracy against expected time."""
+    """Choice by `auto`: its reason, and the Pareto front of top-1 accuracy against expected time.
+
+    Only models whose `accuracy` is of one kind compete; `not_compared` has the reason for each other loaded model.
+    """
 
     reason: str
+    accuracy: AccuracyKind
     front: list[Candidate]
+    not_compared: dict[str, str]
 
 
 class Classification(BaseModel):
@@ -133,11 +174,15 @@ class Tuning(BaseModel):
 
 
 class PublishedModelSummary(BaseModel):
-    """Published model and its state; `accuracy` is by precision, on held-out images of `dataset`."""
+    """Published model and its state; `accuracy` is by precision, on held-out images of `dataset`.
+
+    `published_accuracy` is what the authors of imported weights state for fp32.
+    """
 
     tag: str
     dataset: str
     accuracy: dict[str, Accuracy]
+    published_accuracy: AuthorsAccuracy | None
     status: Status
     runtime: str | None
     precision: str | None
@@ -187,7 +232,7 @@ class ModelLatency(BaseModel):
     models: dict[str, Latency]
 
 
-class ParetoPoint(BaseModel):
+class ParetoPoint(RatedModel):
     """Accuracy and costs of one published model; `alone_ms` and `expected_ms` are null until the model is loaded.
 
     `alone_ms` is the predicted inference time of one image, corrected by observation, `expected_ms` the expected time
@@ -195,11 +240,6 @@ class ParetoPoint(BaseModel):
     the model is on the Pareto front: no other model is at least as accurate at no higher cost.
     """
 
-    model: str
-    precision: str
-    top1: float
-    images: int
-    macs: int
     params: int
     alone_ms: float | None
     expected_ms: float | None
@@ -208,7 +248,12 @@ class ParetoPoint(BaseModel):
 
 
 class Pareto(BaseModel):
-    """Accuracy against cost of models whose accuracies are comparable: one data set and the same labels."""
+    """Accuracy against cost of models whose accuracies are comparable: one data set, the same labels, one kind.
+
+    `accuracy` is null if no accuracy is known; `not_compared` has the reason for each other model of the data set.
+    """
 
     dataset: str
+    accuracy: AccuracyKind | None
     models: list[ParetoPoint]
+    not_compared: dict[str, str]

@@ -14,13 +14,14 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from service import schema
+from service.accuracy import accuracy_of
 from service.context import ServerContext, Shared, problems
 from service.errors import Problem, as_problem
 from service.images import FORMATS
 from service.inference import answers, deadline_of
 from service.loading import ServedModel, check_precision
 from service.scheduler import EngineQueue
-from service.select_model import AUTO, accuracy_of, choose_model
+from service.select_model import AUTO, choose_model
 
 MAX_TOP_K = 1000
 MAX_COMPARED = 16

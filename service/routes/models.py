@@ -9,12 +9,13 @@ from fastapi import APIRouter, Depends, Query
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from service import schema
+from service.accuracy import compared
 from service.architectures import with_layers
 from service.context import ServerContext, Shared, problems, same
 from service.errors import Problem
 from service.loading import ServedModel
 from service.recent import percentiles
-from service.select_model import accuracy_of, comparable, front, options
+from service.select_model import expected_ms, front
 
 router = APIRouter()
 
@@ -73,14 +74,11 @@ async def pareto(server: Shared, requested: Annotated[str | None, Query(alias="d
     """Return accuracy against multiply-accumulates, parameters and time, and the Pareto front of each.
 
     `dataset` is the data set that the weights were trained on, by default the server's, or the only one if no published
-    model is of the server's.
+    model is of the server's. Only models whose accuracies are of one kind are compared.
     """
     dataset = await server.catalog.fresh(lambda: server.catalog.dataset(requested))
-    published = comparable(model for model in server.catalog.models.values() if model.manifest.dataset == dataset)
-    points = [point for model in published if (point := await pareto_point(server, model))]
-    expected = {option.model.manifest.tag: option.expected_ms for option in options(server, dataset)}
-    for point in points:
-        point.expected_ms = expected.get(point.model)
+    comparables = compared(model for model in server.catalog.models.values() if model.manifest.dataset == dataset)
+    points = [await pareto_point(server, model, rated) for model, rated in comparables.rated]
     loaded = [point for point in points if point.expected_ms is not None]
     fronts: dict[Literal["macs", "params", "latency"], list[schema.ParetoPoint]] = {
         "macs": front(points, lambda point: point.top1, lambda point: point.macs),
@@ -89,26 +87,18 @@ async def pareto(server: Shared, requested: Annotated[str | None, Query(alias="d
     }
     for point in points:
         point.front = [cost for cost, members in fronts.items() if point in members]
-    return schema.Pareto(dataset=dataset, models=points)
+    return schema.Pareto(dataset=dataset, accuracy=comparables.kind, models=points, not_compared=comparables.left_out)
 
 
-async def pareto_point(server: ServerContext, model: ServedModel) -> schema.ParetoPoint | None:
-    """Return the point of a published model, or None if its held-out accuracy is unknown."""
-    manifest, queue = model.manifest, model.chosen.queue
-    precision = queue.engine.precision if queue else "fp32"
-    accuracy = accuracy_of(model, precision)
-    if not accuracy:
-        return None
+async def pareto_point(server: ServerContext, model: ServedModel, rated: schema.RatedModel) -> schema.ParetoPoint:
+    """Return the point of a published model; `front` is still empty."""
+    queue = model.chosen.queue
     live = percentiles(await server.device.recent(model))
     return schema.ParetoPoint(
-        model=manifest.tag,
-        precision=precision,
-        top1=accuracy.top1,
-        images=accuracy.images,
-        macs=manifest.complexity.macs,
-        params=manifest.complexity.params,
+        **vars(rated),
+        params=model.manifest.complexity.params,
         alone_ms=1000 * queue.cost(1) if queue else None,
-        expected_ms=None,
+        expected_ms=expected_ms(server, queue) if queue else None,
         live_ms=live.get("inference"),
         front=[],
     )
@@ -159,6 +149,7 @@ def published_model(server: ServerContext, model: ServedModel) -> schema.Publish
         tag=model.manifest.tag,
         dataset=model.manifest.dataset,
         accuracy=model.manifest.accuracy,
+        published_accuracy=model.manifest.published,
         status=slot.status,
         runtime=engine.runtime if engine else None,
         precision=engine.precision if engine else None,
