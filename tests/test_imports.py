@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "training": {"training", "models", "engines"},
     "service": {"service", "engines", *PLAIN},
     "loadtest": {"loadtest"},
+    "loadtest/landscape": {"loadtest", "engines"},
     "loadtest/peers": {"loadtest", "engines"},
 }
 WITHOUT_TORCH = ("engines/", "service/", "loadtest/", *(f"{name.replace('.', '/')}.py" for name in PLAIN))

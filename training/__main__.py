@@ -222,22 +222,30 @@ def import_command(arguments: list[str]) -> None:
     parser.add_argument(
         "--data", metavar="NAME[:PATH]", help="data set whose classes and statistics the file has (default: ImageNet's)"
     )
+    parser.add_argument("--random", action="store_true", help="random weights, to time a network without any")
     parser.add_argument("--out", type=Path, help="folder of the checkpoint (default: checkpoints/NAME-DATA)")
     options = parser.parse_args(arguments)
     check_names(parser, [options.name] if options.name else [])
     if options.data and not options.file:
         parser.error("--data is of a --file")
+    if options.random and (options.file or not options.name):
+        parser.error("--random is of a NAME, without --file")
 
     from training.data import load
     from training.pretrained import import_weights, offers
+    from training.random_weights import DATA, random_checkpoint
 
     if not options.name:
         print(offers(), end="")
         return
     data = load(options.data) if options.data else None
-    folder = options.out or Path("checkpoints") / f"{options.name}-{data.name if data else 'imagenet'}"
+    named = data.name if data else DATA if options.random else "imagenet"
+    folder = options.out or Path("checkpoints") / f"{options.name}-{named}"
     check_writable(folder)
-    import_weights(options.name, options.file, data, folder)
+    if options.random:
+        random_checkpoint(options.name, folder)
+    else:
+        import_weights(options.name, options.file, data, folder)
     print(f"now: python -m training publish {folder}")
 
 

@@ -7,10 +7,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
 
 from engines.measured.plans import BATCHES, Built, Figures, Target, build, head, line
 from engines.published.manifest import GRAPHS, Calibration, Record
@@ -29,6 +26,7 @@ from training.export import export
 from training.graphs import halve
 from training.machine import check_appendable
 from training.quantize import quantize
+from training.random_weights import settle
 
 CALIBRATION_IMAGES = 8
 
@@ -107,19 +105,6 @@ def graphs(card: Architecture, precisions: Sequence[str]) -> Iterator[tuple[str,
                 how = Calibration(images=len(pixels), method="minmax", in_float=())
                 quantize(fp32, path, pixels, how, Path(folder) / "ranges.json")
             yield precision, path
-
-
-@torch.no_grad()
-def settle(module: FromPixels, pixels: NDArray[np.uint8]) -> None:
-    """Set the statistics of batch norms to those of `pixels`, (N, height, width, channels).
-
-    With the initial statistics, the activations of deep networks overflow.
-    """
-    for norm in module.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.momentum = 1.0
-    module.train().net(module.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
-    module.eval()
 
 
 def result_of(

@@ -147,20 +147,35 @@ class PeerServer:
 def serving(
     name: str, tag: str, precision: str, image: LabelledImage, device: str | None = None
 ) -> Iterator[PeerServer]:
-    """Run a server while the context is open, which begins once the server has classified `image`.
+    """Run a server of the comparison while the context is open: see `running`."""
+    with running(
+        name,
+        peers(precision, device)[name],
+        tag,
+        image,
+        environment(tag, precision, device),
+        workers() if device else 1,
+    ) as server:
+        yield server
+
+
+@contextmanager
+def running(
+    name: str, peer: Peer, tag: str, image: LabelledImage, env: Mapping[str, str], processes: int = 1
+) -> Iterator[PeerServer]:
+    """Run a server while the context is open, which begins once the server has classified `image` by the model `tag`.
 
     Raises ScenarioError, with the end of the server's log, if the server does not start.
     """
-    peer = peers(precision, device)[name]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     arguments = [argument.format(port=port, workers=workers()) for argument in peer.arguments]
     with tempfile.TemporaryFile("w+") as log:
         started = subprocess.Popen(  # noqa: S603 (arguments of a Peer)
-            [sys.executable, *arguments], cwd=ROOT, env=environment(tag, precision, device), stdout=log, stderr=log
+            [sys.executable, *arguments], cwd=ROOT, env=env, stdout=log, stderr=log
         )
-        server = PeerServer(f"http://127.0.0.1:{port}", psutil.Process(started.pid), workers() if device else 1)
+        server = PeerServer(f"http://127.0.0.1:{port}", psutil.Process(started.pid), processes)
         try:
             if problem := why_not_ready(started, server.host + peer.path.format(model=tag), peer, image):
                 log.seek(0)

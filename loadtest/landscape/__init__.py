@@ -1,0 +1,1 @@
+"""Landscape: every ImageNet network timed on this machine, beside its published accuracy."""
