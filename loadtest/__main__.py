@@ -8,6 +8,7 @@ from pathlib import Path
 
 import locust  # noqa: F401 (imported first, because locust patches sockets and ssl for gevent)
 
+from loadtest.landscape.command import landscape_command
 from loadtest.options import RESULTS, add_models, names, server_parser, server_under_test
 from loadtest.peers.command import peers_command
 from loadtest.traffic import ScenarioError
@@ -72,14 +73,16 @@ def diff_command(arguments: list[str]) -> None:
 
 
 def report_command(arguments: list[str]) -> None:
-    """Draw a sweep: a page that needs no network, pictures, and CSV."""
+    """Draw a sweep, and say which network to serve: a page that needs no network, pictures, and CSV."""
     from loadtest.report.page import write_report
 
     parser = argparse.ArgumentParser("python -m loadtest report", description=report_command.__doc__)
     parser.add_argument("results", type=Path, nargs="?", default=SWEEP, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=RESULTS / "report", help="folder (default: %(default)s)")
+    parser.add_argument("--p99-ms", type=float, help="your bound of the p99, for the answer at the top (default: none)")
     options = parser.parse_args(arguments)
-    write_report(options.results, options.out)
+    for sentence in write_report(options.results, options.out, options.p99_ms):
+        print(sentence)
     print(f"wrote {options.out / 'index.html'}")
 
 
@@ -114,6 +117,7 @@ COMMANDS = {
     "smoke": smoke_command,
     "promises": promises_command,
     "peers": peers_command,
+    "landscape": landscape_command,
 }
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from loadtest.rows import Measured, PublishedAccuracy, ServedArchitecture
 
@@ -27,6 +29,12 @@ ILSVRC: Records = [
     {"entry": "2017 SENet", "error": 2.251, "layers": "152"},
 ]
 ONE_CROP = re.compile(r"^validation, one (\d+) crop$")
+SPREAD = {
+    "p50_ms": "single.p50_ms",
+    "p99_ms": "single.p99_ms",
+    "images_per_s": "offline.achieved",
+    "max_rate": "max_rate",
+}
 PRECISION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 
 
@@ -36,6 +44,10 @@ class Fit(NamedTuple):
     fixed_ms: float
     ms_per_gmac: float
     r_squared: float
+
+    def at(self, gmacs: float) -> float:
+        """Return the milliseconds that the line has for a cost."""
+        return self.fixed_ms + self.ms_per_gmac * gmacs
 
 
 def one_crop(architecture: ServedArchitecture) -> PublishedAccuracy | None:
@@ -56,6 +68,7 @@ def published(architectures: Iterable[ServedArchitecture]) -> Records:
                 costs(card.params, card.macs, card.activations)
                 | {
                     "model": card.name,
+                    "label": card.name,
                     "family": card.family,
                     "year": card.year,
                     "top1": result.top1,
@@ -79,6 +92,7 @@ def measured(engines: Iterable[Measured]) -> Records:
             costs(engine.params, engine.macs, engine.activations)
             | {
                 "model": measurement.name,
+                "label": measurement.name.removesuffix(f" {engine.precision}"),
                 "architecture": engine.architecture,
                 "family": engine.family,
                 "precision": engine.precision,
@@ -86,6 +100,7 @@ def measured(engines: Iterable[Measured]) -> Records:
                 "tag": engine.tag,
                 "dataset": engine.dataset,
                 "top1": None if engine.top1 is None else engine.top1 * 100,
+                "images": engine.images,
                 "source": f"{engine.images} held-out images of {engine.dataset}, {engine.tag}",
                 "p50_ms": measurement.median("single.p50_ms"),
                 "p99_ms": measurement.median("single.p99_ms"),
@@ -96,12 +111,40 @@ def measured(engines: Iterable[Measured]) -> Records:
                 **{f"{stage}_ms": value for stage, value in stages.items()},
                 "param_mb": engine.params * PRECISION_BYTES.get(engine.precision, 4) / 1e6,
                 "engine_mb": max(memory, default=None),
+                **{f"{name}_spread": spread(measurement, figure) for name, figure in SPREAD.items()},
                 "rounds": len(measurement.rounds),
                 "failures": measurement.median("offline.failures"),
                 "problem": "; ".join(row.problem for row in measurement.rounds if row.problem),
             }
         )
     return records
+
+
+def rate_within(measurement: Measured, p99_ms: float) -> float | None:
+    """Return the highest rate at which an open loop had no failure and a p99 within a bound, or None.
+
+    Only the rates that the sweep tried count; the median of the rounds.
+    """
+    if p99_ms == measurement.engine.load.p99_ms:
+        return measurement.median("max_rate")
+    rates = [
+        max(within)
+        for row in measurement.rounds
+        if (
+            within := [
+                point.achieved
+                for point in (*row.search, *row.at_percent.values())
+                if point.p99_ms <= p99_ms and not point.failures
+            ]
+        )
+    ]
+    return median(rates) if rates else None
+
+
+def spread(measurement: Measured, figure: str) -> str | None:
+    """Return the least and the largest value over the rounds as text, such as `1.7 to 1.9`; None with one round."""
+    least_and_largest = measurement.spread(figure)
+    return " to ".join(f"{value:,.3g}" for value in least_and_largest) if least_and_largest else None
 
 
 def costs(params: int, macs: int, activations: int) -> dict[str, Any]:
@@ -114,9 +157,9 @@ def batches(engines: Iterable[Measured]) -> Records:
     return [
         {
             "model": measurement.name,
-            "architecture": measurement.engine.architecture,
-            "family": measurement.engine.family,
+            "label": measurement.name.removesuffix(f" {measurement.engine.precision}"),
             "precision": measurement.engine.precision,
+            "top1": None if measurement.engine.top1 is None else measurement.engine.top1 * 100,
             "batch": speed.batch,
             "images_per_s": speed.images_per_s,
             "p50_ms": speed.p50_ms,
@@ -135,7 +178,8 @@ def rates(engines: Iterable[Measured]) -> Records:
     return [
         {
             "model": measurement.name,
-            "family": measurement.engine.family,
+            "label": measurement.name.removesuffix(f" {measurement.engine.precision}"),
+            "precision": measurement.engine.precision,
             "percent": percent,
             "rate": measurement.median(f"at_percent.{percent}.rate"),
             **{f"p{p}_ms": measurement.median(f"at_percent.{percent}.p{p}_ms") for p in (50, 99)},
@@ -153,7 +197,7 @@ def stages(records: Records) -> Records:
         if record["p50_ms"] is not None and None not in known.values():
             rest = max(0.0, record["p50_ms"] - sum(known.values()))
             parts += [
-                {"model": record["model"], "family": record["family"], "stage": stage, "order": order, "ms": value}
+                {"model": record["model"], "stage": stage, "order": order, "ms": value}
                 for order, (stage, value) in enumerate({**known, "HTTP and client": rest}.items())
             ]
     return parts
@@ -182,41 +226,14 @@ def fit(records: Records, cost: str = "gmacs", time: str = "inference_ms") -> Fi
     return Fit(float(intercept), float(slope), 1 - float((rest**2).sum()) / spread if spread else 1.0)
 
 
-class BestWithin(NamedTuple):
-    """Most accurate engine within two bounds, or None if no engine is within both."""
-
-    latency_ms: float
-    memory_mb: float
-    best: dict[str, Any] | None
+def precision_name(precision: str) -> str:
+    """Return a precision as it is written in text."""
+    return "INT8" if precision == "int8" else precision
 
 
-def constraints(records: Records) -> list[list[BestWithin]]:
-    """Return the best engines by bounds of p99 (rows) and memory (columns), as in Table 3 of Bianco et al.
-
-    The bounds are the quartiles of the engines. Empty if no engine has all three figures.
-    """
-    have = [record for record in records if None not in (record["p99_ms"], record["engine_mb"], record["top1"])]
-    if not have:
-        return []
-    latencies, memories = (bounds([record[name] for record in have]) for name in ("p99_ms", "engine_mb"))
-    return [
-        [BestWithin(latency, memory, best_within(have, latency, memory)) for memory in memories]
-        for latency in latencies
-    ]
-
-
-def bounds(values: Sequence[float]) -> list[float]:
-    """Return the quartiles and the maximum, each rounded up to two digits."""
-    return sorted({round_up(float(value)) for value in np.percentile(values, (25, 50, 75, 100))})
-
-
-def round_up(value: float) -> float:
-    """Round up to two significant digits."""
-    step = 10.0 ** (np.floor(np.log10(value)) - 1)
-    return float(round(np.ceil(value / step) * step, 10))
-
-
-def best_within(records: Records, latency_ms: float, memory_mb: float) -> dict[str, Any] | None:
-    """Return the most accurate record within both bounds, the fastest of equals."""
-    fit = [record for record in records if record["p99_ms"] <= latency_ms and record["engine_mb"] <= memory_mb]
-    return max(fit, key=lambda record: (record["top1"], -record["p99_ms"]), default=None)
+def lower_bound(top1: float, images: int | None) -> float:
+    """Return the lower end of the 95 % Wilson interval of an accuracy in percent; without a count, the accuracy."""
+    if not images:
+        return top1
+    right = round(top1 / 100 * images)
+    return float(stats.binomtest(right, images).proportion_ci(0.95, method="wilson").low) * 100
