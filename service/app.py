@@ -63,12 +63,12 @@ class Lifecycle:
     server: ServerContext
 
     def __init__(self) -> None:
-        self._leaving = False
         self._end: asyncio.Task[None] | None = None
         self._running: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
         """Begin to load models, or to follow the device processes. Until that is done the process is not ready."""
+        processes.end_with_parent()
         if problem := self._nothing_readable():
             logger.error(problem)
         elif not self.server.catalog.models:
@@ -81,6 +81,8 @@ class Lifecycle:
         catalog = self.server.catalog
         for name in unknown():
             logger.warning("%s is not a setting, and is ignored", name)
+        if SETTINGS.invents:
+            logger.warning("CONVSERVE_RUNTIME: %s computes nothing, and every answer is invented", SETTINGS.runtime)
         for name, tag in SETTINGS.pins.items():
             if tag not in catalog.models:
                 logger.warning("CONVSERVE_PINS: %s is %s, which is not published", name, tag)
@@ -100,7 +102,7 @@ class Lifecycle:
                 stop(number, frame)
 
         def at_signal(number: int, frame: FrameType | None) -> None:
-            self._leaving = True
+            loop.call_soon_threadsafe(self.server.leaving.set)
             loop.call_soon_threadsafe(lambda: setattr(self, "_end", loop.create_task(leave(number, frame))))
 
         signal.signal(signal.SIGTERM, at_signal)
@@ -120,7 +122,9 @@ class Lifecycle:
 
         Raises HTTPException 503, which BentoML sends as text, with the reason while the service is not ready.
         """
-        reason = "about to stop" if self._leaving else self.server.device.problem or self._nothing_readable()
+        reason = (
+            "about to stop" if self.server.leaving.is_set() else self.server.device.problem or self._nothing_readable()
+        )
         if reason:
             raise HTTPException(503, reason)
         return True
@@ -175,6 +179,8 @@ FRONT: Any = {
     "workers": LAYOUT.fronts,
     "http": {"host": default_host()},  # BENTOML_HOST and --host override the default
     "traffic": {"timeout": SETTINGS.timeout_s + 5},
+    # BentoML would ask a hung device process, and answer /readyz with 500; a front knows whether its devices are ready.
+    "runner_probe": {"enabled": False},
 }
 
 
@@ -204,5 +210,5 @@ class ConvServe(Lifecycle):
         self.begin()
         if (server_context.worker_index or 1) == 1:
             self.warn()
-            logger.info("fronts: %d, device processes: %d (%s)", *LAYOUT)
+            logger.info("%s", LAYOUT)
         self.leave_at_sigterm()

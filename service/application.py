@@ -31,7 +31,7 @@ def create_application(server: ServerContext) -> ASGIApp:
         keys = []
     api.include_router(router, dependencies=[*keys, known], responses=problems(422))
     errors.install(api, refuse)
-    return RequestLog(HeadAsGet(FastPath(api)), server.metrics, server.settings.access_log)
+    return RequestLog(HeadAsGet(FastPath(api)), server.metrics, server.settings.access_log, server.leaving)
 
 
 class HeadAsGet:

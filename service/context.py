@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
+from http import HTTPStatus
+from math import inf
 from pathlib import Path
 from secrets import compare_digest
 from typing import Annotated
@@ -42,6 +45,7 @@ class ServerContext:
     refusals: Refusals
     metrics: Metrics
     tracer: Tracer
+    leaving: asyncio.Event = field(default_factory=asyncio.Event)  # set once the process is about to stop
 
     @property
     def scheduler(self) -> Admission:
@@ -138,12 +142,15 @@ async def known_parameters(request: Request) -> None:
 
 
 async def refuse(request: Request, error: Exception) -> Response:
-    """Convert an error into a response and note its code for the request log.
+    """Convert an error into a response and note its code for the request log. A refusal waits for its turn.
 
     Errors of /classify and /compare are counted in the metrics.
     """
     problem = errors.as_problem(error)
     request.state.problem = problem.code
+    if problem.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        server = await shared(request)
+        await server.refusals.turn(getattr(request.state, "deadline", inf))
     if request.url.path in {"/classify", "/compare"}:
         server = await shared(request)
         server.metrics.failed(getattr(request.state, "tag", ""), problem.code)

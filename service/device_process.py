@@ -297,6 +297,7 @@ class FrontConnection(FramedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Withdraw the images of a front that has gone."""
         self.process.fronts.discard(self)
+        logger.info("a front has ended or stopped; %d are connected", len(self.process.fronts))
         if not self.process.fronts:
             self.process.deserted.set()
         for answer in list(self._pending.values()):

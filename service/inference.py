@@ -48,7 +48,6 @@ async def answers(
     assert deadline is not None
     errors = [refusal(server, model, queue, deadline) for model, queue in requested]
     if all(errors):
-        await server.refusals.turn(deadline)
         return list(filter(None, errors))
     with server.bodies.hold() as body, ExitStack() as places:
         image = await body.read(request)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -18,6 +20,7 @@ from service.settings import Settings
 
 # Private to the server's processes: the first process sets the variable, the others inherit the variable.
 FOLDER = "_CONVSERVE_FOLDER"
+PR_SET_PDEATHSIG = 1  # of Linux' prctl
 NAMES = "convserve-"  # prefix of the folders' names
 OWNER = "owner.lock"  # held by the process that made the folder
 STARTING_S = 60.0  # for which a folder may be without an owner
@@ -38,6 +41,10 @@ class Layout(NamedTuple):
         """True if HTTP and engines are in different processes."""
         return (self.fronts, self.devices) != (1, 1)
 
+    def __str__(self) -> str:
+        numbers = f"fronts: {self.fronts}, device processes: {self.devices}"
+        return f"{numbers if self.split else 'one process does it all'} ({self.reason})"
+
 
 def layout(settings: Settings) -> Layout:
     """Return the numbers of processes: those of the settings, else by cores and GPUs."""
@@ -46,11 +53,26 @@ def layout(settings: Settings) -> Layout:
     if sys.platform != "linux":
         return Layout(1, 1, "memory is shared between processes on Linux only")
     if settings.fronts != "auto":
-        return Layout(settings.fronts, devices, "CONVSERVE_FRONTS")
-    if not cards:
-        return Layout(2 if devices > 1 else 1, devices, f"{cores()} cores and no GPU: engines need the cores")
-    fronts = max(1, min(FRONTS_A_GPU * devices, cores() - KEPT_CORES))
-    return Layout(fronts, devices, f"{cores()} cores, GPUs: {cards}")
+        fronts = settings.fronts
+    elif cards:
+        fronts = max(1, min(FRONTS_A_GPU * devices, cores() - KEPT_CORES))
+    else:
+        fronts = 2 if devices > 1 else 1
+    return Layout(fronts, devices, reason(settings, cards))
+
+
+def reason(settings: Settings, cards: int) -> str:
+    """Return what decided on the numbers of processes: the settings that state one, and the machine for the other."""
+    stated = [f"CONVSERVE_{name.upper()}" for name in ("fronts", "devices") if getattr(settings, name) != "auto"]
+    if len(stated) == 2:
+        return " and ".join(stated)
+    machine = f"{counted(cores(), 'core')} and {counted(cards, 'GPU')}"
+    return "; ".join([*stated, machine])
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as "2 cores" and "no GPU"."""
+    return f"{number or 'no'} {noun}{'s' if number > 1 else ''}"
 
 
 def folder() -> Path:
@@ -79,6 +101,12 @@ def remove(made: str, owner: int) -> None:
     """Remove the folder, in the process that made the folder."""
     if os.getpid() == owner:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def end_with_parent() -> None:
+    """Let the system send SIGTERM to this process when its parent has ended, which would start it again."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def claim(devices: int) -> int:

@@ -18,6 +18,7 @@ from engines.published.plain_jpeg import Sampling
 from service.catalog import Catalog
 from service.cost import BatchCost
 from service.device import Device, keep_from_collections
+from service.errors import Problem
 from service.link import DeviceLink, NoEngine, gone, linked
 from service.loading import ServedModel, Slot, check_precision
 from service.recent import WINDOW, Stages
@@ -183,6 +184,7 @@ class RemoteDevice(Device):
         self._links: dict[Path, DeviceLink] = {}
         self._begun: set[Path] = set()  # device processes that have been ready
         self._queues: dict[tuple[str, str, str, str], RemoteQueue] = {}
+        self._loading: set[asyncio.Task[Any]] = set()  # calls that go on while the first to be done answers
         self._behind = asyncio.Event()  # set when a device process has other models than this front
 
     @property
@@ -304,8 +306,7 @@ class RemoteDevice(Device):
             return slot.queue
         if not self.links:
             raise gone()
-        link = min(self.links, key=self._loaded)
-        await link.call("queue", model.manifest.tag, precision)
+        await self._load(model.manifest.tag, precision)
         loaded = self._catalog.models[model.manifest.tag].slots
         own = loaded.get(precision)
         queue = own.queue if own and own.queue else loaded[None].queue
@@ -313,11 +314,27 @@ class RemoteDevice(Device):
             raise gone()
         return queue
 
-    @staticmethod
-    def _loaded(link: DeviceLink) -> int:
-        """Return the number of engines that a device process has loaded."""
-        assert link.state
-        return sum("engine" in slot for model in link.state["models"].values() for slot in model["slots"].values())
+    async def _load(self, tag: str, precision: str | None) -> None:
+        """Let every device process load an engine, and return when the first has. Raises Problem if none can."""
+        loading = [asyncio.create_task(link.call("queue", tag, precision)) for link in self.links]
+        self._loading.update(loading)
+        for task in loading:
+            task.add_done_callback(self._loaded)
+        errors = []
+        for first in asyncio.as_completed(loading):
+            try:
+                await first
+            except Problem as problem:
+                errors.append(problem)
+            else:
+                return
+        raise errors[0]
+
+    def _loaded(self, call: asyncio.Task[Any]) -> None:
+        """Forget a call that is done, and log its error: another device process may have answered for both."""
+        self._loading.discard(call)
+        if not call.cancelled() and (error := call.exception()):
+            logger.warning("a device process cannot load an engine: %s", error)
 
     async def unload(self, model: ServedModel) -> None:
         """Unload engines as `Device.unload` does, in every device process."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
+from asyncio import Event
 from contextlib import suppress
 from datetime import UTC, datetime
 from random import getrandbits
@@ -27,8 +28,9 @@ class RequestLog:
     Metrics are labelled with the route's template, not the path, so that clients cannot create new labels.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, log: bool) -> None:
-        self._app, self._metrics, self._log = app, metrics, log
+    def __init__(self, app: ASGIApp, metrics: Metrics, log: bool, leaving: Event) -> None:
+        """Write lines if `log` says so; once `leaving` is set, close each connection after its answer."""
+        self._app, self._metrics, self._log, self._leaving = app, metrics, log, leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on with a request id, then log and count it."""
@@ -44,7 +46,10 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[HEADER] = request_id
+                headers = MutableHeaders(scope=message)
+                headers[HEADER] = request_id
+                if self._leaving.is_set():
+                    headers["Connection"] = "close"
             await send(message)
 
         try:

@@ -83,7 +83,8 @@ async def classify(request: Request, server: Shared, query: Annotated[ClassifyQu
 
 async def classified(request: Request, server: ServerContext, query: ClassifyQuery) -> Response:
     """Return the answer to a request to /classify."""
-    async with asyncio.timeout_at(deadline_of(server, query.deadline_ms)) as until:
+    request.state.deadline = deadline = deadline_of(server, query.deadline_ms)
+    async with asyncio.timeout_at(deadline) as until:
         model, choice = await server.catalog.fresh(lambda: model_for(server, query))
         request.state.tag = model.manifest.tag
         queue = await server.device.queue(model, query.precision)
@@ -135,7 +136,8 @@ async def compare(
         raise Problem(422, "invalid_parameter", f"models: {len(names)} are too many; at most {MAX_COMPARED}")
     if "" in names:
         raise Problem(422, "invalid_parameter", "models: a name is empty; the form is lenet5,resnet18")
-    async with asyncio.timeout_at(deadline_of(server, deadline_ms)) as until:
+    request.state.deadline = deadline = deadline_of(server, deadline_ms)
+    async with asyncio.timeout_at(deadline) as until:
         rows = await rows_of(server, names)
         with server.device.request(), ExitStack() as held:
             loaded = await load_all(server, rows, held, until)

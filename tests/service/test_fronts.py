@@ -93,7 +93,7 @@ def test_a_device_process_that_is_killed_turns_readiness_off_and_comes_back(spli
     client, pid = split
     _, (device,) = processes(pid)
     device.send_signal(signal.SIGKILL)
-    until(lambda: client.get("/readyz").status_code == 503)
+    until(lambda: client.get("/readyz", timeout=2).status_code == 503)
     refused = classify(client)
     assert (refused.status_code, refused.json()["code"], refused.headers["Retry-After"]) == (503, "device_gone", "1")
     assert client.get("/models").status_code == 200
@@ -115,6 +115,16 @@ def test_its_shared_memory_and_folder_are_gone_at_its_end(lenet5: PublishedModel
         assert both[0] == both[1] > 0
     assert not os.path.exists(folder)
     assert set(os.listdir("/dev/shm")) == before
+
+
+@pytest.mark.slow
+def test_all_processes_end_when_the_parent_is_killed(lenet5: PublishedModel) -> None:
+    with serving(CONVSERVE_FRONTS="2", CONVSERVE_RUNTIME="null") as (_, pid):
+        children = psutil.Process(pid).children()
+        assert len(children) >= 3
+        os.kill(pid, signal.SIGKILL)
+        _, alive = psutil.wait_procs(children, 20)
+        assert not alive
 
 
 def test_folders_of_killed_servers_are_removed_at_the_next_start(

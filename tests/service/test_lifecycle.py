@@ -80,7 +80,8 @@ def test_at_sigterm_it_turns_unready_answers_what_it_has_begun_and_ends(lenet5: 
             while client.get("/readyz").status_code == 200:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
-            assert classify(client).status_code == 200  # still answers, while load balancers see that it is not ready
+            last = classify(client)  # still answers, while load balancers see that it is not ready
+            assert (last.status_code, last.headers["connection"]) == (200, "close")
             assert set(seen) == {200}
             begun.sendall(head + DIGIT[:100])
             time.sleep(5)

@@ -26,7 +26,7 @@ from service.errors import Problem
 from service.frames import AnswerStatus
 from service.link import DeviceLink
 from service.loading import Slot
-from service.remote import RemoteDevice
+from service.remote import RemoteDevice, RemoteQueue
 from service.scheduler import Late, Overloaded, PendingImage
 from service.settings import Settings
 from service.slots import SLOT_BYTES, Expectations, Slots, anonymous
@@ -241,6 +241,30 @@ async def test_fronts_see_what_the_others_decode_until_they_have_gone(three: lis
                 while seen.depth:
                     await asyncio.sleep(0.01)
         running.cancel()
+
+
+async def test_every_device_process_loads_what_is_asked_for(lenet5: PublishedModel, tmp_path: Path) -> None:
+    settings = Settings(load="first_use", tune="off", runtime="null")
+    servers = [make_context(settings) for _ in range(2)]
+    processes = [
+        DeviceProcess(cast(LocalDevice, server.device), server.catalog, tmp_path / f"{number}.sock")
+        for number, server in enumerate(servers)
+    ]
+    front = make_front(settings, [process.path for process in processes], tmp_path)
+    running = [*(process.serve() for process in processes), *(each.device.run() for each in (*servers, front))]
+    tasks = [asyncio.create_task(each) for each in running]
+    async with asyncio.timeout(5):
+        while front.device.problem:
+            await asyncio.sleep(0.01)
+        model = front.catalog.models[lenet5.manifest.tag]
+        for _ in range(2):
+            assert model.chosen.status == "published"
+            queue = cast(RemoteQueue, await front.device.queue(model))
+            while len(queue.replicas) < 2:
+                await asyncio.sleep(0.01)
+            await front.device.unload(model)
+    for task in tasks:
+        task.cancel()
 
 
 async def test_a_front_knows_before_the_body_that_the_wait_is_too_long(three: list[str], tmp_path: Path) -> None:

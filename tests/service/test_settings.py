@@ -6,7 +6,10 @@ import os
 
 import pytest
 
+from engines.measured.select_engine import explain
 from engines.runtimes import registry
+from engines.runtimes.tensorrt import gpu
+from service import processes
 from service.settings import Settings, check_runtime, read_settings, unknown
 from tests.conftest import Run
 
@@ -102,6 +105,10 @@ def test_a_token_from_a_file_may_end_in_a_line_break(monkeypatch: pytest.MonkeyP
         ("MAX_BATCH", "1000000000", "Input should be less than or equal to"),
         ("MAX_BATCH", "1.5", "Input should be a valid integer"),
         ("DECODERS", "-1", "Input should be greater than or equal to 1"),
+        ("FRONTS", "0", "a number from 1 to 256, or auto"),
+        ("FRONTS", "many", "a number from 1 to 256, or auto"),
+        ("DEVICES", "65", "a number from 1 to 64, or auto"),
+        ("GPU_JPEG", "true", "Input should be 'auto' or 'off'"),
         ("ACCESS_LOG", "maybe", "Input should be a valid boolean"),
         ("DATASET", "lenet5@mnist5k", "String should match pattern"),
         ("MAX_BODIES_BYTES", "1000", "less than one body, CONVSERVE_MAX_BODY_BYTES (10,485,760)"),
@@ -128,6 +135,40 @@ def test_a_precision_or_library_that_the_runtime_lacks_ends_the_start(monkeypatc
     monkeypatch.setitem(registry.RUNTIMES, "onnxruntime", missing)
     (line,) = lines(monkeypatch, RUNTIME="onnxruntime")
     assert line == "error: CONVSERVE_RUNTIME: onnxruntime is not installed here"
+
+
+def test_a_runtime_for_gpus_needs_a_gpu_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "accelerator", lambda: None)
+    monkeypatch.setattr("cuda.core.Device.get_all_devices", lambda: 1 / 0)
+    gpu.device.cache_clear()
+    for name in ("tensorrt", "tensorrt_rtx"):
+        assert lines(monkeypatch, RUNTIME=name) == [f"error: CONVSERVE_RUNTIME: {gpu.NO_GPU}"]
+
+
+@pytest.mark.parametrize(
+    ("cards", "variables", "said"),
+    [
+        (0, {}, "one process does it all (4 cores and no GPU)"),
+        (0, {"FRONTS": "1"}, "one process does it all (CONVSERVE_FRONTS; 4 cores and no GPU)"),
+        (0, {"DEVICES": "3"}, "fronts: 2, device processes: 3 (CONVSERVE_DEVICES; 4 cores and no GPU)"),
+        (0, {"FRONTS": "2", "DEVICES": "2"}, "fronts: 2, device processes: 2 (CONVSERVE_FRONTS and CONVSERVE_DEVICES)"),
+        (1, {}, "one process does it all (4 cores and 1 GPU)"),
+        (2, {"FRONTS": "5"}, "fronts: 5, device processes: 2 (CONVSERVE_FRONTS; 4 cores and 2 GPUs)"),
+    ],
+)
+def test_the_log_says_what_decided_on_the_processes(
+    monkeypatch: pytest.MonkeyPatch, cards: int, variables: dict[str, str], said: str
+) -> None:
+    monkeypatch.setattr(processes, "gpus", lambda: list(map(str, range(cards))))
+    monkeypatch.setattr(processes, "cores", lambda: 4)
+    assert str(processes.layout(read(monkeypatch, **variables))) == said
+
+
+def test_a_runtime_that_computes_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [read(monkeypatch, RUNTIME=name).invents for name in ("paced", "null", "auto", "openvino")] == [
+        True, True, False, False,
+    ]  # fmt: skip
+    assert explain([], "paced", "auto") == "nothing to tune: paced computes nothing"
 
 
 @pytest.mark.parametrize(("name", "near"), [("APIKEYS", "API_KEYS"), ("API_KEY", "API_KEYS"), ("TIMEOUT", "TIMEOUT_S")])
