@@ -10,13 +10,22 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from engines.runtimes import registry
 from engines.runtimes.engine import GPU_MAX_BATCH, MAX_BATCH, EngineError
 from engines.runtimes.machine import accelerator, cores
-from engines.runtimes.registry import RUNTIMES, Runtime
+from engines.runtimes.registry import NO_PRECISION, RUNTIMES, Runtime
 from models.names import near_names, suggestion
 from service.architectures import read_cards
 
@@ -92,6 +101,18 @@ def of_its_architecture(pins: dict[str, str]) -> dict[str, str]:
     return pins
 
 
+def number_or_auto(most: int) -> WrapValidator:
+    """Return a validator with one message for both forms of a value, a number from 1 to `most` and "auto"."""
+
+    def validated(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise ValueError(f"a number from 1 to {most}, or auto") from None
+
+    return WrapValidator(validated)
+
+
 Secret = Annotated[SecretStr, AfterValidator(sendable)]
 Seconds = Annotated[float, Field(gt=0, le=DAY_S)]
 
@@ -126,8 +147,8 @@ class Settings(BaseSettings):
     max_pixels: Annotated[int, Field(ge=1)] = 50_000_000
     scaled_jpeg: bool = False
     gpu_jpeg: Literal["auto", "off"] = "auto"
-    fronts: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = "auto"
-    devices: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = "auto"
+    fronts: Annotated[Annotated[int, Field(ge=1, le=256)] | Literal["auto"], number_or_auto(256)] = "auto"
+    devices: Annotated[Annotated[int, Field(ge=1, le=64)] | Literal["auto"], number_or_auto(64)] = "auto"
     decoders: Annotated[int, Field(ge=1, le=1024, default_factory=decoding_threads)]
     timeout_s: Seconds = 10.0
     drain_s: Annotated[float, Field(ge=0, le=DAY_S)] = 1.0
@@ -137,12 +158,17 @@ class Settings(BaseSettings):
     admin_token: Secret | None = None
     metrics_public: bool = False
 
+    @property
+    def invents(self) -> bool:
+        """True if the runtime computes nothing, so that every answer is invented."""
+        return self.runtime != "auto" and RUNTIMES[self.runtime].precisions == NO_PRECISION
+
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         """Raise ValueError if two settings exclude each other."""
         if self.precision != "auto" and self.runtime != "auto":
             precisions = RUNTIMES[self.runtime].precisions
-            if precisions != ("none",) and self.precision not in precisions:  # null computes nothing, in any precision
+            if not self.invents and self.precision not in precisions:
                 raise ValueError(f"CONVSERVE_PRECISION: {self.runtime} has {', '.join(precisions)}")
         if self.max_bodies_bytes < self.max_body_bytes:
             one = f"CONVSERVE_MAX_BODY_BYTES ({self.max_body_bytes:,})"
@@ -190,9 +216,9 @@ def check_runtime(settings: Settings) -> None:
     if settings.runtime == "auto":
         return
     try:
-        if not find_spec(RUNTIMES[settings.runtime].library):
-            raise EngineError(f"{settings.runtime} is not installed here")
         if settings.runtime in {"tensorrt", "tensorrt_rtx"}:
             registry.check(settings.runtime)
+        elif not find_spec(RUNTIMES[settings.runtime].library):
+            raise EngineError(f"{settings.runtime} is not installed here")
     except EngineError as error:
         raise SystemExit(f"error: CONVSERVE_RUNTIME: {error}") from None

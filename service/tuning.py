@@ -89,7 +89,7 @@ class Tuner:
     def _reason(self, model: ServedModel) -> str:
         """Return the reason for the engine that the records choose, and the engine that serves if it is another."""
         reason = explain(model.records, self._settings.runtime, self._settings.precision)
-        if queue := model.chosen.queue:
+        if (queue := model.chosen.queue) and not self._settings.invents:
             serving = named(queue.engine.runtime, queue.engine.precision)
             if not reason.startswith(serving):
                 reason += f"; {serving} serves still"

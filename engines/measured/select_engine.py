@@ -10,7 +10,7 @@ from typing import Literal
 from engines.measured.records import COMPARED_AT_BATCH, EngineRecord, Speed
 from engines.published.store import PublishedModel
 from engines.runtimes.engine import EngineError
-from engines.runtimes.registry import RUNTIMES, EngineSpec, Measured, Runtime, check, preferred
+from engines.runtimes.registry import NO_PRECISION, RUNTIMES, EngineSpec, Measured, Runtime, check, preferred
 
 ON_GPU: tuple[Measured, ...] = ("tensorrt", "tensorrt_rtx", "torch", "torch_compile")
 STREAMS_GAIN = 1.1  # with a smaller gain, one stream is kept, since a single image then uses all threads
@@ -53,6 +53,8 @@ def candidates(
 def explain(records: Sequence[EngineRecord], runtime: Runtime | Literal["auto"], precision: str) -> str:
     """Return the reason for the choice of `choose` as one line, with the speeds of the engines that were compared."""
     chosen = choose(records, runtime, precision)
+    if RUNTIMES[chosen.runtime].precisions == NO_PRECISION:
+        return f"nothing to tune: {chosen.runtime} computes nothing"
     faithful = [record for record in candidates(records, runtime, precision) if not record.problem]
     rates: dict[tuple[Runtime, str, int], float] = {
         (speed.runtime, speed.precision, speed.streams): speed.images_per_s

@@ -24,6 +24,9 @@ Runtime = Literal[Measured, "null", "paced"]
 logger = logging.getLogger("bentoml.convserve")
 
 
+NO_PRECISION = ("none",)  # precisions of a runtime that computes nothing
+
+
 class RuntimeInfo(NamedTuple):
     """Row of RUNTIMES: facts about a runtime that are known without its library."""
 
@@ -40,8 +43,8 @@ RUNTIMES: dict[Runtime, RuntimeInfo] = {
     "torch_compile": RuntimeInfo("torch", "torch", on_gpu=True, precisions=("fp32", "bf16", "fp16")),
     "tensorrt": RuntimeInfo("tensorrt.engine", "tensorrt", on_gpu=True, precisions=library.PRECISIONS),
     "tensorrt_rtx": RuntimeInfo("tensorrt.engine", "tensorrt_rtx", on_gpu=True, precisions=library.PRECISIONS),
-    "null": RuntimeInfo("null", "numpy", on_gpu=False, precisions=("none",)),
-    "paced": RuntimeInfo("null", "numpy", on_gpu=False, precisions=("none",)),
+    "null": RuntimeInfo("null", "numpy", on_gpu=False, precisions=NO_PRECISION),
+    "paced": RuntimeInfo("null", "numpy", on_gpu=False, precisions=NO_PRECISION),
 }
 PREFERRED: tuple[Measured, ...] = ("tensorrt", "tensorrt_rtx", "torch")  # the order in which `auto` tries a GPU
 
@@ -68,6 +71,8 @@ def preferred(precision: str) -> Measured:
 
     Logs the reason for each runtime that is passed over.
     """
+    if no_gpu():
+        return "openvino"
     for runtime in PREFERRED:
         try:
             if precision not in RUNTIMES[runtime].precisions:
@@ -81,19 +86,28 @@ def preferred(precision: str) -> Measured:
     return "openvino"
 
 
+@cache  # one line a process, whatever precisions are asked for
+def no_gpu() -> bool:
+    """Return True, and log that OpenVINO runs the engines, if there is no GPU that any runtime may use."""
+    if gpu_of("tensorrt"):
+        return False
+    logger.info("no NVIDIA GPU: OpenVINO runs the engines")
+    return True
+
+
 def check(runtime: Runtime) -> None:
     """Raise EngineError, naming the missing part, if a GPU runtime cannot run on this machine.
 
-    CPU runtimes are not checked.
+    The GPU is looked for before the library. CPU runtimes are not checked.
     """
     match runtime:
         case "tensorrt" | "tensorrt_rtx":
             library.check(runtime)
         case "torch" | "torch_compile":
+            if not gpu_of(runtime):
+                raise EngineError(gpu.NO_GPU)
             if not find_spec("torch"):
                 raise EngineError("torch is not installed here: pip install '.[training]'")
-            if not gpu_of(runtime):
-                raise EngineError("there is no NVIDIA GPU that may be used")
             if import_module("engines.runtimes.torch").DEVICE == "cpu":
                 raise EngineError("this torch has no CUDA, or the driver is too old for it")
 

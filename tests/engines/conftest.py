@@ -47,7 +47,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[GPU]:
         return built
 
     monkeypatch.setattr(tensorrt, "build", build)
-    cached_functions = (gpu.device, gpu.name, library.journal, registry.preferred)
+    cached_functions = (gpu.device, gpu.name, library.journal, registry.preferred, registry.no_gpu)
     for function in cached_functions:
         function.cache_clear()
     yield fake_gpu_state

@@ -90,6 +90,10 @@ def test_an_error_says_that_there_is_no_gpu(
         raise RuntimeError('"cuda" is an NVIDIA driver library and can only be found via system search')
 
     monkeypatch.setattr(core, "Device", type("Device", (), {"get_all_devices": staticmethod(no_driver)}))
+    monkeypatch.setattr(gpu, "accelerator", lambda: None)
+    with pytest.raises(EngineError, match=r"^there is no NVIDIA GPU, or no driver for it \(`nvidia-smi` shows both\)$"):
+        opened(lenet5, "tensorrt")
+    monkeypatch.setattr(gpu, "accelerator", lambda: "NVIDIA Imaginary")  # but CUDA cannot use the GPU
     with pytest.raises(EngineError, match=r"there is no NVIDIA GPU, or no driver for it .*can only be found via"):
         opened(lenet5, "tensorrt")
     monkeypatch.setattr(core, "Device", type("Device", (), {"get_all_devices": staticmethod(tuple)}))
@@ -98,9 +102,8 @@ def test_an_error_says_that_there_is_no_gpu(
         opened(lenet5, "tensorrt")
     caplog.set_level(logging.INFO)
     assert choose([], "auto", "auto")[:2] == ("openvino", "fp32")
-    for name in BOTH:
-        assert f"not {name}: no NVIDIA GPU may be used" in caplog.text
-    assert "not torch: there is no NVIDIA GPU that may be used" in caplog.text
+    assert choose([], "auto", "bf16")[:2] == ("openvino", "bf16")
+    assert [record.message for record in caplog.records] == ["no NVIDIA GPU: OpenVINO runs the engines"]
     monkeypatch.setitem(sys.modules, "cuda.core", None)
     with pytest.raises(EngineError, match="cuda-python is not installed"):
         opened(lenet5, "tensorrt_rtx")

@@ -37,6 +37,7 @@ class TensorRTEngine:
         """
         self.runtime: str = runtime
         self.precision = precision
+        gpu.device()  # looked for before the library, as by `library.check`
         with building:  # a library accepts one listener per process
             self._journal = journal(runtime)
         try:

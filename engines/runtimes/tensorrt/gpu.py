@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines.runtimes.engine import EngineError
 from engines.runtimes.lanes import recording
+from engines.runtimes.machine import accelerator
 
 if TYPE_CHECKING:
     from cuda.core import Device, Stream
@@ -24,6 +25,7 @@ LOST = {  # CUDA's errors after which a process must end, as the documentation s
         *("ExternalDevice", "Unknown"),
     )
 }
+NO_GPU = "there is no NVIDIA GPU, or no driver for it (`nvidia-smi` shows both)"
 logger = logging.getLogger("bentoml.convserve")
 
 
@@ -33,11 +35,14 @@ def device() -> Device:
     try:
         from cuda.core import Device
     except ModuleNotFoundError as error:
-        raise EngineError("cuda-python is not installed: pip install '.[tensorrt]' or '.[tensorrt-rtx]'") from error
+        missing = "cuda-python is not installed: pip install '.[tensorrt]' or '.[tensorrt-rtx]'"
+        raise EngineError(missing if accelerator() else f"{NO_GPU}, and {missing}") from error
     try:
         devices = Device.get_all_devices()
     except Exception as error:  # no driver, an old driver and no GPU raise different classes, some of them private
-        raise EngineError(f"there is no NVIDIA GPU, or no driver for it (`nvidia-smi` shows both): {error}") from error
+        logger.debug("%s: %s", NO_GPU, error)
+        # Long texts on missing drivers explain nothing on a machine without a GPU.
+        raise EngineError(f"{NO_GPU}: {str(error).rstrip('.')}" if accelerator() else NO_GPU) from error
     if not devices:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         raise EngineError(f"no NVIDIA GPU may be used: CUDA_VISIBLE_DEVICES is {visible!r}")
