@@ -9,14 +9,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
-from engines.measured import commands, plans
+from engines.measured import commands, jpegs, plans
 from engines.measured.table import table
 from engines.published import store
 from engines.published.store import PublishedModel
 from engines.runtimes.engine import GPU_MAX_BATCH
-from engines.runtimes.registry import Measured, preferred
+from engines.runtimes.registry import NO_PRECISION, RUNTIMES, Measured, preferred
 from engines.runtimes.tensorrt.library import TensorRT
 
 
@@ -54,7 +54,11 @@ def main() -> None:
             "--max-batch", type=positive, default=GPU_MAX_BATCH, help="in images (default: %(default)s)"
         )
     verify_parser.add_argument(
-        "--jpegs", type=jpegs, help="folder: also verify its .jpg decoded scaled down, and on a GPU"
+        "--jpegs",
+        type=jpegs_in,
+        metavar="FOLDER",
+        help="also compare the answers on the folder's JPEGs, 8 or more, decoded at reduced size"
+        " (CONVSERVE_SCALED_JPEG), and the GPU's pixels of them (CONVSERVE_GPU_JPEG), with full decoding by Pillow",
     )
     bench_parser.add_argument("--batches", type=positives, default="1,8,16,32", help="in images (default: %(default)s)")
     bench_parser.add_argument("--streams", type=positives, default="1", help="OpenVINO streams (default: %(default)s)")
@@ -91,11 +95,12 @@ def names_of(model: PublishedModel) -> set[str]:
     return {manifest.tag, manifest.architecture, f"{manifest.architecture}@{manifest.dataset}"}
 
 
-def jpegs(folder: str) -> list[Path]:
-    """Return the JPEGs in a folder. Raises ValueError, which argparse reports, if there are none."""
-    if not (paths := sorted(Path(folder).rglob("*.jpg"))):
-        raise ValueError(folder)
-    return paths
+def jpegs_in(folder: str) -> list[Path]:
+    """Return the JPEGs in a folder. Raises ArgumentTypeError with a message if there are none."""
+    try:
+        return jpegs.find(Path(folder))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def positive(text: str) -> int:
@@ -113,8 +118,13 @@ def positives(text: str) -> list[int]:
 
 
 def runtimes(text: str) -> list[Measured]:
-    """Return runtimes separated by commas. Raises ValueError, which argparse reports, for an unknown one."""
-    return TypeAdapter(list[Measured]).validate_python(text.split(","))
+    """Return runtimes separated by commas. Raises ArgumentTypeError with the known ones for an unknown one."""
+    try:
+        return TypeAdapter(list[Measured]).validate_python(text.split(","))
+    except ValidationError as error:
+        known = [name for name, info in RUNTIMES.items() if info.precisions != NO_PRECISION]
+        unknown = error.errors()[0]["input"]
+        raise argparse.ArgumentTypeError(f"{unknown!r} is none of {', '.join(known)}") from None
 
 
 def runtimes_here() -> list[Measured]:

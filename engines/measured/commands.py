@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engines.measured import bench, gpu_jpegs, peak, plans, records
+from engines.measured.jpegs import readable
 from engines.measured.records import Speed
 from engines.measured.verify import verify, verify_scaled
 from engines.published.manifest import ManifestError
@@ -44,8 +45,13 @@ def lacks(model: PublishedModel, precisions: str, opened: set[str]) -> bool:
 def verify_models(
     models: Sequence[PublishedModel], runtimes: Sequence[Measured], precisions: str, jpegs: Sequence[Path]
 ) -> int:
-    """Print and record the fidelity of each engine. Return 1 if a requested precision of a model cannot run."""
-    failed = False
+    """Print and record the fidelity of each engine.
+
+    Return 1 if a requested precision of a model cannot run, or if there are JPEGs and none can be decoded.
+    """
+    found, jpegs = len(jpegs), readable(jpegs)
+    skipped = found - len(jpegs)
+    failed = found > 0 and not jpegs
     if jpegs:
         verify_gpu_jpegs(models, jpegs)
     width = max((len(model.manifest.tag) for model in models), default=0)
@@ -71,17 +77,20 @@ def verify_models(
             if scaled:
                 print(
                     f"{name}  JPEGs scaled down: same answers on {scaled.agreement:7.2%} of {scaled.images}, logits "
-                    f"within {scaled.logit_error:.1e}: {'too few' if scaled.problem else 'faithful'}",
+                    f"within {scaled.logit_error:.1e}: {scaled.problem or 'faithful'}",
                     flush=True,
                 )
                 records.keep(model, runtime, precision, scaled_jpeg=scaled)
         failed |= lacks(model, precisions, opened)
+    if skipped:
+        print(f"{skipped} of {found} JPEGs were skipped{'' if jpegs else ': none was left to compare'}")
     return int(failed)
 
 
 def verify_gpu_jpegs(models: Sequence[PublishedModel], jpegs: Sequence[Path]) -> None:
-    """Print and record how this machine's GPU decodes JPEGs beside Pillow; print nothing without a GPU."""
+    """Print and record how this machine's GPU decodes JPEGs beside Pillow."""
     if accelerator() is None:
+        print("GPU decoding: not compared, there is no NVIDIA GPU")
         return
     try:
         decode, kind = gpu_jpegs.gpu_decoder()

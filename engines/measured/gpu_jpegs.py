@@ -16,6 +16,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from engines.measured import records
+from engines.measured.jpegs import LEAST
 from engines.published import files
 from engines.published.essentials import essentials
 from engines.published.manifest import Record
@@ -49,8 +50,18 @@ class JpegFidelity(Record):
 
     @property
     def faithful(self) -> bool:
-        """True if some JPEGs were decoded, all of them as Pillow does."""
-        return self.jpegs > self.refused and not self.different and self.levels <= ROUNDING
+        """True if enough JPEGs were decoded, all of them as Pillow does."""
+        return self.verdict == "faithful"
+
+    @property
+    def verdict(self) -> str:
+        """Outcome of the comparison, for people."""
+        decoded = self.jpegs - self.refused
+        if not decoded:
+            return "none decoded"
+        if self.different or self.levels > ROUNDING:
+            return "not faithful"
+        return "faithful" if decoded >= LEAST else f"too few, {LEAST} are needed"
 
 
 class GpuJpegRecord(Record):
@@ -225,6 +236,6 @@ def table(samplings: dict[Sampling, JpegFidelity]) -> str:
     lines = ["sampling  JPEGs  refused  different  levels"]
     for sampling in SAMPLINGS:
         found = samplings.get(sampling, JpegFidelity())
-        verdict = "faithful" if found.faithful else "none decoded" if found.jpegs == found.refused else "not faithful"
-        lines.append(f"{sampling:8} {found.jpegs:6} {found.refused:8} {found.different:10} {found.levels:7}  {verdict}")
+        figures = f"{found.jpegs:6} {found.refused:8} {found.different:10} {found.levels:7}"
+        lines.append(f"{sampling:8} {figures}  {found.verdict}")
     return "\n".join(lines)

@@ -16,6 +16,7 @@ from typing import get_args
 
 from pydantic import ValidationError
 
+from engines.measured import jpegs
 from engines.published import files, manifest, store
 from engines.published.manifest import Record
 from engines.published.store import PublishedModel
@@ -30,10 +31,7 @@ logger = logging.getLogger("bentoml.convserve")
 
 
 class Fidelity(Record):
-    """Comparison of an engine's answers with expected ones.
-
-    Expected are those of fp32 torch on the published verification set or, for JPEGs decoded scaled down, the engine's
-    own on JPEGs decoded in full.
+    """Comparison of an engine's answers with expected ones: of fp32 torch on the published verification set.
 
     Shares of 0 to 1; top-1 and top-5 are None for sample pictures, whose classes are unknown. `logit_error` is the
     largest difference of any logit, over the largest logit.
@@ -57,6 +55,19 @@ class Fidelity(Record):
         if self.top1 is not None and self.torch_top1 is not None and self.torch_top1 - self.top1 > TOP1_LOST:
             return f"its top-1 is {self.top1:.1%}, torch's {self.torch_top1:.1%}"
         return None
+
+
+class ScaledFidelity(Fidelity):
+    """Comparison of an engine's answers on JPEGs decoded scaled down with its own on the same JPEGs decoded in full."""
+
+    @property
+    def problem(self) -> str | None:
+        """Reason why JPEGs must not be decoded scaled down for this engine, or None."""
+        if not isfinite(self.logit_error):
+            return "some logits are not finite"
+        if self.agreement < AGREEING:
+            return "too few of the same answers"
+        return f"too few JPEGs, {jpegs.LEAST} are needed" if self.images < jpegs.LEAST else None
 
 
 class Speed(Record):
@@ -107,7 +118,7 @@ class EngineRecord(Record):
     device: str
     precision: str
     fidelity: Fidelity | None = None
-    scaled_jpeg: Fidelity | None = None
+    scaled_jpeg: ScaledFidelity | None = None
     speeds: tuple[Speed, ...] = ()
 
     @property
@@ -217,7 +228,7 @@ def keep(
     precision: str,
     *,
     fidelity: Fidelity | None = None,
-    scaled_jpeg: Fidelity | None = None,
+    scaled_jpeg: ScaledFidelity | None = None,
     speeds: Sequence[Speed] = (),
 ) -> EngineRecord:
     """Update an engine's record and return the record. Omitted parts are unchanged; `speeds` replaces all rows."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from engines.measured.records import Fidelity
+from engines.measured.records import Fidelity, ScaledFidelity
 from engines.published import manifest
 from engines.published.essentials import essentials
 from engines.published.picture import open_picture, upright
@@ -24,7 +24,7 @@ def verify(model: PublishedModel, engine: Engine) -> Fidelity:
     return compare(all_logits(engine, tensors["pixels"]), tensors["logits"], tensors.get("targets"))
 
 
-def verify_scaled(model: PublishedModel, engine: Engine, jpegs: Sequence[Path]) -> Fidelity:
+def verify_scaled(model: PublishedModel, engine: Engine, jpegs: Sequence[Path]) -> ScaledFidelity:
     """Compare the answers of an open engine on JPEGs decoded scaled down with the answers on JPEGs decoded in full."""
     preprocess = model.manifest.preprocess
 
@@ -37,7 +37,7 @@ def verify_scaled(model: PublishedModel, engine: Engine, jpegs: Sequence[Path]) 
             pixels.append(preprocess(upright(picture)))
         return all_logits(engine, np.stack(pixels))
 
-    return compare(logits(scaled=True), logits(scaled=False), None)
+    return ScaledFidelity(**compare(logits(scaled=True), logits(scaled=False), None).model_dump())
 
 
 def all_logits(engine: Engine, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

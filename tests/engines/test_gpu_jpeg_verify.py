@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engines.measured import commands, gpu_jpegs, records
+from engines.measured import commands, gpu_jpegs, jpegs, records
 from engines.measured.gpu_jpegs import Decode, JpegFidelity, compare, faithful_jpegs
 from engines.published.plain_jpeg import SAMPLINGS
 from engines.published.preprocess import Preprocess
@@ -37,7 +37,8 @@ def gpu_machine(decode: Decode, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 def test_each_sampling_is_compared(decode: Decode) -> None:
     found = compare(decode, [jpeg(60, 80), jpeg(80, 60, subsampling=0), jpeg(progressive=True), b"no JPEG"], [SMALL])
     assert found.keys() == set(SAMPLINGS)
-    assert all(fidelity.faithful for fidelity in found.values())
+    assert {fidelity.verdict for fidelity in found.values()} == {"too few, 8 are needed"}
+    assert not any(fidelity.different or fidelity.levels for fidelity in found.values())
     assert {sampling: fidelity.jpegs for sampling, fidelity in found.items()} == {
         "4:2:0": 2 * 3 + 1,  # written anew without restart markers, with some within rows, and with one a row
         "4:4:4": 2 + 1,
@@ -73,8 +74,10 @@ def test_the_command_records_what_the_service_reads(
     gpu_machine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "photo.jpg").write_bytes(jpeg())
-    assert faithful_jpegs() == frozenset()
-    commands.verify_gpu_jpegs([], [tmp_path / "photo.jpg"])
+    commands.verify_gpu_jpegs([], [tmp_path / "photo.jpg"] * (jpegs.LEAST - 1))
+    assert faithful_jpegs() == {"4:2:0"}  # those written anew, in three ways, beside the photos; of others too few
+    assert capsys.readouterr().out.count("  too few, 8 are needed\n") == len(SAMPLINGS) - 1
+    commands.verify_gpu_jpegs([], [tmp_path / "photo.jpg"] * jpegs.LEAST)
     assert faithful_jpegs() == frozenset(SAMPLINGS)
     printed = capsys.readouterr().out
     assert printed.startswith("JPEGs on NVIDIA Imaginary by its hardware decoder, beside Pillow\n")
@@ -87,8 +90,8 @@ def test_the_command_records_what_the_service_reads(
 def test_a_record_is_of_one_gpu_driver_and_version(gpu_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = gpu_jpegs.key()
     assert decoder
-    faithful = JpegFidelity(jpegs=1)
-    gpu_jpegs.keep(decoder, "CUDA", {"4:2:0": faithful, "grey": JpegFidelity(jpegs=1, different=1)})
+    faithful = JpegFidelity(jpegs=8)
+    gpu_jpegs.keep(decoder, "CUDA", {"4:2:0": faithful, "grey": JpegFidelity(jpegs=8, different=1)})
     assert faithful_jpegs() == {"4:2:0"}
     monkeypatch.setattr(machine, "field", lambda path, name: "another driver")
     assert faithful_jpegs() == frozenset()
@@ -110,4 +113,4 @@ def test_the_command_says_what_is_missing(
     )
     monkeypatch.setattr(commands, "accelerator", lambda: None)
     commands.verify_gpu_jpegs([], [])
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == "GPU decoding: not compared, there is no NVIDIA GPU\n"

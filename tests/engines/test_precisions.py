@@ -16,11 +16,14 @@ from onnx import TensorProto
 from onnxruntime.quantization.calibrate import HistogramCalibrater, MinMaxCalibrater
 from PIL import Image
 
+from engines.__main__ import main
+from engines.measured.records import ScaledFidelity
 from engines.measured.verify import compare
 from engines.published import manifest
 from engines.published.manifest import Calibration, ManifestError
 from engines.published.store import PublishedModel
 from engines.runtimes.engine import EngineError
+from engines.runtimes.machine import accelerator
 from engines.runtimes.registry import graph_of
 from tests.conftest import Run
 from tests.processor import INT8_OVERFLOWS
@@ -137,15 +140,46 @@ def test_int8_without_its_calibration_is_not_served(lenet5_everywhere: Published
 
 
 def test_jpegs_scaled_down_are_verified_too(run: Run, lenet5_everywhere: PublishedModel, tmp_path: Path) -> None:
-    for number in range(4):
+    for number in range(8):
         shape = (64, 64, 3)
         pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize(shape[:2]).save(tmp_path / f"{number}.jpg")
+        Image.fromarray(pixels).resize(shape[:2]).save(tmp_path / f"{number}.{('jpg', 'JPEG')[number % 2]}")
+    (tmp_path / "broken.JPG").write_bytes((tmp_path / "0.jpg").read_bytes()[:300])
     home = str(lenet5_everywhere.folder.parents[2])
     arguments = ("--runtimes", "openvino", "--precisions", "fp32", "--jpegs", tmp_path)
-    assert "JPEGs scaled down: same answers on" in run("engines", "verify", *arguments, BENTOML_HOME=home).stdout
+    done = run("engines", "verify", *arguments, BENTOML_HOME=home)
+    assert "JPEGs scaled down: same answers on" in done.stdout
+    assert done.stdout.startswith("GPU decoding: not compared") or accelerator()
+    assert done.stdout.endswith("\n1 of 9 JPEGs were skipped\n")
+    assert f"warning: {tmp_path / 'broken.JPG'} is skipped: Truncated File Read\n" in done.stderr
     records = (json.loads(path.read_text()) for path in Path(home).glob("convserve-records/*-openvino-fp32-*.json"))
-    assert [record["scaled_jpeg"]["images"] for record in records] == [4]
-    (tmp_path / "empty").mkdir()
-    none = run("engines", "verify", "--jpegs", tmp_path / "empty", check=False, BENTOML_HOME=home)
-    assert (none.returncode, "invalid jpegs value" in none.stderr) == (2, True)
+    assert [record["scaled_jpeg"]["images"] for record in records] == [8]
+
+
+def test_few_jpegs_do_not_show_that_scaling_down_is_faithful() -> None:
+    few = ScaledFidelity(images=7, top1=None, top5=None, torch_top1=None, agreement=1, logit_error=0.01)
+    assert few.problem == "too few JPEGs, 8 are needed"
+    assert few.model_copy(update={"images": 8}).problem is None
+    assert few.model_copy(update={"images": 100, "agreement": 0.98}).problem == "too few of the same answers"
+
+
+def test_wrong_options_are_one_line_that_names_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def error(*arguments: str) -> str:
+        """Return the last line with which the command ends."""
+        monkeypatch.setattr("sys.argv", ["engines", "verify", *arguments])
+        with pytest.raises(SystemExit):
+            main()
+        return capsys.readouterr().err.splitlines()[-1].partition("error: ")[2]
+
+    folder = tmp_path / "photos"
+    assert error("--jpegs", str(folder)) == f"argument --jpegs: there is no folder {folder}"
+    folder.mkdir()
+    assert error("--jpegs", str(folder)) == f"argument --jpegs: the folder {folder} is empty"
+    (folder / "a.png").touch()
+    assert error("--jpegs", str(folder)).endswith(f"{folder} has no file that ends in .jpg or .jpeg")
+    assert error("--jpegs", str(folder / "a.png")).endswith("a.png is a file, not a folder of JPEGs")
+    assert error("--runtimes", "openvino,paced") == (
+        "argument --runtimes: 'paced' is none of openvino, onnxruntime, torch, torch_compile, tensorrt, tensorrt_rtx"
+    )
