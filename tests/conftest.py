@@ -22,6 +22,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 from engines.published import manifest
 from engines.published.store import PublishedModel, published
+from engines.runtimes import registry
+from engines.runtimes.tensorrt.gpu import NO_GPU
 from tests import gpu_summary
 from tests.serving import ROOT, serving
 from tests.warm import Warm
@@ -55,6 +57,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("on this machine's GPU")
         for line in gpu_summary.lines(terminalreporter.stats):
             terminalreporter.write_line(line)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test that needs a GPU where there is none, before its fixtures are made."""
+    if item.get_closest_marker("gpu") and registry.gpu_of("tensorrt") is None:
+        pytest.skip(NO_GPU)
 
 
 @pytest.fixture

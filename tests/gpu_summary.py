@@ -21,7 +21,9 @@ def lines(stats: Mapping[str, Sequence[Report]]) -> list[str]:
         if isinstance(report.longrepr, tuple):  # path, line, reason
             reasons[report.longrepr[2].removeprefix("Skipped: ")].append(report)
     skipped = sum(map(len, reasons.values()))
-    found = [f"{len(ran)} tests ran on {accelerator() or 'no GPU'}, {len(failed)} failed, {skipped} could not run."]
+    if not ran and not accelerator():
+        return [f"No test ran, and {skipped} could not: there is no NVIDIA GPU."]
+    found = [f"{len(ran)} tests ran on {accelerator()}, {len(failed)} failed, {skipped} could not run."]
     found += [f"  ran: {by_file(ran)}"] if ran else []
     found += [f"  failed: {by_file(failed)}"] if failed else []
     for report in ran:

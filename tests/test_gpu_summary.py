@@ -32,3 +32,5 @@ def test_what_ran_and_what_could_not_is_said(monkeypatch: pytest.MonkeyPatch) ->
         "  could not run: 1 of tests/d.py: no driver",
     ]
     assert gpu_summary.lines({})[0].startswith("0 tests ran on NVIDIA Imaginary")
+    monkeypatch.setattr(gpu_summary, "accelerator", lambda: None)
+    assert gpu_summary.lines({"skipped": skipped}) == ["No test ran, and 3 could not: there is no NVIDIA GPU."]
