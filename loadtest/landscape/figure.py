@@ -1,0 +1,328 @@
+"""Picture of the landscape: published accuracy against time on this machine, and against three costs.
+
+Accuracy is drawn on a logarithmic scale of the error, so that networks of 76 to 81 % do not lie on top of each other.
+Shapes and dashes say what colours say, so that a picture in grey says the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+import altair as alt
+
+from loadtest.landscape.placement import PlacedName, Point, Surroundings, place_names
+from loadtest.landscape.rows import LandscapeRow
+from loadtest.report.charts import PixelScale, chart_of, scale
+from loadtest.traffic import ScenarioError
+
+Records = list[dict[str, Any]]
+
+BUDGET_MS = 20.0  # of README's model=auto
+COSTS = {
+    "gmacs": "multiply-accumulates, billions",
+    "mparams": "parameters, millions",
+    "mactivations": "activations, millions",
+}
+FACE = "Helvetica, Arial, 'Liberation Sans', sans-serif"  # equally wide, so that names fit everywhere
+BLUE, ORANGE, GREY, DARK = "#0072B2", "#D55E00", "#767676", "#222222"  # Okabe and Ito's
+HALO: dict[str, Any] = {"stroke": "white", "strokeWidth": 2.5, "strokeJoin": "round", "color": "white"}  # behind names
+NARROW = 600  # pixels, up to which panels stand one above the other
+LEFT, GAP = 40, 30  # pixels: numbers of an axis, and room between panels
+ACCURACIES = (50, 55, 60, 65, 70, 75, 78, 80, 82, 84, 86)  # percent, to write at the axis
+HEIGHT = "height"  # field: the accuracy on the picture's scale
+
+
+def landscape_figure(rows: Sequence[LandscapeRow], width: int = 880) -> Any:
+    """Return an Altair chart of published top-1 against the time of one request, MACs, parameters and activations.
+
+    The first panel is of the precision that most networks were measured in, and has the Pareto front of a second
+    precision too. Names stand where there is room, first the front's. Rows without a published accuracy are left out.
+    """
+    (records, *others), wide = by_precision(rows), width > NARROW
+    drawn = [*records, *(record for group in others[:1] for record in front(group, "ms"))]
+    heights, font = [record[HEIGHT] for record in records], 11.5 if wide else 10.5
+    first = Panel(
+        scale([record["ms"] for record in drawn] + [BUDGET_MS], width - LEFT, log=True, margin=28),
+        scale(heights, round(width * 0.62) if wide else 420, log=False, margin=24),
+        *("ms", time_title(rows) if wide else "time of one request, ms", font, math.inf),
+    )
+    each = (width - LEFT - 2 * GAP) // 3 if wide else width - LEFT
+    small = [
+        Panel(
+            scale([record[cost] for record in records], each, log=True, margin=16),
+            scale(heights, 300, log=False, margin=18),
+            *(cost, title, 10.5, 18),
+        )
+        for cost, title in COSTS.items()
+    ]
+    panels = [panel.draw(records) for panel in small]
+    below = [
+        titled(layers, panel, letter, numbers=not wide or letter == "b")
+        for layers, panel, letter in zip(panels, small, "bcd", strict=True)
+    ]
+    return styled(
+        alt.vconcat(
+            titled(first.draw(records, others[:1]), first, "a", numbers=True),
+            alt.concat(*below, columns=3 if wide else 1, spacing=GAP),
+            spacing=18,
+        )
+    )
+
+
+def time_title(rows: Sequence[LandscapeRow]) -> str:
+    """Return the title of the axis of time, with machine and weights, so that the picture says both by itself."""
+    machine = rows[0].machine
+    weights = " or ".join(sorted({row.weights for row in rows}, reverse=True))
+    where = f"{machine.get('processor', 'this machine')}, {machine.get('cores', 'unknown')} cores"
+    return f"time of one request, ms (p50 of one connection; {where}; {weights} weights)"
+
+
+def by_precision(rows: Sequence[LandscapeRow]) -> list[Records]:
+    """Return a record for each measured network with a published accuracy, a list a precision, the longest first.
+
+    Raises ScenarioError if there is no such network.
+    """
+    groups: dict[str, Records] = {}
+    for row in rows:
+        if row.published_top1 is not None and row.rounds:
+            groups.setdefault(row.precision, []).append(record_of(row, 100 * row.published_top1))
+    if not groups:
+        raise ScenarioError("no measured network of the landscape has a published accuracy, so nothing can be drawn")
+    return sorted(groups.values(), key=lambda group: (-len(group), group[0]["precision"] != "fp32"))
+
+
+def record_of(row: LandscapeRow, top1: float) -> dict[str, Any]:
+    """Return what is drawn of a network: costs, accuracy in percent, and its median time with the rounds' range."""
+    times = [each.p50_ms for each in row.rounds]
+    return {
+        "name": row.name,
+        "top1": top1,
+        HEIGHT: -math.log10(100 - top1),
+        "source": row.published_source,
+        "ms": median(times),
+        "least_ms": min(times),
+        "most_ms": max(times),
+        "gmacs": row.macs / 1e9,
+        "mparams": row.params / 1e6,
+        "mactivations": row.activations / 1e6,
+        "precision": row.precision,
+        "weights": row.weights,
+        "input": row.input,
+    }
+
+
+def front(records: Records, cost: str) -> Records:
+    """Return the networks that no other beats at the same or less cost, cheapest first."""
+    best: Records = []
+    for record in sorted(records, key=lambda record: (record[cost], -record["top1"])):
+        if not best or record["top1"] > best[-1]["top1"]:
+            best.append(record)
+    return best
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Drawing of accuracy against one cost: scales in pixels, the cost's field and title.
+
+    Networks' names have this font size, and are at most `reach` pixels from their points.
+    """
+
+    across: PixelScale
+    up: PixelScale
+    cost: str
+    title: str
+    font: float
+    reach: float
+
+    def pixels(self, record: dict[str, Any]) -> Point:
+        """Return the place of a record, y downwards."""
+        return self.across.place(record[self.cost]), self.up.pixels - self.up.place(record[HEIGHT])
+
+    def channels(self, x: str = "", y: str = HEIGHT) -> dict[str, Any]:
+        """Return the encodings of fields on x and y."""
+        fields = (x or self.cost, self.across, "log"), (y, self.up, "linear")
+        return {
+            name: {
+                "field": field,
+                "type": "quantitative",
+                "scale": {"type": kind, "domain": axis.domain, "nice": False, "zero": False},
+            }
+            for name, (field, axis, kind) in zip("xy", fields, strict=True)
+        }
+
+    def draw(self, records: Records, others: Sequence[Records] = ()) -> list[Any]:
+        """Return layers: budget, fronts, the spread of times, leaders, points, and names where there is room."""
+        best = front(records, self.cost)
+        records = [record | {"best": record in best} for record in records]
+        layers = [self.step(best, BLUE, [])]
+        taken = steps([self.pixels(record) for record in best])
+        for other in others:
+            second = front(other, self.cost)
+            taken += steps([self.pixels(record) for record in second])
+            layers += [self.step(second, ORANGE, [5, 3]), self.diamonds(second), *self.titles(best, second)]
+        if self.cost == "ms":
+            rule = chart_of(records).mark_rule(color=GREY, strokeWidth=1)
+            layers.append(rule.encode(**self.channels("least_ms"), x2="most_ms:Q"))
+            budget, text = self.budget([records, *others])
+            layers, taken = [*budget, *layers], [*taken, *text]
+        return [*layers, *self.names(records, taken), *self.points(records)]
+
+    def step(self, best: Records, colour: str, dash: Sequence[float]) -> Any:
+        """Return the line of a Pareto front."""
+        mark = chart_of(best).mark_line(
+            interpolate="step-after", color=colour, opacity=0.55, strokeWidth=1.5, strokeDash=list(dash)
+        )
+        return mark.encode(**self.channels())
+
+    def diamonds(self, best: Records) -> Any:
+        """Return the points of a second front."""
+        mark = chart_of(best).mark_point(
+            shape="diamond", size=30, color=ORANGE, fill="white", strokeWidth=1.3, opacity=1
+        )
+        return mark.encode(**self.channels(), tooltip=hover())
+
+    def titles(self, *fronts: Records) -> list[Any]:
+        """Return the precisions' names above the upper ends of their fronts."""
+        ends = [best[-1] | {"title": f"front in {best[-1]['precision']}"} for best in fronts]
+        return [
+            chart_of([end])
+            .mark_text(dy=-13, fontSize=self.font, fontWeight="bold", color=colour, baseline="middle")
+            .encode(**self.channels(), text="title:N")
+            for end, colour in zip(ends, (BLUE, ORANGE), strict=True)
+        ]
+
+    def budget(self, groups: Sequence[Records]) -> tuple[list[Any], list[Point]]:
+        """Return the line of model=auto's budget with the choice in each precision, and points in the text."""
+        lines = [f"model=auto, max_latency_ms={BUDGET_MS:g}"]
+        for group in groups:
+            if within := [record for record in group if record[self.cost] <= BUDGET_MS]:
+                chosen = max(within, key=lambda record: record["top1"])
+                lines.append(f"{chosen['precision']}: {chosen['name']}, {chosen['top1']:.1f} %")
+        texts = [
+            {"x": BUDGET_MS, "y": self.y_value(16 + 1.35 * self.font * place), "text": text}
+            for place, text in enumerate(lines)
+        ]
+        # Left of the line and above its best networks is no network.
+        mark = chart_of(texts).mark_text(align="right", dx=-6, baseline="middle", fontSize=self.font, color=DARK)
+        rule = chart_of(texts[:1]).mark_rule(color=DARK, strokeWidth=1.1, strokeDash=[2, 2])
+        x = self.across.place(BUDGET_MS)
+        return [
+            rule.encode(x=self.channels("x")["x"]),
+            mark.encode(**self.channels("x", "y"), text="text:N"),
+        ], [(x, step) for step in range(0, round(self.up.pixels), 8)]
+
+    def points(self, records: Records) -> list[Any]:
+        """Return a layer of points: filled on the front, hollow elsewhere."""
+        mark = chart_of(records).mark_point(size=44, strokeWidth=1.4, opacity=1, filled=False)
+        on_front = alt.condition("datum.best", alt.value(BLUE), alt.value(GREY))
+        fill = alt.condition("datum.best", alt.value(BLUE), alt.value("white"))
+        return [mark.encode(**self.channels(), stroke=on_front, fill=fill, tooltip=hover())]
+
+    def names(self, records: Records, taken: Sequence[Point]) -> list[Any]:
+        """Return layers of names and leaders, rather off the points `taken`; the front's names are left out last."""
+        ordered = sorted(records, key=lambda record: (not record["best"], -record["top1"]))
+        found = place_names(
+            [(self.pixels(record), record["name"]) for record in ordered],
+            Surroundings(
+                points=[self.pixels(record) for record in records],
+                lines=taken,
+                size=(self.across.pixels, self.up.pixels),
+                font=self.font,
+                reach=self.reach,
+            ),
+        )
+        named = [record | self.anchor(where) for record, where in zip(ordered, found, strict=True) if where is not None]
+        leaders = [record for record in named if "end_x" in record]
+        layers = [
+            chart_of(leaders)
+            .mark_rule(color="#9a9a9a", strokeWidth=0.7)
+            .encode(**self.channels(), x2="end_x:Q", y2="end_y:Q")
+        ]
+        shade = alt.condition("datum.best", alt.value(DARK), alt.value("#4a4a4a"))
+        for align in ("left", "center", "right"):
+            those = [record for record in named if record["align"] == align]
+            style: dict[str, Any] = {"align": align, "baseline": "middle", "fontSize": self.font}
+            halo = chart_of(those).mark_text(**style, **HALO)
+            places = self.channels("name_x", "name_y")
+            layers.append(halo.encode(**places, text="name:N"))
+            layers.append(chart_of(those).mark_text(**style).encode(**places, text="name:N", color=shade))
+        return layers
+
+    def anchor(self, where: PlacedName) -> dict[str, Any]:
+        """Return the fields that put a name at its place."""
+        fields = {"align": where.align, "name_x": self.across.value(where.x), "name_y": self.y_value(where.y)}
+        if where.leader:
+            fields |= {"end_x": self.across.value(where.leader[0]), "end_y": self.y_value(where.leader[1])}
+        return fields
+
+    def y_value(self, pixels: float) -> float:
+        """Return the value at some pixels from the top."""
+        return self.up.value(self.up.pixels - pixels)
+
+
+def hover() -> list[alt.Tooltip]:
+    """Return what is shown of a network on hover."""
+    return [
+        alt.Tooltip("name:N", title="network"),
+        alt.Tooltip("top1:Q", title="published top-1, %", format=".2f"),
+        alt.Tooltip("source:N"),
+        alt.Tooltip("ms:Q", title="p50 measured here, ms", format=".3~g"),
+        *(alt.Tooltip(f"{cost}:Q", title=title, format=".3~g") for cost, title in COSTS.items()),
+        *(alt.Tooltip(f"{name}:N") for name in ("input", "precision", "weights")),
+    ]
+
+
+def steps(points: Sequence[Point]) -> list[Point]:
+    """Return points, 8 pixels apart, on the stairs that go right and then up from each point to the next."""
+    stairs: list[Point] = []
+    for (left, low), (right, high) in pairwise(points):
+        stairs += [(left + step, low) for step in range(0, round(right - left), 8)]
+        stairs += [(right, low - step) for step in range(0, round(low - high), 8)]
+    return stairs
+
+
+def titled(layers: list[Any], panel: Panel, letter: str, *, numbers: bool) -> Any:
+    """Return a panel with its axes, and the letter by which a text refers to the panel."""
+    ticks = [-math.log10(100 - top1) for top1 in ACCURACIES]
+    low, high = panel.up.domain
+    x = alt.Axis(title=panel.title, values=panel.across.ticks(), format="~g", labelFlush=False)
+    y = alt.Axis(
+        title=None,
+        values=[tick for tick in ticks if low <= tick <= high],
+        labelExpr="format(100 - pow(10, -datum.value), '.0f')",
+        labels=numbers,
+    )
+    places = panel.channels()
+    blank = chart_of([{}]).mark_point(opacity=0).encode(x=places["x"] | {"axis": x}, y=places["y"] | {"axis": y})
+    title = f"({letter})" + ("  published top-1 on ImageNet, %" if numbers else "")
+    return alt.layer(blank, *layers).properties(
+        width=panel.across.pixels,
+        height=panel.up.pixels,
+        title=alt.TitleParams(title, anchor="start", frame="bounds", offset=8),
+    )
+
+
+def styled(chart: alt.VConcatChart) -> Any:
+    """Return the picture with its fonts, axes and grid."""
+    return (
+        chart.configure(font=FACE, padding=6)
+        .configure_view(stroke="#bdbdbd", strokeWidth=0.8)
+        .configure_title(fontSize=12, fontWeight="normal", color=DARK)
+        .configure_axis(
+            gridColor="#ececec",
+            domain=False,
+            tickColor="#bdbdbd",
+            tickSize=4,
+            labelColor=DARK,
+            titleColor=DARK,
+            labelFontSize=11.5,
+            titleFontSize=12,
+            titleFontWeight="normal",
+            titlePadding=6,
+        )
+    )
