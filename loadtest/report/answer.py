@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
+from loadtest.landscape.rows import LandscapeRow
 from loadtest.report.data import Records, lower_bound, measured, precision_name, rate_within
 from loadtest.rows import Measured
 
 OTHER_BOUND = (
-    "This sweep searched for the highest rate within {searched:g} ms; `python -m loadtest sweep --p99-ms {bound:g}`"
-    " into another file finds the highest within {bound:g} ms."
+    "This sweep searched for the highest rate within {searched:g} ms; python -m loadtest sweep --p99-ms {bound:g}, into"
+    " another file, finds the highest within {bound:g} ms."
 )
 
 
@@ -50,6 +52,34 @@ def answer(measurements: Sequence[Measured], p99_ms: float | None) -> list[str]:
     ]
 
 
+def landscape_answer(rows: Sequence[LandscapeRow], p99_ms: float | None) -> list[str]:
+    """Return sentences on ImageNet: the network with the highest published accuracy within a bound of the p99.
+
+    `rows` have rounds and a published accuracy. The bound is of the p99 of one connection; None is no bound.
+    """
+    waits = {row.key: median(each.p99_ms for each in row.rounds) for row in rows}
+    within = [row for row in rows if p99_ms is None or waits[row.key] <= p99_ms]
+    if not within:
+        fastest = min(rows, key=lambda row: waits[row.key])
+        return [
+            f"For ImageNet, none of {len(rows)} engines has a p99 within {p99_ms:g} ms here:"
+            f" the fastest is {fastest.name} in {precision_name(fastest.precision)}, with {waits[fastest.key]:.3g} ms."
+        ]
+    best = max(within, key=lambda row: (row.published_top1 or 0, -waits[row.key]))
+    than = (
+        "the most accurate"
+        if p99_ms is None
+        else f"the most accurate of {len(within)} that answer within {p99_ms:g} ms"
+    )
+    single = median(each.p50_ms for each in best.rounds)
+    return [
+        f"For ImageNet, serve {best.name} in {precision_name(best.precision)}:"
+        f" {100 * (best.published_top1 or 0):.1f} % as published, {than}.",
+        f"One connection has a p50 of {single:.3g} ms and a p99 of {waits[best.key]:.3g} ms, measured here with"
+        f" {best.weights} weights; the accuracy is from {best.published_source}.",
+    ]
+
+
 def alternatives(have: Records, within: Records, best: dict[str, Any]) -> list[str]:
     """Return sentences on an engine as accurate but for chance and faster, and on one too slow and more accurate."""
     sentences = []
@@ -73,7 +103,7 @@ def speed(record: dict[str, Any]) -> str:
     alone = f"one connection has a p50 of {record['p50_ms']:.3g} ms and a p99 of {record['p99_ms']:.3g} ms"
     if not record["rate_within"]:
         return f"{alone}; no tried rate of requests kept the p99 within {record['bound']:g} ms"
-    return f"{alone}; {record['rate_within']:.0f} requests a second kept the p99 within {record['bound']:g} ms"
+    return f"{alone}; at {record['rate_within']:.0f} requests a second the p99 was within {record['bound']:g} ms"
 
 
 def named(record: dict[str, Any]) -> str:

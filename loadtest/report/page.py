@@ -15,7 +15,7 @@ from markupsafe import Markup
 from loadtest import rows
 from loadtest.landscape.rows import read_landscape
 from loadtest.report import data
-from loadtest.report.answer import answer
+from loadtest.report.answer import answer, landscape_answer
 from loadtest.report.charts import NARROW, WIDE
 from loadtest.report.data import Records
 from loadtest.report.sections import (
@@ -34,8 +34,8 @@ LANDSCAPE = "landscape.jsonl"  # beside the sweep's file
 def write_report(results: Path, folder: Path, p99_ms: float | None = None) -> list[str]:
     """Write the report of a sweep's file, with the landscape from the file beside it if there is one.
 
-    `p99_ms` is the reader's bound of the p99. Returns the answer of each data set: a sentence. Raises ScenarioError if
-    the file is not a sweep's, or holds no engine.
+    `p99_ms` is the reader's bound of the p99. Returns the answers, a sentence for each data set. Raises ScenarioError
+    if the file is not a sweep's, or holds no engine.
     """
     if p99_ms is not None and not (p99_ms > 0 and math.isfinite(p99_ms)):
         raise ScenarioError(f"--p99-ms {p99_ms:g}: a bound is a number of milliseconds above 0, such as 20")
@@ -49,12 +49,13 @@ def write_report(results: Path, folder: Path, p99_ms: float | None = None) -> li
     for measurement in by_engine(engines):
         by_dataset.setdefault(measurement.engine.dataset, []).append(measurement)
     measurements = [measurement for name in sorted(by_dataset) for measurement in by_dataset[name]]
-    answers = {name: answer(by_dataset[name], p99_ms) for name in sorted(by_dataset)}
+    answers = [landscape_answer(landscape_rows, p99_ms)] if landscape_rows else []
+    answers += [answer(by_dataset[name], p99_ms) for name in sorted(by_dataset)]
     sections = [
         *([landscape_section(landscape_rows)] if landscape_rows else []),
         *(measured_section(name, by_dataset[name], p99_ms) for name in sorted(by_dataset)),
         details_section(measurements, data.measured(measurements)),
-        published_section(architectures),
+        published_section(architectures, {row.name for row in landscape_rows}),
     ]
     drawn = {figure.name: figure.draw for section in sections for figure in section.figures}
     specs = {
@@ -67,11 +68,11 @@ def write_report(results: Path, folder: Path, p99_ms: float | None = None) -> li
     write_csv(folder / "measured.csv", data.measured(measurements))
     write_csv(folder / "published.csv", data.published(architectures))
     (folder / "index.html").write_text(html(answers, sections, specs, engines))
-    return [sentences[0] for sentences in answers.values()]
+    return [sentences[0] for sentences in answers]
 
 
 def html(
-    answers: dict[str, list[str]],
+    answers: Sequence[Sequence[str]],
     sections: Sequence[Section],
     specs: dict[str, dict[str, object]],
     engines: Sequence[EngineRow],

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from loadtest.landscape.figure import landscape_figure
 from loadtest.landscape.rows import LandscapeRow
 from loadtest.report import bars, charts, data
 from loadtest.report.data import Records
@@ -63,8 +64,6 @@ class Section:
 
 def landscape_section(rows: Sequence[LandscapeRow]) -> Section:
     """Return the section on published accuracy against time measured here."""
-    from loadtest.landscape.figure import landscape_figure
-
     machine = rows[0].machine
     note = (
         "Top-1 on ImageNet as published by each network's paper or library (source on hover), against time measured on"
@@ -247,8 +246,11 @@ def cost_figures(records: Records) -> list[Figure]:
     return figures
 
 
-def published_section(architectures: Sequence[ServedArchitecture]) -> Section:
-    """Return the section of accuracies that others published, against costs at the same input."""
+def published_section(architectures: Sequence[ServedArchitecture], drawn: Collection[str] = ()) -> Section:
+    """Return the section of accuracies that others published, against costs at the same input.
+
+    The drawings that the landscape has too are left out if all networks are among its `drawn` names.
+    """
     records = data.published(architectures)
     note = (
         f"Top-1 on ImageNet's validation images, one crop of the input at which the cost is counted, as published"
@@ -256,26 +258,20 @@ def published_section(architectures: Sequence[ServedArchitecture]) -> Section:
         f" Nothing in this section was measured here."
     )
     figures = []
-    if records:
-        scatter = partial(charts.scatter, records)
-        figures = [
-            Figure(
-                "published_macs",
-                "Published accuracy against multiply-accumulates",
-                "Blue, on the dashed line: no other is both cheaper and more accurate (Canziani et al. 2016, Fig. 2).",
-                partial(scatter, "gmacs"),
-            ),
-            Figure("published_params", "Published accuracy against parameters", "", partial(scatter, "mparams")),
-            Figure(
-                "published_activations", "Published accuracy against activations", "", partial(scatter, "mactivations")
-            ),
-            Figure(
-                "published_top1_per_mparams",
-                "Published accuracy per parameter",
-                "Top-1 percent per 10⁶ parameters (Canziani et al., Fig. 10; Bianco et al. 2018, Fig. 2a).",
-                partial(bars.bars, records, "top1_per_mparams"),
-            ),
+    if not {record["model"] for record in records} <= set(drawn):
+        caption = "Blue, on the dashed line: no other is both cheaper and more accurate (Canziani et al. 2016, Fig. 2)."
+        figures += [
+            Figure(f"published_{name}", f"Published accuracy against {what}", said, partial(charts.scatter, records, x))
+            for name, what, said, x in (
+                ("macs", "multiply-accumulates", caption, "gmacs"),
+                ("params", "parameters", "", "mparams"),
+                ("activations", "activations", "", "mactivations"),
+            )
         ]
+    if records:
+        caption = "Top-1 percent per 10⁶ parameters (Canziani et al., Fig. 10; Bianco et al. 2018, Fig. 2a)."
+        draw = partial(bars.bars, records, "top1_per_mparams")
+        figures.append(Figure("published_top1_per_mparams", "Published accuracy per parameter", caption, draw))
     caption = "Top-5 error on the test set in percent; entries are ensembles."
     figures.append(Figure("ilsvrc", "ILSVRC's winners", caption, bars.history))
     return Section("published", "Published figures", note, figures)

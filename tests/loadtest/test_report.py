@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from loadtest import rows
+from loadtest.landscape.rows import LandscapeRow
 from loadtest.report import data
-from loadtest.report.answer import answer
+from loadtest.report.answer import answer, landscape_answer
 from loadtest.report.labels import apart, box_of, place
 from loadtest.report.page import write_report
 from loadtest.report.sections import counted, full_table
@@ -89,18 +90,56 @@ def test_an_answer_names_the_most_accurate_within_the_bound(engines: list[Engine
     measurements = by_engine(engines)
     first, speed, equal, *_ = answer(measurements, 20)
     assert first == "Serve resnet18 in INT8: 98.8 % right on mnist5k, the most accurate of 14 that answer within 20 ms."
-    assert speed.startswith("One connection has a p50 of 2.1 ms and a p99 of 3.45 ms; 84 requests a second")
+    assert speed.startswith("One connection has a p50 of 2.1 ms and a p99 of 3.45 ms; at 84 requests a second")
     assert equal.startswith("resnet20_cifar in INT8 is faster, and 1,000 images cannot tell its 98.6 % from 98.8 %")
     first, *_, slower, other = answer(measurements, 2)
     assert first.startswith("Serve lenet5 in fp32: 97.8 % right")
     assert slower == "More accurate, but slower: resnet18 in INT8, 98.8 % with a p99 of 3.45 ms."
-    assert "sweep --p99-ms 2`" in other
+    assert "sweep --p99-ms 2, into another file" in other
     assert answer(measurements, None)[0].endswith("mnist5k, the most accurate.")
     assert answer(measurements, 1) == [
         "None of the 14 measured engines has a p99 within 1 ms: the fastest is lenet5 in fp32, with 1.76 ms."
     ]
     unknown = by_engine([row.model_copy(update={"top1": None}) for row in engines])
     assert answer(unknown, 20) == ["None of the measured engines has a known accuracy, so none can be recommended."]
+
+
+def test_an_answer_for_imagenet_says_that_its_accuracy_is_published() -> None:
+    rows = [timed_network(*row) for row in (("resnet50", 0.7613, 40), ("alexnet", 0.5652, 10), ("vgg16", 0.71592, 200))]
+    assert landscape_answer(rows, 50) == [
+        "For ImageNet, serve resnet50 in fp32: 76.1 % as published, the most accurate of 2 that answer within 50 ms.",
+        "One connection has a p50 of 36 ms and a p99 of 40 ms, measured here with random weights; the accuracy is from"
+        " torchvision.",
+    ]
+    assert landscape_answer(rows, None)[0].endswith(" as published, the most accurate.")
+    assert landscape_answer(rows, 5) == [
+        "For ImageNet, none of 3 engines has a p99 within 5 ms here: the fastest is alexnet in fp32, with 10 ms."
+    ]
+
+
+@pytest.mark.slow
+def test_the_landscape_comes_first(tmp_path: Path) -> None:
+    write_rows(tmp_path / "sweep.jsonl", rows.read(SWEEP)[1][:1])
+    networks = [timed_network("resnet50", 0.7613, 40), timed_network("alexnet", 0.5652, 10)]
+    unpublished = networks[0].model_copy(update={"name": "nobody", "published_top1": None})
+    write_rows(tmp_path / "landscape.jsonl", [*networks, unpublished])
+    first, second = write_report(tmp_path / "sweep.jsonl", tmp_path / "report", 20)
+    assert first.startswith("For ImageNet, serve alexnet in fp32: 56.5 % as published")
+    assert second.startswith("Serve lenet5 in fp32")
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.index('<section id="landscape">') < page.index('<section id="mnist5k">')
+    assert (tmp_path / "report" / "landscape.png").exists()
+
+
+def timed_network(name: str, top1: float, p99_ms: float) -> LandscapeRow:
+    """Return a network of the landscape with one round."""
+    row = {"name": name, "precision": "fp32", "published_top1": top1, "published_source": "torchvision"}
+    costs = {"family": name, "year": 2015, "input": 224, "macs": 10**9, "params": 10**7, "activations": 10**6}
+    figures = {"p50_ms": 0.9 * p99_ms, "p99_ms": p99_ms, "offline": 20, "rate": 10, "joules": None, "memory_mb": 100}
+    engine = {"batch1_ms": 0.8 * p99_ms, "batch8_ms": 5 * p99_ms, "others": 0, "at": "2026-11-27T12:00:00+00:00"}
+    how = {"runtime": "openvino", "weights": "random", "dataset": "random", "machine": {"processor": "made up"}}
+    measured = {"rounds": [figures | engine], "settings": {"p99_ms": 500}}
+    return LandscapeRow.model_validate(row | costs | how | measured)
 
 
 @pytest.mark.slow
