@@ -23,7 +23,7 @@ def lines(stats: Mapping[str, Sequence[Report]]) -> list[str]:
     skipped = sum(map(len, reasons.values()))
     if not ran and not accelerator():
         return [f"No test ran, and {skipped} could not: there is no NVIDIA GPU."]
-    found = [f"{len(ran)} tests ran on {accelerator()}, {len(failed)} failed, {skipped} could not run."]
+    found = [f"{len(ran)} tests ran on {accelerator() or 'a GPU'}, {len(failed)} failed, {skipped} could not run."]
     found += [f"  ran: {by_file(ran)}"] if ran else []
     found += [f"  failed: {by_file(failed)}"] if failed else []
     for report in ran:
