@@ -17,6 +17,7 @@ from loadtest.landscape.others import OtherWork
 from loadtest.landscape.rows import (
     LandscapeRound,
     LandscapeRow,
+    OtherMachineError,
     check_machine,
     check_settings,
     progress,
@@ -56,7 +57,8 @@ def landscape(plan: LandscapePlan, out: Path) -> None:
     """Measure what the file `out` lacks, the networks in turn in each round, and write the file after each engine.
 
     Raises ScenarioError before the first measurement if a network is unknown, or `out` was measured with other
-    settings; and at the end for what could not be measured.
+    settings; at the first network if `out` was measured on another machine; and at the end for what could not be
+    measured.
     """
     known = read_landscape(out) if out.exists() else []
     check_settings(out, known, plan.load.model_dump())
@@ -102,6 +104,8 @@ class LandscapeSurvey:
                 running("convserve", CONVSERVE["convserve"], tag, self._first, environment(home)) as process,
             ):
                 self.measure(network, process, tag, missing)
+        except OtherMachineError:
+            raise
         except ScenarioError as error:
             for precision in missing:
                 self.report(network, precision, error)
@@ -136,7 +140,7 @@ class LandscapeSurvey:
             print(progress(row), flush=True)
 
     def report(self, network: Network, precision: str, error: ScenarioError) -> None:
-        """Print and keep what prevented a measurement, unless the engine has measured rows or a problem already."""
+        """Print what prevented a measurement, and keep the engine's name; pass over the engine's further problems."""
         name = f"{network.name} in {precision}"
         if name not in self.problems:
             self.problems[name] = None

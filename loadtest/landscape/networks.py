@@ -36,12 +36,12 @@ class Network:
 
     @property
     def name(self) -> str:
-        """Architecture's name."""
+        """Architecture's name on its card."""
         return str(self.card["name"])
 
     @property
     def weights(self) -> Literal["random", "imported"]:
-        """Origin of the weights."""
+        """Origin of the weights: the user's store, or torch's random ones."""
         return "imported" if self.real else "random"
 
     @property

@@ -16,6 +16,10 @@ Key = tuple[str, str]
 BUSY = 0.1  # cores of other processes, from which on a line says so
 
 
+class OtherMachineError(ScenarioError):
+    """Raised when a file was measured on another machine, or with other versions."""
+
+
 class LandscapeRound(Row):
     """Figures of one round.
 
@@ -68,7 +72,7 @@ class LandscapeRow(Row):
 
     @property
     def key(self) -> Key:
-        """Identity of the row."""
+        """Identity of the row: a file has each network and precision once."""
         return self.name, self.precision
 
     def with_round(self, measured: LandscapeRound) -> LandscapeRow:
@@ -106,11 +110,11 @@ def check_settings(path: Path, rows: Iterable[LandscapeRow], settings: dict[str,
 
 
 def check_machine(path: Path, row: LandscapeRow, machine: dict[str, str]) -> None:
-    """Raise ScenarioError, which names a difference, if a row of the file was measured on another machine."""
+    """Raise OtherMachineError, which names a difference, if a row of the file was measured on another machine."""
     for name in sorted({*row.machine, *machine}):
         before, now = row.machine.get(name), machine.get(name)
         if before != now:
-            raise ScenarioError(f"{path} was measured with {name} {before}, not {now}: choose another --out")
+            raise OtherMachineError(f"{path} was measured with {name} {before}, not {now}: choose another --out")
 
 
 def progress(row: LandscapeRow) -> str:

@@ -206,10 +206,15 @@ def test_a_network_is_timed_through_a_server_and_alone_and_a_second_run_adds_wha
         assert 0 < figures.batch1_ms < figures.p50_ms <= figures.p99_ms
         assert 0 <= figures.rate <= figures.offline
     assert list((tmp_path / "results" / "landscape" / "lenet5" / "models" / "lenet5").glob("random-*"))
-    other = landscape(tmp_path, "--seconds", "2")
-    assert other.returncode == 1
-    assert "was measured with seconds 1" in other.stderr
-    assert len(other.stderr.splitlines()) == 1
+    load = landscape(tmp_path, "--seconds", "2")
+    assert (load.returncode, len(load.stderr.splitlines())) == (1, 1)
+    assert "was measured with seconds 1" in load.stderr
+    moved = row.model_copy(update={"machine": row.machine | {"processor": "another"}})
+    write_rows(tmp_path / "results" / "landscape.jsonl", [moved])
+    machine = landscape(tmp_path, "--precisions", "fp32")
+    assert (machine.returncode, len(machine.stderr.splitlines())) == (1, 1)
+    assert "was measured with processor another, not" in machine.stderr
+    assert read_landscape(tmp_path / "results" / "landscape.jsonl") == [moved]
 
 
 @pytest.mark.slow
