@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -57,11 +58,14 @@ def landscape(plan: LandscapePlan, out: Path) -> None:
     """Measure what the file `out` lacks, the networks in turn in each round, and write the file after each engine.
 
     Raises ScenarioError before the first measurement if a network is unknown, or `out` was measured with other
-    settings; at the first network if `out` was measured on another machine; and at the end for what could not be
-    measured.
+    settings or by another runtime than CONVSERVE_RUNTIME; at the first network if `out` was measured on another
+    machine; and at the end for what could not be measured.
     """
     known = read_landscape(out) if out.exists() else []
     check_settings(out, known, plan.load.model_dump())
+    runtime = os.environ.get("CONVSERVE_RUNTIME", "auto")
+    for row in known:
+        check_machine(out, row, row.runtime if runtime == "auto" else runtime, row.machine)
     chosen, photos = networks(plan.models), find_photos(FOLDER)
     for network, precision in itertools.product(chosen, plan.precisions):
         if why := network.why_not(precision):
@@ -124,7 +128,7 @@ class LandscapeSurvey:
         for engine in engines:
             row = row_of(network, engine, self._energy)
             if known := self.rows.get(row.key):
-                check_machine(self.out, known, row.machine)
+                check_machine(self.out, known, row.runtime, row.machine)
                 row = known
             numbered = engine.model_copy(update={"round": len(row.rounds)})
             try:

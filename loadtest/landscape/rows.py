@@ -17,7 +17,7 @@ BUSY = 0.1  # cores of other processes, from which on a line says so
 
 
 class OtherMachineError(ScenarioError):
-    """Raised when a file was measured on another machine, or with other versions."""
+    """Raised when a file was measured on another machine, with other versions, or by another runtime."""
 
 
 class LandscapeRound(Row):
@@ -109,12 +109,13 @@ def check_settings(path: Path, rows: Iterable[LandscapeRow], settings: dict[str,
             raise ScenarioError(f"{path} was measured with {before}, not with {now}: choose another --out")
 
 
-def check_machine(path: Path, row: LandscapeRow, machine: dict[str, str]) -> None:
-    """Raise OtherMachineError, which names a difference, if a row of the file was measured on another machine."""
-    for name in sorted({*row.machine, *machine}):
-        before, now = row.machine.get(name), machine.get(name)
-        if before != now:
-            raise OtherMachineError(f"{path} was measured with {name} {before}, not {now}: choose another --out")
+def check_machine(path: Path, row: LandscapeRow, runtime: str, machine: dict[str, str]) -> None:
+    """Raise OtherMachineError, which names a difference, if a row was measured by another runtime or machine."""
+    before, now = {"runtime": row.runtime} | row.machine, {"runtime": runtime} | machine
+    for name in {**before, **now}:
+        if before.get(name) != now.get(name):
+            difference = f"{name} {before.get(name)}, not {now.get(name)}"
+            raise OtherMachineError(f"{path} was measured with {difference}: choose another --out")
 
 
 def progress(row: LandscapeRow) -> str:

@@ -83,11 +83,13 @@ def test_a_row_has_the_medians_of_its_rounds(row: LandscapeRow, tmp_path: Path) 
 
 def test_rounds_of_other_settings_or_machines_are_not_mixed(row: LandscapeRow) -> None:
     check_settings(Path("a.jsonl"), [row], LOAD.model_dump())
-    check_machine(Path("a.jsonl"), row, MACHINE)
+    check_machine(Path("a.jsonl"), row, "openvino", MACHINE)
     with pytest.raises(ScenarioError, match=r"a.jsonl was measured with seconds 1 .*, not with seconds 2 .*: choose"):
         check_settings(Path("a.jsonl"), [row], LOAD.model_dump() | {"seconds": 2})
     with pytest.raises(ScenarioError, match="measured with processor AMD EPYC, 2 cores, not another: choose another"):
-        check_machine(Path("a.jsonl"), row, MACHINE | {"processor": "another"})
+        check_machine(Path("a.jsonl"), row, "openvino", MACHINE | {"processor": "another"})
+    with pytest.raises(ScenarioError, match="measured with runtime openvino, not torch: choose another --out"):
+        check_machine(Path("a.jsonl"), row, "torch", MACHINE)
 
 
 @pytest.mark.parametrize(("capacity", "expected"), [(100, 93.75), (60, 56.25), (1, 0)])
@@ -209,6 +211,9 @@ def test_a_network_is_timed_through_a_server_and_alone_and_a_second_run_adds_wha
     load = landscape(tmp_path, "--seconds", "2")
     assert (load.returncode, len(load.stderr.splitlines())) == (1, 1)
     assert "was measured with seconds 1" in load.stderr
+    runtime = landscape(tmp_path, CONVSERVE_RUNTIME="torch")
+    assert (runtime.returncode, len(runtime.stderr.splitlines())) == (1, 1)
+    assert "was measured with runtime openvino, not torch" in runtime.stderr
     moved = row.model_copy(update={"machine": row.machine | {"processor": "another"}})
     write_rows(tmp_path / "results" / "landscape.jsonl", [moved])
     machine = landscape(tmp_path, "--precisions", "fp32")
