@@ -39,11 +39,7 @@ def answer(measurements: Sequence[Measured], p99_ms: float | None) -> list[str]:
             f" the fastest is {named(fastest)}, with {fastest['p99_ms']:.3g} ms."
         ]
     best = max(within, key=lambda record: (record["top1"], -record["p99_ms"]))
-    than = (
-        "the most accurate"
-        if p99_ms is None
-        else f"the most accurate of {len(within)} that answer within {p99_ms:g} ms"
-    )
+    than = f"the most accurate of {len(within)}" + ("" if p99_ms is None else f" with a p99 within {p99_ms:g} ms")
     return [
         f"Serve {named(best)}: {best['top1']:.1f} % right on {best['dataset']}, {than}.",
         f"{speed(best)[0].upper()}{speed(best)[1:]}.",
@@ -66,11 +62,7 @@ def landscape_answer(rows: Sequence[LandscapeRow], p99_ms: float | None) -> list
             f" the fastest is {fastest.name} in {precision_name(fastest.precision)}, with {waits[fastest.key]:.3g} ms."
         ]
     best = max(within, key=lambda row: (row.published_top1 or 0, -waits[row.key]))
-    than = (
-        "the most accurate"
-        if p99_ms is None
-        else f"the most accurate of {len(within)} that answer within {p99_ms:g} ms"
-    )
+    than = f"the most accurate of {len(within)}" + ("" if p99_ms is None else f" with a p99 within {p99_ms:g} ms")
     single = median(each.p50_ms for each in best.rounds)
     return [
         f"For ImageNet, serve {best.name} in {precision_name(best.precision)}:"

@@ -49,6 +49,7 @@ UNITS = {"gmacs": 1e9, "mparams": 1e6, "mactivations": 1e6}  # of fields whose a
 UNIT_NAMES = {name: f", 10{'⁹' if unit == 1e9 else '⁶'}" for name, unit in UNITS.items()}
 Path = list[tuple[float, float]]  # in values
 
+ANCHORED = ("label", "front", "anchor_x", "anchor_y")  # fields of a name at its place
 HIDDEN = {"order", "problem", "label", "architecture", "anchor_x", "anchor_y", "align", "front"}
 
 
@@ -251,13 +252,14 @@ def anchor(where: LabelPlace, across: PixelScale, up: PixelScale) -> dict[str, A
 
 
 def text_layers(records: Records, places: dict[str, Any], colour: Any = None) -> list[Any]:
-    """Return the names at their anchors, on a white rim that keeps lines from crossing the letters."""
+    """Return the names at their anchors, on a white rim against lines. `places` are the channels x and y."""
     layers = []
     where = {"x": places["x"] | {"field": "anchor_x"}, "y": places["y"] | {"field": "anchor_y"}}
     shade = colour or alt.condition("datum.front", alt.value(DARK), alt.value("#555555"))
     for align in ("left", "center", "right"):
         if those := [record for record in records if record["align"] == align]:
-            base = chart_of(those).encode(**where, text="label:N")
+            data = [{name: record.get(name) for name in ANCHORED} for record in those]
+            base = chart_of(data).encode(**where, text="label:N")
             look: dict[str, Any] = {"align": align, "baseline": "middle", "fontSize": FONT}
             layers += [
                 base.mark_text(**look, stroke="white", strokeWidth=3, strokeJoin="round"),

@@ -259,7 +259,7 @@ def published_section(architectures: Sequence[ServedArchitecture], drawn: Collec
     )
     figures = []
     if not {record["model"] for record in records} <= set(drawn):
-        caption = "Blue, on the dashed line: no other is both cheaper and more accurate (Canziani et al. 2016, Fig. 2)."
+        caption = "Blue, on the dashed line: no other is both cheaper and more accurate (Canziani et al. 2016, Fig.\N{NO-BREAK SPACE}2)."
         figures += [
             Figure(f"published_{name}", f"Published accuracy against {what}", said, partial(charts.scatter, records, x))
             for name, what, said, x in (
@@ -269,7 +269,7 @@ def published_section(architectures: Sequence[ServedArchitecture], drawn: Collec
             )
         ]
     if records:
-        caption = "Top-1 percent per 10⁶ parameters (Canziani et al., Fig. 10; Bianco et al. 2018, Fig. 2a)."
+        caption = "Top-1 percent per 10⁶ parameters (Canziani et al., Fig.\N{NO-BREAK SPACE}10; Bianco et al. 2018, Fig.\N{NO-BREAK SPACE}2a)."
         draw = partial(bars.bars, records, "top1_per_mparams")
         figures.append(Figure("published_top1_per_mparams", "Published accuracy per parameter", caption, draw))
     caption = "Top-5 error on the test set in percent; entries are ensembles."

@@ -89,14 +89,14 @@ def walk(value: object) -> Iterator[tuple[str, Any]]:
 def test_an_answer_names_the_most_accurate_within_the_bound(engines: list[EngineRow]) -> None:
     measurements = by_engine(engines)
     first, speed, equal, *_ = answer(measurements, 20)
-    assert first == "Serve resnet18 in INT8: 98.8 % right on mnist5k, the most accurate of 14 that answer within 20 ms."
+    assert first == "Serve resnet18 in INT8: 98.8 % right on mnist5k, the most accurate of 14 with a p99 within 20 ms."
     assert speed.startswith("One connection has a p50 of 2.1 ms and a p99 of 3.45 ms; at 84 requests a second")
     assert equal.startswith("resnet20_cifar in INT8 is faster, and 1,000 images cannot tell its 98.6 % from 98.8 %")
     first, *_, slower, other = answer(measurements, 2)
     assert first.startswith("Serve lenet5 in fp32: 97.8 % right")
     assert slower == "More accurate, but slower: resnet18 in INT8, 98.8 % with a p99 of 3.45 ms."
     assert "sweep --p99-ms 2, into another file" in other
-    assert answer(measurements, None)[0].endswith("mnist5k, the most accurate.")
+    assert answer(measurements, None)[0].endswith("mnist5k, the most accurate of 14.")
     assert answer(measurements, 1) == [
         "None of the 14 measured engines has a p99 within 1 ms: the fastest is lenet5 in fp32, with 1.76 ms."
     ]
@@ -107,11 +107,11 @@ def test_an_answer_names_the_most_accurate_within_the_bound(engines: list[Engine
 def test_an_answer_for_imagenet_says_that_its_accuracy_is_published() -> None:
     rows = [timed_network(*row) for row in (("resnet50", 0.7613, 40), ("alexnet", 0.5652, 10), ("vgg16", 0.71592, 200))]
     assert landscape_answer(rows, 50) == [
-        "For ImageNet, serve resnet50 in fp32: 76.1 % as published, the most accurate of 2 that answer within 50 ms.",
+        "For ImageNet, serve resnet50 in fp32: 76.1 % as published, the most accurate of 2 with a p99 within 50 ms.",
         "One connection has a p50 of 36 ms and a p99 of 40 ms, measured here with random weights; the accuracy is from"
         " torchvision.",
     ]
-    assert landscape_answer(rows, None)[0].endswith(" as published, the most accurate.")
+    assert landscape_answer(rows, None)[0].endswith(" as published, the most accurate of 3.")
     assert landscape_answer(rows, 5) == [
         "For ImageNet, none of 3 engines has a p99 within 5 ms here: the fastest is alexnet in fp32, with 10 ms."
     ]

@@ -14,6 +14,7 @@ import pytest
 
 from loadtest import rows
 from loadtest.diff import ratio_interval
+from loadtest.rounds import AGAIN
 from loadtest.store import write_rows
 from tests.conftest import Run
 from tests.loadtest.conftest import Locust
@@ -25,9 +26,11 @@ QUICK = ("--seconds", "1", "--steps", "2", "--in-flight", "4", "--p99-ms", "2000
 
 @pytest.fixture(scope="module")
 def results(run: Run, host: str, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the file of a sweep with two rounds of lenet5."""
+    """Return the file of a sweep with two rounds of lenet5, of which the second is the first once more."""
     out = tmp_path_factory.mktemp("sweep") / "sweep.jsonl"
-    run("loadtest", "sweep", "--host", host, "--images", images, *QUICK, "--rounds", "2", "--out", out)
+    run("loadtest", "sweep", "--host", host, "--images", images, *QUICK, "--out", out)
+    architectures, (row,) = rows.read(out)
+    write_rows(out, [*architectures, row, row.model_copy(update={"round": 1})])
     return out
 
 
@@ -69,6 +72,7 @@ def test_a_sweep_goes_on_and_measures_only_what_is_missing(
     write_rows(out, [*architectures, first, broken])
     run("loadtest", "sweep", "--host", host, "--images", images, *QUICK, "--rounds", "2", "--out", out)
     _, again = rows.read(out)
+    assert 2 <= len(again) <= 2 + AGAIN  # more if the two contradict each other
     assert again[0] == first
     assert again[1].problem is None
     assert again[1].single != second.single
@@ -154,7 +158,7 @@ def test_the_report_says_which_model_to_serve(run: Run, results: Path, tmp_path:
     done = run("loadtest", "report", results, "--out", tmp_path, "--p99-ms", "500")
     answer, wrote = done.stdout.splitlines()
     assert answer.startswith("Serve lenet5 in fp32: 9")
-    assert answer.endswith(" % right on mnist5k, the most accurate of 1 that answer within 500 ms.")
+    assert answer.endswith(" % right on mnist5k, the most accurate of 1 with a p99 within 500 ms.")
     assert wrote == f"wrote {tmp_path / 'index.html'}"
     assert answer in (tmp_path / "index.html").read_text()
     assert (tmp_path / "measured.csv").read_text().count("lenet5 fp32") == 1
