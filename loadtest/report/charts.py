@@ -173,7 +173,7 @@ def scatter(
     layers.append(path_layer(paths[len(threads)], places, color=BLUE, opacity=0.4, strokeWidth=1.5, strokeDash=[5, 3]))
     layers += points(records, places)
     layers += names(records, marks, paths, across, up, places)
-    return finish(alt.layer(*layers), pixels, height, title=NAMES.get(y, y))
+    return finish(alt.layer(*layers), pixels, height, title=NAMES[y] + symbols(records))
 
 
 def drawable(records: Records, x: str, y: str = "top1") -> Records:
@@ -202,6 +202,13 @@ def path_layer(path: Path, places: dict[str, Any], **look: Any) -> Any:
     x, y = places["x"]["field"], places["y"]["field"]
     line = chart_of([{x: at, y: value, "order": order} for order, (at, value) in enumerate(path)]).mark_line(**look)
     return line.encode(**places, order="order:Q")
+
+
+def symbols(records: Records) -> str:
+    """Return the symbols of the precisions, if there are several."""
+    present = list(dict.fromkeys(record["precision"] for record in records if "precision" in record))
+    named = ", ".join(f"{SYMBOLS.get(name, '■')} {precision_name(name)}" for name in present)
+    return f" ({named})" if len(present) > 1 else ""
 
 
 def points(records: Records, places: dict[str, Any]) -> list[Any]:

@@ -82,7 +82,9 @@ def measured_section(dataset: str, measurements: Sequence[Measured], p99_ms: flo
     title = f"Trained and measured here: {dataset}"
     if not records:
         return Section(name, title, "None of these weights has a measured accuracy.", table=full_table(every))
-    note = f"Top-1 of the served weights on {images(records)}held-out images of {dataset}: {key(records)}."
+    several = len({record["precision"] for record in records}) > 1
+    joined = " A line joins the precisions of one model." if several else ""
+    note = f"Top-1 of the served weights on {images(records)}held-out images of {dataset}.{joined}"
     load, draw = measurements[0].engine.load, partial(charts.scatter, records)
     figures = [
         Figure(f"{name}_{what}", title, caption, drawn)
@@ -112,13 +114,6 @@ def images(records: Records) -> str:
     """Return the number of held-out images, if all accuracies have the same, with a space."""
     counts = {record["images"] for record in records}
     return f"{counts.pop():,} " if len(counts) == 1 and None not in counts else ""
-
-
-def key(records: Records) -> str:
-    """Return the symbols of the precisions."""
-    present = dict.fromkeys(record["precision"] for record in records)
-    symbols = ", ".join(f"{charts.SYMBOLS.get(name, '■')} {data.precision_name(name)}" for name in present)
-    return f"{symbols}; a line joins the precisions of one model" if len(present) > 1 else symbols
 
 
 def chance(records: Records) -> str:
@@ -259,7 +254,7 @@ def published_section(architectures: Sequence[ServedArchitecture], drawn: Collec
     )
     figures = []
     if not {record["model"] for record in records} <= set(drawn):
-        caption = "Blue, on the dashed line: no other is both cheaper and more accurate (Canziani et al. 2016, Fig.\N{NO-BREAK SPACE}2)."
+        caption = "After Canziani et al. 2016, Fig. 2. Blue, dashed: no other is both cheaper and more accurate."
         figures += [
             Figure(f"published_{name}", f"Published accuracy against {what}", said, partial(charts.scatter, records, x))
             for name, what, said, x in (
@@ -269,7 +264,7 @@ def published_section(architectures: Sequence[ServedArchitecture], drawn: Collec
             )
         ]
     if records:
-        caption = "Top-1 percent per 10⁶ parameters (Canziani et al., Fig.\N{NO-BREAK SPACE}10; Bianco et al. 2018, Fig.\N{NO-BREAK SPACE}2a)."
+        caption = "Top-1 percent per 10⁶ parameters (Canziani et al., Fig. 10; Bianco et al. 2018, Fig. 2a)."
         draw = partial(bars.bars, records, "top1_per_mparams")
         figures.append(Figure("published_top1_per_mparams", "Published accuracy per parameter", caption, draw))
     caption = "Top-5 error on the test set in percent; entries are ensembles."
