@@ -184,7 +184,7 @@ def test_a_store_that_cannot_be_is_a_line(run: Run, lenet5_checkpoint: Path, tmp
 
 # Decodes twelve pictures in worker processes with 64 kB of shared memory, a third of one batch; then with none.
 WITHOUT_SHARED_MEMORY = """
-import subprocess, sys, torch
+import subprocess, sys, time, torch
 from engines.published.preprocess import Preprocess
 from training import batches
 from training.data import load
@@ -197,7 +197,8 @@ expected = list(batches.Source(images, network_input).batches(indices, 0))
 batches.MEMORY = 0
 for workers in (True, False):
     if not workers:
-        subprocess.run(["mount", "-o", "remount,ro", "/dev/shm"], check=True)
+        while subprocess.run(["mount", "-o", "remount,ro", "/dev/shm"]).returncode:
+            time.sleep(0.1)  # the last worker process has not ended yet
         batches.can_share.cache_clear()
     source = batches.Source(images, network_input)
     assert bool(source.workers) == workers
