@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 
-from loadtest.landscape.placement import PlacedName, Point, Surroundings, place_names
+from loadtest.landscape.placement import PlacedName, Point, Surroundings, place_names, text_width
 from loadtest.landscape.rows import LandscapeRow
 from loadtest.report.charts import PixelScale, chart_of, scale
 from loadtest.traffic import ScenarioError
@@ -44,18 +44,19 @@ def landscape_figure(rows: Sequence[LandscapeRow], width: int = 880) -> Any:
     precision too. Names stand where there is room, first the front's. Rows without a published accuracy are left out.
     """
     (records, *others), wide = by_precision(rows), width > NARROW
-    drawn = [*records, *(record for group in others[:1] for record in front(group, "ms"))]
+    others = others[:1] if wide else []
+    drawn = [*records, *(record for group in others for record in front(group, "ms"))]
     heights, font = [record[HEIGHT] for record in records], 11.5 if wide else 10.5
     first = Panel(
         scale([record["ms"] for record in drawn] + [BUDGET_MS], width - LEFT, log=True, margin=28),
-        scale(heights, round(width * 0.62) if wide else 420, log=False, margin=24),
+        scale(heights, round(width * 0.6) if wide else 420, log=False, margin=24),
         *("ms", time_title(rows) if wide else "time of one request, ms", font, math.inf),
     )
     each = (width - LEFT - 2 * GAP) // 3 if wide else width - LEFT
     small = [
         Panel(
             scale([record[cost] for record in records], each, log=True, margin=16),
-            scale(heights, 300, log=False, margin=18),
+            scale(heights, 290, log=False, margin=18),
             *(cost, title, 10.5, 18),
         )
         for cost, title in COSTS.items()
@@ -67,7 +68,7 @@ def landscape_figure(rows: Sequence[LandscapeRow], width: int = 880) -> Any:
     ]
     return styled(
         alt.vconcat(
-            titled(first.draw(records, others[:1]), first, "a", numbers=True),
+            titled(first.draw(records, others), first, "a", numbers=True),
             alt.concat(*below, columns=3 if wide else 1, spacing=GAP),
             spacing=18,
         )
@@ -78,7 +79,7 @@ def time_title(rows: Sequence[LandscapeRow]) -> str:
     """Return the title of the axis of time, with machine and weights, so that the picture says both by itself."""
     machine = rows[0].machine
     weights = " or ".join(sorted({row.weights for row in rows}, reverse=True))
-    where = f"{machine.get('processor', 'this machine')}, {machine.get('cores', 'unknown')} cores"
+    where = machine.get("processor", "this machine")
     return f"time of one request, ms (p50 of one connection; {where}; {weights} weights)"
 
 
@@ -126,6 +127,25 @@ def front(records: Records, cost: str) -> Records:
 
 
 @dataclass(frozen=True)
+class PanelText:
+    """Text at a place in pixels, y downwards; the place is the text's middle in height, and aligned to."""
+
+    x: float
+    y: float
+    text: str
+    align: Literal["center", "right"]
+    font: float
+    colour: str = DARK
+    weight: Literal["normal", "bold"] = "normal"
+
+    def points(self) -> list[Point]:
+        """Return points, at most 8 pixels apart, along the text."""
+        width = text_width(self.text, self.font) * (1.1 if self.weight == "bold" else 1)
+        left = self.x - {"center": 0.5, "right": 1}[self.align] * width
+        return [(left + step, self.y) for step in range(0, round(width) + 8, 8)]
+
+
+@dataclass(frozen=True)
 class Panel:
     """Drawing of accuracy against one cost: scales in pixels, the cost's field and title.
 
@@ -158,19 +178,30 @@ class Panel:
     def draw(self, records: Records, others: Sequence[Records] = ()) -> list[Any]:
         """Return layers: budget, fronts, the spread of times, leaders, points, and names where there is room."""
         best = front(records, self.cost)
+        fronts = [best, *(front(other, self.cost) for other in others)]
         records = [record | {"best": record in best} for record in records]
-        layers = [self.step(best, BLUE, [])]
-        taken = steps([self.pixels(record) for record in best])
-        for other in others:
-            second = front(other, self.cost)
-            taken += steps([self.pixels(record) for record in second])
-            layers += [self.step(second, ORANGE, [5, 3]), self.diamonds(second), *self.titles(best, second)]
+        layers, covered = [self.step(best, BLUE, [])], []
+        for second in fronts[1:]:
+            layers += [self.step(second, ORANGE, [5, 3]), self.diamonds(second)]
+            covered += [self.pixels(record) for record in second]
         if self.cost == "ms":
             rule = chart_of(records).mark_rule(color=GREY, strokeWidth=1)
-            layers.append(rule.encode(**self.channels("least_ms"), x2="most_ms:Q"))
-            budget, text = self.budget([records, *others])
-            layers, taken = [*budget, *layers], [*taken, *text]
-        return [*layers, *self.names(records, taken), *self.points(records)]
+            texts = [*self.budget([records, *others]), *(self.titles(fronts) if others else [])]
+            layers = [self.budget_line(), *layers, rule.encode(**self.channels("least_ms"), x2="most_ms:Q")]
+            layers += [self.write(text) for text in texts]
+            covered += [point for text in texts for point in text.points()]
+        lines = [point for each in fronts for point in steps([self.pixels(record) for record in each])]
+        if self.cost == "ms":
+            lines += [(self.across.place(BUDGET_MS), float(y)) for y in range(0, round(self.up.pixels), 8)]
+        return [*layers, *self.names(records, covered, lines), *self.points(records)]
+
+    def write(self, text: PanelText) -> Any:
+        """Return a text at its place."""
+        data = {"x": self.across.value(text.x), "y": self.y_value(text.y), "text": text.text}
+        mark = chart_of([data]).mark_text(
+            align=text.align, baseline="middle", fontSize=text.font, color=text.colour, fontWeight=text.weight
+        )
+        return mark.encode(**self.channels("x", "y"), text="text:N")
 
     def step(self, best: Records, colour: str, dash: Sequence[float]) -> Any:
         """Return the line of a Pareto front."""
@@ -186,35 +217,32 @@ class Panel:
         )
         return mark.encode(**self.channels(), tooltip=hover())
 
-    def titles(self, *fronts: Records) -> list[Any]:
+    def titles(self, fronts: Sequence[Records]) -> list[PanelText]:
         """Return the precisions' names above the upper ends of their fronts."""
-        ends = [best[-1] | {"title": f"front in {best[-1]['precision']}"} for best in fronts]
+        ends = [(*self.pixels(best[-1]), f"front in {best[-1]['precision']}") for best in fronts]
         return [
-            chart_of([end])
-            .mark_text(dy=-13, fontSize=self.font, fontWeight="bold", color=colour, baseline="middle")
-            .encode(**self.channels(), text="title:N")
-            for end, colour in zip(ends, (BLUE, ORANGE), strict=True)
+            PanelText(x, y - 13, text, "center", self.font, colour, "bold")
+            for (x, y, text), colour in zip(ends, (BLUE, ORANGE), strict=True)
         ]
 
-    def budget(self, groups: Sequence[Records]) -> tuple[list[Any], list[Point]]:
-        """Return the line of model=auto's budget with the choice in each precision, and points in the text."""
+    def budget_line(self) -> Any:
+        """Return the line of model=auto's budget."""
+        rule = chart_of([{"x": BUDGET_MS}]).mark_rule(color=DARK, strokeWidth=1.1, strokeDash=[2, 2])
+        return rule.encode(x=self.channels("x")["x"])
+
+    def budget(self, groups: Sequence[Records]) -> list[PanelText]:
+        """Return the budget's name and the choice in each precision, left of the line above the fronts, or the name."""
         lines = [f"model=auto, max_latency_ms={BUDGET_MS:g}"]
         for group in groups:
             if within := [record for record in group if record[self.cost] <= BUDGET_MS]:
                 chosen = max(within, key=lambda record: record["top1"])
                 lines.append(f"{chosen['precision']}: {chosen['name']}, {chosen['top1']:.1f} %")
-        texts = [
-            {"x": BUDGET_MS, "y": self.y_value(16 + 1.35 * self.font * place), "text": text}
-            for place, text in enumerate(lines)
-        ]
-        # Left of the line and above its best networks is no network.
-        mark = chart_of(texts).mark_text(align="right", dx=-6, baseline="middle", fontSize=self.font, color=DARK)
-        rule = chart_of(texts[:1]).mark_rule(color=DARK, strokeWidth=1.1, strokeDash=[2, 2])
-        x = self.across.place(BUDGET_MS)
+        x = self.across.place(BUDGET_MS) - 6
+        if max(text_width(line, self.font) for line in lines) > x:
+            lines = [f"{BUDGET_MS:g} ms"]
         return [
-            rule.encode(x=self.channels("x")["x"]),
-            mark.encode(**self.channels("x", "y"), text="text:N"),
-        ], [(x, step) for step in range(0, round(self.up.pixels), 8)]
+            PanelText(x, 16 + 1.35 * self.font * place, line, "right", self.font) for place, line in enumerate(lines)
+        ]
 
     def points(self, records: Records) -> list[Any]:
         """Return a layer of points: filled on the front, hollow elsewhere."""
@@ -223,14 +251,17 @@ class Panel:
         fill = alt.condition("datum.best", alt.value(BLUE), alt.value("white"))
         return [mark.encode(**self.channels(), stroke=on_front, fill=fill, tooltip=hover())]
 
-    def names(self, records: Records, taken: Sequence[Point]) -> list[Any]:
-        """Return layers of names and leaders, rather off the points `taken`; the front's names are left out last."""
+    def names(self, records: Records, covered: Sequence[Point], lines: Sequence[Point]) -> list[Any]:
+        """Return layers of names and leaders, off what is `covered` and rather off `lines`.
+
+        The front's names are left out last.
+        """
         ordered = sorted(records, key=lambda record: (not record["best"], -record["top1"]))
         found = place_names(
             [(self.pixels(record), record["name"]) for record in ordered],
             Surroundings(
-                points=[self.pixels(record) for record in records],
-                lines=taken,
+                points=[*(self.pixels(record) for record in records), *covered],
+                lines=lines,
                 size=(self.across.pixels, self.up.pixels),
                 font=self.font,
                 reach=self.reach,

@@ -1,7 +1,8 @@
 """Places for names around points, in pixels: near their points, over no other name, point or line.
 
-A name may stand in any of some hundred places around its point, or nowhere. From random beginnings, each name in turn
-takes the place that costs least beside the others' places, until none moves; the cheapest end is kept.
+A name may stand in any of a hundred places around its point, or nowhere. Each name in turn takes the place that costs
+least beside the others' places, until none moves. Then, many times, some neighbours are taken away and all settle anew;
+the cheapest end is kept.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ WIDTH = 556  # of digits and other letters
 DISTANCES = (6, 9, 13, 18, 24, 31, 39, 48, 58, 69)  # pixels, from a point to its name
 DIRECTIONS = 16
 CHEAPEST = 100  # places of a name that are considered
-BEGINNINGS = 60
+TRIALS = 100
+TAKEN_AWAY = 10  # neighbouring names in a trial, at most
 POINT = 5.5  # pixels around the middle of a point
 MARGIN = 1.5  # pixels around a name
 LEADER = 12.0  # pixels from a point to its name, from which on a line joins both
@@ -79,14 +81,26 @@ def place_names(names: Sequence[tuple[Point, str]], around: Surroundings) -> lis
         choice.alone[0] = cost
     alone, between = np.concatenate([choice.alone for choice in choices]), conflicts(choices)
     chance = np.random.default_rng(0)
-    settled = [settle(ranges, alone, between, chance) for _ in range(BEGINNINGS)]
-    _, best = min(settled, key=lambda end: end[0])
+    cost, best = settle(np.array([own[0] for own in ranges]), ranges, alone, between, chance)
+    points = np.array([point for point, _ in names])
+    for _ in range(TRIALS):
+        trial = best.copy()
+        steps = np.hypot(*(points - points[chance.integers(len(names))]).T)
+        for name in np.argsort(steps)[: chance.integers(2, TAKEN_AWAY)]:
+            trial[name] = ranges[name][0]
+        trial_cost, trial = settle(trial, ranges, alone, between, chance)
+        if trial_cost < cost:
+            cost, best = trial_cost, trial
     return [choice.placed(int(place - own[0])) for choice, own, place in zip(choices, ranges, best, strict=True)]
 
 
-def settle(ranges: Sequence[Array], alone: Array, between: Array, chance: np.random.Generator) -> tuple[float, Array]:
-    """Return a cost that no name can lower by moving alone, and the place of each name, an index of `alone`."""
-    standing = np.array([own[0] for own in ranges])
+def settle(
+    standing: Array, ranges: Sequence[Array], alone: Array, between: Array, chance: np.random.Generator
+) -> tuple[float, Array]:
+    """Move names from where these stand until none can lower the cost by moving alone; return the cost and places.
+
+    A place is an index of `alone`; `ranges` are the places of each name.
+    """
     moved = True
     while moved:
         moved = False
@@ -104,7 +118,7 @@ class Choices:
 
     def __init__(self, point: Point, text: str, around: Surroundings) -> None:
         self.point = np.array(point)
-        self.half = np.array([text_width(text, around.font) / 2, around.font * 0.36])
+        self.half = np.array([text_width(text, around.font) / 2, around.font * 0.43])
         angles = np.arange(DIRECTIONS) * 2 * np.pi / DIRECTIONS
         distances = [distance for distance in DISTANCES if distance <= around.reach]
         away = np.repeat(distances, DIRECTIONS).astype(float)
@@ -160,6 +174,7 @@ def conflicts(choices: Sequence[Choices]) -> Array:
     between += between.T
     leaders = samples[drawn].astype(np.float32)
     between[np.ix_(drawn, drawn)] += CROSSED_LEADER * crossing(leaders[:, 0], leaders[:, -1])
+    np.fill_diagonal(between, 0)  # a place is not in its own way
     return between
 
 
