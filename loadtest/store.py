@@ -33,7 +33,9 @@ def read_rows(path: Path, kinds: TypeAdapter[AnyRow], command: str) -> list[AnyR
     except OSError as error:
         raise ScenarioError(f"{path}: {error.strerror}; `python -m loadtest {command}` writes it") from error
     except ValidationError as error:
-        raise ScenarioError(f"{path} is not what `python -m loadtest {command}` writes: {error}") from error
+        first = error.errors()[0]
+        fault = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+        raise ScenarioError(f"{path} is not what `python -m loadtest {command}` writes: {fault}") from error
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

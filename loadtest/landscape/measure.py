@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from engines.published.files import locked
 from loadtest.landscape.energy import EnergyCounter, counters
 from loadtest.landscape.networks import Network, command, environment, networks, stored
 from loadtest.landscape.others import OtherWork
@@ -57,26 +58,43 @@ class LandscapePlan:
 def landscape(plan: LandscapePlan, out: Path) -> None:
     """Measure what the file `out` lacks, the networks in turn in each round, and write the file after each engine.
 
-    Raises ScenarioError before the first measurement if a network is unknown, or `out` was measured with other
-    settings or by another runtime than CONVSERVE_RUNTIME; at the first network if `out` was measured on another
-    machine; and at the end for what could not be measured.
+    Raises ScenarioError before the first measurement if a network is unknown, `out` was measured with other settings
+    or by another runtime than CONVSERVE_RUNTIME, or another landscape is being measured here; at the first network if
+    `out` was measured on another machine; and at the end for what could not be measured.
     """
+    chosen, photos = networks(plan.models), find_photos(FOLDER)
+    for network, precision in itertools.product(chosen, plan.precisions):
+        if why := network.why_not(precision):
+            print(f"{network.name} in {precision} is left out: {why}", flush=True)
+    with alone_in(plan.folder):
+        survey = LandscapeSurvey(plan, photos, out, known_rows(out, plan))
+        for number, network in itertools.product(range(plan.rounds), chosen):
+            survey.turn(network, number)
+    if survey.problems:
+        raise ScenarioError(f"not measured, for the reasons above: {', '.join(survey.problems)}")
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other landscapes out of a folder. Raises ScenarioError if there is one: both would be slowed down."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ScenarioError(f"{folder} is in use: another landscape is being measured") from None
+        yield
+
+
+def known_rows(out: Path, plan: LandscapePlan) -> list[LandscapeRow]:
+    """Return the rows of `out`, to which rounds of the plan may be added. Raises ScenarioError if they may not."""
     known = read_landscape(out) if out.exists() else []
     check_settings(out, known, plan.load.model_dump())
     runtime = os.environ.get("CONVSERVE_RUNTIME", "auto")
     for row in known:
         check_machine(out, row, row.runtime if runtime == "auto" else runtime, row.machine)
-    chosen, photos = networks(plan.models), find_photos(FOLDER)
-    for network, precision in itertools.product(chosen, plan.precisions):
-        if why := network.why_not(precision):
-            print(f"{network.name} in {precision} is left out: {why}", flush=True)
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    with locked(plan.folder / "lock"):  # two at once would slow each other down
-        survey = LandscapeSurvey(plan, photos, out, known)
-        for number, network in itertools.product(range(plan.rounds), chosen):
-            survey.turn(network, number)
-    if survey.problems:
-        raise ScenarioError(f"not measured, for the reasons above: {', '.join(survey.problems)}")
+    write_rows(out, known)  # a file that cannot be written ends the run now, and not after the first network
+    return known
 
 
 class LandscapeSurvey:

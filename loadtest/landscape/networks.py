@@ -69,8 +69,9 @@ def networks(names: Sequence[str]) -> list[Network]:
     cards = {card["name"]: card for card in json.loads(CARDS.read_text())}
     for name in names:
         if name not in cards:
-            near = " or ".join(get_close_matches(name, cards)) or "one that `python -m models` lists"
-            raise ScenarioError(f"--models: there is no network {name}; is {near} meant?")
+            near = get_close_matches(name, cards)
+            hint = f"is {' or '.join(near)} meant?" if near else "`python -m models` lists them"
+            raise ScenarioError(f"--models: there is no network {name}; {hint}")
     real = {
         model.manifest.architecture: model
         for model in sorted(store.published(), key=lambda model: model.manifest.created)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -114,6 +115,14 @@ def test_all_networks_of_imagenet_are_chosen_and_have_a_published_top1() -> None
 def test_an_unknown_network_is_named_with_a_near_one() -> None:
     with pytest.raises(ScenarioError, match="--models: there is no network resnet55; is resnet5"):
         networks(["resnet18", "resnet55"])
+    with pytest.raises(ScenarioError, match=r"^--models: there is no network unlike; `python -m models` lists them$"):
+        networks(["unlike"])
+
+
+def test_another_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "sweep.jsonl").write_text('{"kind": "engine"}\n')
+    with pytest.raises(ScenarioError, match=r"^.*sweep.jsonl is not what `python -m loadtest landscape` writes: .*$"):
+        read_landscape(tmp_path / "sweep.jsonl")
 
 
 def test_int8_needs_imported_weights() -> None:
@@ -214,6 +223,9 @@ def test_a_network_is_timed_through_a_server_and_alone_and_a_second_run_adds_wha
     runtime = landscape(tmp_path, CONVSERVE_RUNTIME="torch")
     assert (runtime.returncode, len(runtime.stderr.splitlines())) == (1, 1)
     assert "was measured with runtime openvino, not torch" in runtime.stderr
+    with (tmp_path / "results" / "landscape" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "is in use: another landscape is being measured" in landscape(tmp_path).stderr
     moved = row.model_copy(update={"machine": row.machine | {"processor": "another"}})
     write_rows(tmp_path / "results" / "landscape.jsonl", [moved])
     machine = landscape(tmp_path, "--precisions", "fp32")
