@@ -39,6 +39,8 @@ def document(rows: Rows, results: Path, picture: Path) -> str:
     """Return the page in Markdown."""
     groups = by_precision(rows)
     first = next(iter(groups))
+    fits_of_all = [paragraph for precision, those in groups.items() for paragraph in fitted(those, precision)]
+    statements = [f"- **{each.statement}**: {each.verdict}. {each.evidence}" for each in claims(groups[first])]
     paragraphs = [
         "# Landscape",
         f"Generated from [{results.name}]({results.name}) by `python -m loadtest landscape --figure --out {results}`."
@@ -46,16 +48,20 @@ def document(rows: Rows, results: Path, picture: Path) -> str:
         f"![Published accuracy against measured time, and against three costs]({picture.name})",
         caption(rows),
         machine(rows),
-        "## How well multiply-accumulates predict time",
-        *(paragraph for precision, those in groups.items() for paragraph in fitted(those, precision)),
-        "## The lecture's comparison",
-        f'The slides "Comparing complexity" say this of four networks. Figures are in {first}; memory is what the'
-        " engine adds to a process; the slides' families are AlexNet, VGG, NiN, GoogLeNet, Inception and ResNet.",
-        "\n".join(f"- **{each.statement}**: {each.verdict}. {each.evidence}" for each in claims(groups[first])),
+        *(["## How well multiply-accumulates predict time", *fits_of_all] if fits_of_all else []),
+    ]
+    if statements:
+        paragraphs += [
+            "## The lecture's comparison",
+            f'The slides "Comparing complexity" say this of four networks. Figures are in {first}; memory is what the'
+            " engine adds to a process; the slides' families are AlexNet, VGG, NiN, GoogLeNet, Inception and ResNet.",
+            "\n".join(statements),
+        ]
+    paragraphs += [
         "## All networks",
-        "`p50`, `p99`: one connection through the server, ms. `rate`: requests a second within the bound of the p99."
-        " `offline`: images a second, many requests in flight. `batch 1`, `batch 8`: the engine alone, ms. Medians of"
-        " the rounds; `spread`: the largest p50 of the rounds over the least.",
+        "`p50`, `p99`: one connection through the server, ms. `rate`: requests a second within the bound of the p99,"
+        f" {rows[0].settings['p99_ms']:g} ms. `offline`: images a second, many requests in flight. `batch 1`, `batch"
+        " 8`: the engine alone, ms. Medians of the rounds; `spread`: the largest p50 of the rounds over the least.",
         *(f"In {precision}:\n\n{figures(those)}" for precision, those in groups.items()),
     ]
     return "\n\n".join(paragraphs) + "\n"
@@ -92,8 +98,8 @@ def machine(rows: Rows) -> str:
     others = [each.others for row in rows for each in row.rounds]
     about = ", ".join(f"{name} {value}" for name, value in rows[0].machine.items())
     return (
-        f"{about}; {days[0]}{f' to {days[-1]}' if days[-1] != days[0] else ''}, {' or '.join(map(str, counts))} rounds"
-        f" of {rows[0].settings['seconds']:g} s a run. Other processes kept {median(others):.1f} cores busy in the"
+        f"{about}; {' to '.join(dict.fromkeys((days[0], days[-1])))}, rounds: {' or '.join(map(str, counts))},"
+        f" runs of {rows[0].settings['seconds']:g} s. Other processes kept {median(others):.1f} cores busy in the"
         f" median round, at most {max(others):.1f}."
     )
 

@@ -103,7 +103,7 @@ def record_of(row: LandscapeRow, top1: float) -> dict[str, Any]:
     return {
         "name": row.name,
         "top1": top1,
-        HEIGHT: -math.log10(100 - top1),
+        HEIGHT: height(top1),
         "source": row.published_source,
         "ms": median(times),
         "least_ms": min(times),
@@ -317,15 +317,27 @@ def steps(points: Sequence[Point]) -> list[Point]:
     return stairs
 
 
+def accuracy_ticks(low: float, high: float) -> list[float]:
+    """Return the places of numbers on the axis of accuracy: round ones, or if these are too few, finer ones."""
+    for choice in (ACCURACIES, range(100), [tenth / 10 for tenth in range(1000)]):
+        ticks = [tick for top1 in choice if low <= (tick := height(top1)) <= high]
+        if len(ticks) > 2:
+            break
+    return ticks
+
+
+def height(top1: float) -> float:
+    """Return an accuracy in percent on the picture's scale."""
+    return -math.log10(100 - top1)
+
+
 def titled(layers: list[Any], panel: Panel, letter: str, *, numbers: bool) -> Any:
     """Return a panel with its axes, and the letter by which a text refers to the panel."""
-    ticks = [-math.log10(100 - top1) for top1 in ACCURACIES]
-    low, high = panel.up.domain
     x = alt.Axis(title=panel.title, values=panel.across.ticks(), format="~g", labelFlush=False)
     y = alt.Axis(
         title=None,
-        values=[tick for tick in ticks if low <= tick <= high],
-        labelExpr="format(100 - pow(10, -datum.value), '.0f')",
+        values=accuracy_ticks(*panel.up.domain),
+        labelExpr="format(100 - pow(10, -datum.value), '.3~r')",
         labels=numbers,
     )
     places = panel.channels()

@@ -19,7 +19,10 @@ FEWEST = 5  # networks to fit
 DEVIATES = 1.25  # times the predicted time, or as much less
 LIES_IN_WEIGHTS = 0.5  # share of all moved values, from which on weights are the reason
 MANY = 1.2  # times the median of the values moved for each MAC
-NORM_FIRST = {"densenet", "preact_resnet"}  # families
+UNFOLDED = {  # by family: work that neither MACs nor the values moved count
+    "densenet": "Thin convolutions, with norms and concatenations between, which engines cannot fold into these",
+    "preact_resnet": "Norms before the convolutions, which engines cannot fold into these",
+}
 IN_PATHS = re.compile(r"(\d+)x(\d+)d$")  # ResNeXt's names: paths, and maps of each
 
 
@@ -147,8 +150,8 @@ def reason(network: TimedNetwork, ratio: float, networks: Sequence[TimedNetwork]
         )
     if paths := IN_PATHS.search(network.name):
         return f"Groups: {paths[1]} paths of {paths[2]} maps, too narrow to fill a processor's vectors; {moved}."
-    if network.family in NORM_FIRST:
-        return f"Norms before convolutions, which cannot be folded into these: passes that no count has; {moved}."
+    if network.family in UNFOLDED:
+        return f"{UNFOLDED[network.family]}; {moved}, norms not counted."
     if network.moved_per_mac > MANY * usual:
         return f"Activations: {moved}, {1 - network.weights_share:.0%} of these inputs and outputs."
     return f"Not from memory: {moved}; 8 images at once are {network.gain:.1f} times as fast as one by one."
