@@ -157,7 +157,7 @@ def test_smoke_keeps_a_path_in_front_of_the_routes(run: Run, images: Path) -> No
 
 def test_a_path_in_front_of_the_routes_is_kept(locust: Locust) -> None:
     with stub_server(BehindGateway) as address:
-        done = locust(f"{address}/cnn/v1/", "--scenario", "single_stream", "-t", "1s", "--api-key", KEY)
+        done = locust(f"{address}/cnn/v1/", "--scenario", "single_stream", "-t", "3s", "--api-key", KEY)
         assert (done.returncode, " 0 failed" in done.stderr) == (0, True)
 
 
