@@ -10,7 +10,7 @@ from statistics import median
 import vl_convert
 
 from loadtest.landscape.claims import claims
-from loadtest.landscape.figure import BUDGET_MS, landscape_figure
+from loadtest.landscape.figure import BUDGET_MS, is_one_crop, landscape_figure
 from loadtest.landscape.fit import DEVIATES, deviations, fits, timed
 from loadtest.landscape.rows import LandscapeRound, LandscapeRow, read_landscape
 from loadtest.markdown import table
@@ -79,6 +79,7 @@ def caption(rows: Rows) -> str:
     random = len({row.name for row in rows if row.weights == "random"})
     names = len({row.name for row in rows})
     unknown = sorted({row.name for row in rows if row.published_top1 is None})
+    otherwise = {row.name: row.published_source for row in rows if row.published_top1 and not is_one_crop(row)}
     weights = {0: "imported", names: "random"}.get(random, f"random for {random} of {names} networks, else imported")
     return (
         "**Published top-1 on ImageNet against time measured here (a), multiply-accumulates (b), parameters (c) and"
@@ -87,8 +88,14 @@ def caption(rows: Rows) -> str:
         " networks that no other beats at the same cost or less (Pareto front; filled points). Dashed: the front in the"
         f" second precision. Dotted: `model=auto&max_latency_ms={BUDGET_MS:g}`, with its choice. Bars: from the least"
         " of the rounds to the largest. Equal distances upwards are equal ratios of the error."
+        + (f" Squares, not by one crop and so not compared: {listed(otherwise)}." if otherwise else "")
         + (f" Without a published accuracy, and not drawn: {', '.join(unknown)}." if unknown else "")
     )
+
+
+def listed(sources: dict[str, str | None]) -> str:
+    """Return names of networks with the sources of their accuracies."""
+    return ", ".join(f"`{name}` ({source})" for name, source in sources.items())
 
 
 def machine(rows: Rows) -> str:

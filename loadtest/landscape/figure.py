@@ -105,6 +105,7 @@ def record_of(row: LandscapeRow, top1: float) -> dict[str, Any]:
         "top1": top1,
         HEIGHT: height(top1),
         "source": row.published_source,
+        "one_crop": is_one_crop(row),
         "ms": median(times),
         "least_ms": min(times),
         "most_ms": max(times),
@@ -117,13 +118,23 @@ def record_of(row: LandscapeRow, top1: float) -> dict[str, Any]:
     }
 
 
+def is_one_crop(row: LandscapeRow) -> bool:
+    """Return True if the published accuracy is of one crop of the input that is timed, on all validation images."""
+    return (row.published_source or "").endswith(f": validation, one {row.input} crop")
+
+
 def front(records: Records, cost: str) -> Records:
     """Return the networks that no other beats at the same or less cost, cheapest first."""
     best: Records = []
-    for record in sorted(records, key=lambda record: (record[cost], -record["top1"])):
+    for record in sorted(comparable(records), key=lambda record: (record[cost], -record["top1"])):
         if not best or record["top1"] > best[-1]["top1"]:
             best.append(record)
     return best
+
+
+def comparable(records: Records) -> Records:
+    """Return the networks whose accuracies are of one crop, or all if there are none."""
+    return [record for record in records if record["one_crop"]] or records
 
 
 @dataclass(frozen=True)
@@ -234,7 +245,7 @@ class Panel:
         """Return the budget's name and the choice in each precision, left of the line above the fronts, or the name."""
         lines = [f"model=auto, max_latency_ms={BUDGET_MS:g}"]
         for group in groups:
-            if within := [record for record in group if record[self.cost] <= BUDGET_MS]:
+            if within := [record for record in comparable(group) if record[self.cost] <= BUDGET_MS]:
                 chosen = max(within, key=lambda record: record["top1"])
                 lines.append(f"{chosen['precision']}: {chosen['name']}, {chosen['top1']:.1f} %")
         x = self.across.place(BUDGET_MS) - 6
@@ -245,11 +256,12 @@ class Panel:
         ]
 
     def points(self, records: Records) -> list[Any]:
-        """Return a layer of points: filled on the front, hollow elsewhere."""
+        """Return a layer of points: filled on the front, hollow elsewhere; squares if not by one crop."""
         mark = chart_of(records).mark_point(size=44, strokeWidth=1.4, opacity=1, filled=False)
         on_front = alt.condition("datum.best", alt.value(BLUE), alt.value(GREY))
         fill = alt.condition("datum.best", alt.value(BLUE), alt.value("white"))
-        return [mark.encode(**self.channels(), stroke=on_front, fill=fill, tooltip=hover())]
+        shape = alt.condition("datum.one_crop", alt.value("circle"), alt.value("square"))
+        return [mark.encode(**self.channels(), stroke=on_front, fill=fill, shape=shape, tooltip=hover())]
 
     def names(self, records: Records, covered: Sequence[Point], lines: Sequence[Point]) -> list[Any]:
         """Return layers of names and leaders, off what is `covered` and rather off `lines`.

@@ -22,10 +22,10 @@ Array = Any  # of numpy
 WIDTHS = dict.fromkeys("ijl", 222) | dict.fromkeys("ft ,.", 278) | dict.fromkeys("cksvxyz", 500) | {"r": 333}
 WIDTHS |= {"m": 833, "w": 722, "%": 889}
 WIDTH = 556  # of digits and other letters
-DISTANCES = (6, 9, 13, 18, 24, 31, 39, 48, 58, 69)  # pixels, from a point to its name
+DISTANCES = (6, 9, 13, 18, 24, 31, 39, 48, 58, 69, 82, 97)  # pixels, from a point to its name
 DIRECTIONS = 16
-CHEAPEST = 100  # places of a name that are considered
-TRIALS = 100
+CHEAPEST = 130  # places of a name that are considered
+TRIALS = 150
 TAKEN_AWAY = 10  # neighbouring names in a trial, at most
 POINT = 5.5  # pixels around the middle of a point
 MARGIN = 1.5  # pixels around a name
@@ -36,7 +36,7 @@ COVERED_NAME = 1e6
 AMBIGUOUS = 5.0  # each other point beside a name
 COVERED_LINE = 12.0  # each of the given points on lines
 CROSSED_NAME, CROSSED_POINT, CROSSED_LINE, CROSSED_LEADER = 150.0, 60.0, 10.0, 60.0  # by samples of a leader
-LEFT_OUT = 400.0  # a name; FIRST is what the first of the names costs more
+LEFT_OUT = 600.0  # a name; FIRST is what the first of the names costs more
 FIRST = 600.0
 
 

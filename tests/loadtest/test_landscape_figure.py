@@ -99,6 +99,13 @@ def test_the_front_is_what_no_network_beats(rows: list[LandscapeRow]) -> None:
     ]
 
 
+def test_accuracies_of_ten_crops_are_not_compared_with_those_of_one() -> None:
+    (records,) = by_precision([made_up(name, "fp32") for name in ("alexnet", "zfnet", "nin_imagenet")])
+    assert [record["name"] for record in front(records, "gmacs")] == ["alexnet", "nin_imagenet"]
+    (records,) = by_precision([made_up("zfnet", "fp32")])
+    assert front(records, "gmacs") == records
+
+
 @pytest.mark.parametrize("width", [880, pytest.param(360, marks=pytest.mark.slow)])
 def test_the_picture_names_the_networks_and_their_sources(rows: list[LandscapeRow], width: int) -> None:
     text = json.dumps(landscape_figure(rows, width=width).to_dict())
