@@ -50,7 +50,7 @@ def landscape_figure(rows: Sequence[LandscapeRow], width: int = 880) -> Any:
     first = Panel(
         scale([record["ms"] for record in drawn] + [BUDGET_MS], width - LEFT, log=True, margin=28),
         scale(heights, round(width * 0.6) if wide else 420, log=False, margin=24),
-        *("ms", time_title(rows) if wide else "time of one request, ms", font, math.inf),
+        *("ms", time_title(rows), font, math.inf) if wide else ("ms", "time of one request, ms", font, 24),
     )
     each = (width - LEFT - 2 * GAP) // 3 if wide else width - LEFT
     small = [
