@@ -90,7 +90,7 @@ def test_the_command_prints_a_table_or_json(run: Run, in_process: InProcess, len
 
 
 def test_a_requested_precision_that_is_missing_is_a_failure(in_process: InProcess, lenet5: PublishedModel) -> None:
-    status, printed, errors = in_process("--batches", "1", "--precisions", "fp32,int8")
+    status, printed, errors = in_process("--batches", "1", "--runtimes", "openvino", "--precisions", "fp32,int8")
     assert status == 1
     assert " fp32 " in printed
     assert "left out: lenet5:mnist5k-" in errors

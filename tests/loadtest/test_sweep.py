@@ -168,6 +168,10 @@ def test_a_report_of_nothing_says_so(run: Run, tmp_path: Path) -> None:
     done = run("loadtest", "report", tmp_path / "none.jsonl", "--out", tmp_path, check=False)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert "python -m loadtest sweep" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_report_of_other_rows_says_so(run: Run, tmp_path: Path) -> None:
     (tmp_path / "none.jsonl").write_text('{"kind": "else"}\n')
     done = run("loadtest", "report", tmp_path / "none.jsonl", "--out", tmp_path, check=False)
     assert "is not what" in done.stderr

@@ -140,6 +140,7 @@ def test_weights_that_do_not_fit(name: str, content: object, message: str, tmp_p
     assert not (tmp_path / "checkpoint").exists()
 
 
+@pytest.mark.slow
 def test_a_file_of_ones_own_with_the_data_it_was_trained_on(run: Run, lenet5_checkpoint: Path, tmp_path: Path) -> None:
     trained = checkpoint.load(lenet5_checkpoint)
     file, out = lenet5_checkpoint / trained.weights.file, tmp_path / "checkpoint"

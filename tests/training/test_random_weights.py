@@ -15,7 +15,8 @@ from training.errors import CheckpointError
 from training.random_weights import random_checkpoint
 
 
-@pytest.mark.parametrize("name", ["lenet5", pytest.param("resnet20_cifar", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lenet5", "resnet20_cifar"])
 def test_random_weights_are_the_same_each_time_and_can_be_published(name: str, run: Run, tmp_path: Path) -> None:
     run("training", "import", name, "--random", "--out", tmp_path / "one")
     again = random_checkpoint(name, tmp_path / "two")
