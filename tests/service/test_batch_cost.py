@@ -1,0 +1,23 @@
+"""Tests of the predicted duration of a batch."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.cost import BatchCost
+
+
+def test_a_batch_is_no_larger_than_gains() -> None:
+    assert BatchCost({1: 1.0, 8: 8.0, 32: 32.0}, 32).best_batch == 1
+    assert BatchCost({1: 1.0, 8: 2.0, 32: 7.8}, 32).best_batch == 8
+    assert BatchCost({1: 1.0, 32: 2.0}, 24).best_batch == 24
+
+
+def test_a_cost_is_interpolated_and_learns() -> None:
+    cost = BatchCost({2: 2.0, 4: 3.0}, 8)
+    assert [cost(batch) for batch in (1, 2, 3, 4, 8)] == [1, 2, 2.5, 3, 6]
+    for _ in range(100):
+        cost.observe(2, 4.0)
+    assert [cost(2), cost(4)] == pytest.approx([4.0, 6.0], rel=1e-3)
+    cost.observe(2, 4000.0)  # a pause of the machine
+    assert cost(2) < 6.0
