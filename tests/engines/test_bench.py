@@ -94,6 +94,10 @@ def test_a_requested_precision_that_is_missing_is_a_failure(in_process: InProces
     assert status == 1
     assert " fp32 " in printed
     assert "left out: lenet5:mnist5k-" in errors
+
+
+@pytest.mark.slow
+def test_a_precision_that_one_of_the_runtimes_lacks_is_left_out(in_process: InProcess, lenet5: PublishedModel) -> None:
     elsewhere = ("--runtimes", "torch,onnxruntime", "--precisions", "fp32,bf16")  # torch alone has bf16
     status, _, errors = in_process("--batches", "1", *elsewhere)
     assert status == 0
