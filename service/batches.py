@@ -70,7 +70,7 @@ def run(inputs: Inputs) -> Iterable[Outcome]:
     others = [picture for picture in pictures if not isinstance(picture, Jpeg)]
     if not jpegs:
         return engine.infer(np.stack(others))
-    if not decoder:  # the engine was replaced by one without
+    if not decoder:  # a front knew another engine
         of_others = iter(engine.infer(np.stack(others))) if others else iter(())
         return [RefusedJpeg() if isinstance(picture, Jpeg) else next(of_others) for picture in pictures]
     assert isinstance(engine, GpuEngine)

@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from service.batches import Jpeg, Picture, RefusedJpeg
+from service.batches import Picture, RefusedJpeg
 from service.catalog import Catalog
 from service.device import LocalDevice
 from service.errors import Problem
@@ -335,9 +335,6 @@ class FrontConnection(FramedProtocol):
         engine = self.process.engines.get(number)
         if engine is None:
             self.send_record(Kind.ANSWERS, ANSWER.pack(slot, generation, AnswerStatus.NO_ENGINE, 0, 0, 0, 0))
-            return
-        if isinstance(picture, Jpeg) and not engine.queue.decoder:  # the front knew another engine
-            self.send_record(Kind.ANSWERS, ANSWER.pack(slot, generation, AnswerStatus.REFUSED, 0, 0, 0, 0))
             return
         scheduler = self.process.device.scheduler
         now = scheduler.clock()

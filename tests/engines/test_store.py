@@ -32,16 +32,9 @@ KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
 from engines.published import manifest, store
+from tests.forks import line_of_a_fork
 
-for line in sys.stdin:
-    sys.stdout.flush()
-    if os.fork() == 0:
-        break
-    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
-else:
-    sys.exit()
-
-remaining = int(line)
+most = remaining = int(line_of_a_fork())
 CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "shutil.copyfile"}
 
 def hook(event, arguments):
@@ -61,7 +54,7 @@ with store.staging() as stage:
     for name in manifest.load(source).files:
         shutil.copyfile(source / name, files / name)
     store.add(files, manifest.load(source), stage)
-print(int(line) - remaining, end=" ")
+print(most - remaining, end=" ")
 """
 
 
