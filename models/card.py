@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,15 +52,17 @@ class Weights:
     """Weights of the same architecture in a library, and the translation of their keys to this project's names.
 
     Each pair of `rename`, a regular expression and its replacement, is applied to every key, in order. Keys that match
-    one of `drop` are left out. `accuracy` is top-1 and top-5, in percent, of one centre crop of each of ImageNet's
-    validation images, for libraries whose metadata lack the accuracy.
+    one of `drop` are left out. `reorder` then puts the channels of all tensors into this project's order. `accuracy` is
+    top-1 and top-5, in percent, for libraries whose metadata lack the accuracy: of one centre crop of each of
+    ImageNet's validation images, or of CIFAR-10's test images, where a top-5 is not stated.
     """
 
-    library: Literal["torchvision", "timm"]
+    library: Literal["torchvision", "timm", "pytorch_resnet_cifar10"]
     model: str
     rename: tuple[tuple[str, str], ...] = ()
     drop: tuple[str, ...] = ()
-    accuracy: tuple[float, float] | None = None
+    reorder: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    accuracy: tuple[float, float | None] | None = None
 
     def translate(self, state: Mapping[str, T]) -> dict[str, T]:
         """Return the library's state dict under this project's names."""
@@ -71,7 +73,7 @@ class Weights:
             for pattern, replacement in self.rename:
                 key = re.sub(pattern, replacement, key)  # noqa: PLW2901
             translated[key] = value
-        return translated
+        return self.reorder(translated) if self.reorder else translated
 
 
 @dataclass(frozen=True, kw_only=True)

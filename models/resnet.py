@@ -6,10 +6,12 @@ pre-activation paper.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from models.card import Architecture, Paper, Published, Weights, on_cifar10, single_crop
 from models.preact_resnet import IDENTITY_MAPPINGS
@@ -45,6 +47,37 @@ def imagenet(name: str, block: Block, depths: Sequence[int], *published: Publish
     )
 
 
+def zeros_last(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a CIFAR network's tensors with the channels in the order of OptionA, which adds all zeros at the end.
+
+    In `state` half of the zeros come before the old channels, and half after. The answers stay the same.
+    """
+    orders = [torch.arange(16)]
+    for _ in range(2):
+        old, half = len(orders[-1]), len(orders[-1]) // 2
+        orders.append(torch.cat([half + orders[-1], torch.arange(half), torch.arange(half + old, 2 * old)]))
+    reordered = {"fc.weight": state["fc.weight"][:, orders[-1]]}
+    for key, value in state.items():
+        if found := re.match(r"layer(\d)\.(\d+)\.(?:(conv1)|conv2|bn2)\.", key):
+            stage, before = int(found[1]) - 1, found[2] == "0" and found[1] != "1"
+            if found[3]:
+                reordered[key] = value[:, orders[stage - before]]
+            elif value.ndim:  # not the batch norm's counter
+                reordered[key] = value[orders[stage]]
+    return state | reordered
+
+
+def idelbayev(file: str, top1: float) -> Weights:
+    """Return weights for CIFAR-10 of Y. Idelbayev's repository, whose README states the accuracy."""
+    return Weights(
+        library="pytorch_resnet_cifar10",
+        model=file,
+        rename=((r"^linear\.", "fc."),),
+        reorder=zeros_last,
+        accuracy=(top1, None),
+    )
+
+
 cifar = partial(
     Architecture,
     family="resnet",
@@ -77,17 +110,44 @@ ARCHITECTURES = (
         ten_crop(78.57, 94.29),
         Published(data="ImageNet", top5=96.43, protocol="test, 6 networks of several depths", source="paper, Table 5"),
     ),
-    cifar(name="resnet20_cifar", build=basic_blocks(3), published=(table_6(91.25),)),
-    cifar(name="resnet32_cifar", build=basic_blocks(5), published=(table_6(92.49),)),
-    cifar(name="resnet44_cifar", build=basic_blocks(7), published=(table_6(92.83),)),
-    cifar(name="resnet56_cifar", build=basic_blocks(9), published=(table_6(93.03),)),
+    cifar(
+        name="resnet20_cifar",
+        build=basic_blocks(3),
+        published=(table_6(91.25),),
+        weights=idelbayev("resnet20-12fca82f.th", 91.73),
+    ),
+    cifar(
+        name="resnet32_cifar",
+        build=basic_blocks(5),
+        published=(table_6(92.49),),
+        weights=idelbayev("resnet32-d509ac18.th", 92.63),
+    ),
+    cifar(
+        name="resnet44_cifar",
+        build=basic_blocks(7),
+        published=(table_6(92.83),),
+        weights=idelbayev("resnet44-014dd654.th", 93.10),
+    ),
+    cifar(
+        name="resnet56_cifar",
+        build=basic_blocks(9),
+        published=(table_6(93.03),),
+        weights=idelbayev("resnet56-4bfd9763.th", 93.39),
+    ),
     cifar(
         name="resnet110_cifar",
         build=basic_blocks(18),
         recipe="warmed_up",
         published=(on_cifar10(93.57, "paper, Table 6, best of 5 runs"),),
+        weights=idelbayev("resnet110-1d1ed7c2.th", 93.68),
     ),
-    cifar(name="resnet1202_cifar", build=basic_blocks(200), recipe="warmed_up", published=(table_6(92.07),)),
+    cifar(
+        name="resnet1202_cifar",
+        build=basic_blocks(200),
+        recipe="warmed_up",
+        published=(table_6(92.07),),
+        weights=idelbayev("resnet1202-f3b1deed.th", 93.82),
+    ),
     cifar(  # the baseline of the pre-activation paper, its stride in the first 1x1
         name="resnet164_cifar",
         paper=IDENTITY_MAPPINGS,

@@ -63,8 +63,8 @@ class TensorFile(Record):
 class Imported(Record):
     """Origin of weights that were trained elsewhere.
 
-    Top-1 and top-5 are their authors' figures in percent, of one centre crop of each of ImageNet's validation images;
-    None for weights that neither torchvision nor timm publishes.
+    Top-1 and top-5 are their authors' figures in percent, of one centre crop of each of ImageNet's validation images,
+    or of CIFAR-10's test images; None for weights that no library publishes, and a top-5 that is not stated.
     """
 
     library: str

@@ -1,4 +1,4 @@
-"""Import of weights that torchvision or timm publish, or that a file holds, as a checkpoint."""
+"""Import of weights that a library publishes, or that a file holds, as a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 import timm
 from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor
+from torch.hub import load_state_dict_from_url
 from torchvision.models import get_model_weights
 
 from engines import markdown
@@ -23,26 +24,30 @@ from training.data import DataSet
 from training.errors import CheckpointError
 from training.input import Input, input_of
 from training.recipes import paper
-from training.state_dict import fit, read, unwrapped
+from training.state_dict import fit, read, tensors_of, unwrapped
 
 HALF = (0.5, 0.5, 0.5)
-DIGITS = re.compile(r"-([0-9a-f]{8,})\.pth$")  # of a file's SHA-256, in the name that both libraries give the file
+DIGITS = re.compile(r"-([0-9a-f]{8,})\.p?th$")  # of a file's SHA-256, in the name that libraries give the file
+IDELBAYEV = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models"
+CIFAR10 = "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedWeights:
-    """Weights that a library publishes: source, licence, input, labels, and their authors' accuracy in percent.
+    """Weights that a library publishes: data set, source, licence, input, labels, and the authors' accuracy in percent.
 
-    `sha256` has the first hex digits of the SHA-256 of the library's file, or is None if the library states none.
+    `sha256` has the first hex digits of the SHA-256 of the library's file, or is None if the library states none; top-5
+    is None if not stated.
     """
 
-    library: Literal["torchvision", "timm"]
+    library: Literal["torchvision", "timm", "pytorch_resnet_cifar10"]
+    data: Literal["imagenet", "cifar10"] = "imagenet"
     name: str
     licence: str
     source: str
     sha256: str | None
     top1: float
-    top5: float
+    top5: float | None
     input: Input
     labels: tuple[str, ...]
 
@@ -52,9 +57,10 @@ def published(card: Architecture) -> PublishedWeights:
     if card.weights is None:
         having = ", ".join(name for name, other in ZOO.items() if other.weights)
         raise CheckpointError(
-            f"neither torchvision nor timm has {card.name}; they have {having}. --file and --data take your own"
+            f"no library known here has {card.name}; they have {having}. --file and --data take your own"
         )
-    return of_torchvision(card.weights) if card.weights.library == "torchvision" else of_timm(card.weights)
+    of_library = {"torchvision": of_torchvision, "timm": of_timm, "pytorch_resnet_cifar10": of_idelbayev}
+    return of_library[card.weights.library](card.weights)
 
 
 def of_torchvision(weights: Weights) -> PublishedWeights:
@@ -114,6 +120,27 @@ def of_timm(weights: Weights) -> PublishedWeights:
     )
 
 
+def of_idelbayev(weights: Weights) -> PublishedWeights:
+    """Return a file of Y. Idelbayev's weights for CIFAR-10, which were trained with ImageNet's statistics."""
+    assert weights.accuracy
+    return PublishedWeights(
+        library="pytorch_resnet_cifar10",
+        data="cifar10",
+        name=weights.model,
+        licence="BSD-2-Clause",
+        source=f"{IDELBAYEV}/{weights.model}",
+        sha256=digits(weights.model),
+        top1=weights.accuracy[0],
+        top5=weights.accuracy[1],
+        input=Input(
+            preprocess=Preprocess(mode="RGB", resize_edge=32, crop=32),
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+        ),
+        labels=CIFAR10,
+    )
+
+
 def digits(url: str) -> str | None:
     """Return the hex digits of a file's SHA-256 that the file's address ends in, or None."""
     found = DIGITS.search(url)
@@ -128,6 +155,10 @@ def download(card: Architecture) -> dict[str, Tensor]:
         if weights.library == "torchvision":
             member = next(iter(cast(Any, get_model_weights(weights.model))))
             return dict(member.get_state_dict(progress=True, check_hash=True))
+        if weights.library == "pytorch_resnet_cifar10":
+            source = published(card).source
+            contents = load_state_dict_from_url(source, check_hash=True, weights_only=True)
+            return tensors_of(contents, Path(weights.model))
         return dict(timm.create_model(weights.model, pretrained=True).state_dict())
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
@@ -152,11 +183,11 @@ def import_weights(name: str, file: Path | None, data: DataSet | None, out: Path
     else:
         offer = published(card)
         print(f"{offer.name}: {offer.licence}\n{offer.source}")
-        network_input, labels, name_of_data, spec = offer.input, offer.labels, "imagenet", "imagenet"
+        network_input, labels, name_of_data, spec = offer.input, offer.labels, offer.data, offer.data
         imported = of_known_file(file, offer) if file else of_offer(offer)
     net = ZOO[name].build(len(labels))
     own = net.state_dict().keys()
-    state = unwrapped(read(file), own) if file else download(card)
+    state = unwrapped(read(file) if file else download(card), own)
     if card.weights and not state.keys() <= own:
         state = card.weights.translate(state)
     fit(net, state, f"{file or imported.name} does not fit {name} with {len(labels)} classes")
@@ -211,6 +242,7 @@ def offers() -> str:
         if card.weights:
             offer = published(card)
             licence = offer.licence.partition(";")[0]
-            rows.append((f"`{name}`", offer.name, str(offer.top1), str(offer.top5), licence, offer.source))
-    head = "model", "weights", "top-1", "top-5", "licence", "source"
-    return markdown.table(head, rows, right=(2, 3)) + "\n"
+            top5 = "" if offer.top5 is None else str(offer.top5)
+            rows.append((f"`{name}`", offer.data, offer.name, str(offer.top1), top5, licence, offer.source))
+    head = "model", "data", "weights", "top-1", "top-5", "licence", "source"
+    return markdown.table(head, rows, right=(3, 4)) + "\n"

@@ -166,11 +166,11 @@ def complete_entry(tag: str) -> Manifest | None:
 
 
 def data_of(saved: Checkpoint) -> DataSet | None:
-    """Load the checkpoint's data set. Returns None for weights imported for ImageNet, which need not be on the machine.
+    """Load the checkpoint's data set. Returns None for published weights, whose data need not be on the machine.
 
     Raises DataError if the data set's split differs from the one that the network was trained on.
     """
-    if saved.imported and saved.data == "imagenet":
+    if saved.imported and saved.data in manifest.PROTOCOLS:
         return None
     data = load(saved.data)
     if saved.recipe:
@@ -187,8 +187,9 @@ def calibration_pixels(saved: Checkpoint, data: DataSet | None, spec: str | None
         raise CheckpointError(
             "the training images of imported weights are not known: name a data set to calibrate on with --calibrate"
         )
-    images = (data if data and spec in (None, data.spec) else load(spec or saved.data)).train
-    return images.pixels(saved.input.preprocess, images.evenly(CALIBRATION_IMAGES))
+    source = data if data and spec in (None, data.spec) else load(spec or saved.data)
+    source.check_train()
+    return source.train.pixels(saved.input.preprocess, source.train.evenly(CALIBRATION_IMAGES))
 
 
 def check(saved: Checkpoint, module: FromPixels, data: DataSet | None, out: Path) -> Accuracy | None:

@@ -19,9 +19,9 @@ INT8 = "model.int8.onnx"
 # A runtime converts the fp32 file to bf16 when it opens the file.
 GRAPHS = {"fp32": ONNX, "bf16": ONNX, "fp16": "model.fp16.onnx", "int8": INT8}
 VERIFICATION = "verification.safetensors"
-# The protocol by which torchvision and timm measure; each network has its own input, as it has when it serves.
-ONE_CROP = "ImageNet validation, one centre crop"
-ONE_CROP_IMAGES = 50_000
+# The protocols by which authors of weights measure, and their images; each network has its own input, as it has when
+# it serves.
+PROTOCOLS = {"imagenet": ("ImageNet validation, one centre crop", 50_000), "cifar10": ("CIFAR-10 test", 10_000)}
 
 Name = Annotated[str, Field(pattern="^[a-z0-9_]+$")]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -78,7 +78,7 @@ class File(Record):
 class Manifest(Record):
     """Manifest: identity, labels, preprocessing, accuracy by precision, cost at its input, provenance, files.
 
-    `accuracy` was measured by this project, `published` by the authors of weights that torchvision or timm publish.
+    `accuracy` was measured by this project, `published` by the authors of weights that a library publishes.
     """
 
     format: Literal[2] = 2
@@ -102,7 +102,8 @@ class Manifest(Record):
         match fields:
             case {"provenance": {"imported": {"library": str(), "name": str(), "top1": float(top1)} as origin}}:
                 source = f"{origin['library']} {origin['name']}, {origin.get('source')}"
-                found = {"top1": top1 / 100, "images": ONE_CROP_IMAGES, "protocol": ONE_CROP, "source": source}
+                protocol, images = PROTOCOLS.get(fields.get("dataset"), PROTOCOLS["imagenet"])
+                found = {"top1": top1 / 100, "images": images, "protocol": protocol, "source": source}
                 return {"published": found, **fields}
         return fields
 

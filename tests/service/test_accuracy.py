@@ -72,12 +72,13 @@ async def test_published_accuracies_are_compared_and_say_whose_they_are(imported
         answer = await client.post("/classify?model=auto&max_latency_ms=500", content=DIGIT)
         choice = answer.json()["choice"]
         assert answer.json()["model"] == imported[1]
-        assert choice["accuracy"] == {"kind": "published", "protocol": manifest.ONE_CROP}
+        assert choice["accuracy"] == {"kind": "published", "protocol": manifest.PROTOCOLS["imagenet"][0]}
         assert choice["reason"].endswith("; top-1 published: ImageNet validation, one centre crop")
         assert [(row["top1"], row["images"]) for row in choice["front"]] == [(0.7, 50_000), (0.765, 50_000)]
         assert choice["front"][0]["source"] == "torchvision V1, https://example.org/v1.pth"
         reason = choice["not_compared"][imported[2]]
-        assert reason.startswith(f"no top-1 published: {manifest.ONE_CROP}; python -m training evaluate {imported[2]}")
+        protocol, _ = manifest.PROTOCOLS["imagenet"]
+        assert reason.startswith(f"no top-1 published: {protocol}; python -m training evaluate {imported[2]}")
         pareto = (await client.get("/pareto")).json()
         assert pareto["accuracy"] == choice["accuracy"]
         assert pareto["not_compared"] == choice["not_compared"]

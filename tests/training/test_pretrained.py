@@ -28,7 +28,7 @@ from tests.conftest import Run, only_model
 from tests.serving import serving
 from training import checkpoint
 from training.errors import CheckpointError
-from training.pretrained import import_weights, of_known_file, offers, published
+from training.pretrained import download, import_weights, of_known_file, offers, published
 
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
 
@@ -128,14 +128,14 @@ def test_a_file_that_holds_more_than_weights_is_not_loaded(tmp_path: Path) -> No
     [
         ("resnet18", {"conv1.weight": torch.zeros(2)}, "does not fit resnet18"),
         ("resnet18", [1, 2], "holds no state dict"),
-        ("lenet5", {}, "neither torchvision nor timm has lenet5; they have alexnet_owt"),
+        ("lenet5", {}, "no library known here has lenet5; they have alexnet_owt"),
     ],
 )
 def test_weights_that_do_not_fit(name: str, content: object, message: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match=message):
         import_weights(name, tmp_path / "weights.pth", None, tmp_path / "checkpoint")
-    with pytest.raises(CheckpointError, match="cannot be read" if name != "lenet5" else "neither"):
+    with pytest.raises(CheckpointError, match="cannot be read" if name != "lenet5" else "no library"):
         import_weights(name, tmp_path / "missing.pth", None, tmp_path / "checkpoint")
     assert not (tmp_path / "checkpoint").exists()
 
@@ -168,6 +168,42 @@ def test_a_file_has_the_published_accuracy_only_if_it_is_the_librarys(
     assert "is the library's file" in capsys.readouterr().out
 
 
+@pytest.fixture
+def for_cifar(tmp_path: Path) -> Path:
+    """File as pytorch_resnet_cifar10 has it, with random weights."""
+    net = ZOO["resnet20_cifar"].build(10)
+    file = tmp_path / "resnet20.th"
+    wrapped = {f"module.{key.replace('fc.', 'linear.')}": value for key, value in net.state_dict().items()}
+    torch.save({"state_dict": wrapped, "best_prec1": 91.78}, file)
+    return file
+
+
+def test_weights_for_cifar_are_fetched_and_checked(
+    for_cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.pretrained.IDELBAYEV", tmp_path.as_uri())
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    card = ZOO["resnet20_cifar"]
+    assert card.weights
+    other = for_cifar.rename(tmp_path / card.weights.model)
+    with pytest.raises(CheckpointError, match="invalid hash value"):
+        download(card)
+    named = other.rename(tmp_path / f"resnet20-{sha256(other)[:8]}.th")
+    fetched = download(replace(card, weights=replace(card.weights, model=named.name)))
+    assert {"module.conv1.weight", "module.linear.weight"} <= fetched.keys()
+
+
+def test_a_file_of_weights_for_cifar_is_known_by_its_hash(
+    for_cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = for_cifar
+    monkeypatch.setattr("training.pretrained.digits", lambda name: sha256(file)[:8])
+    saved = import_weights("resnet20_cifar", file, None, tmp_path / "checkpoint")
+    assert saved.imported
+    assert (saved.imported.top1, saved.imported.top5, saved.dataset, saved.labels[3]) == (91.73, None, "cifar10", "cat")
+    assert "pytorch_resnet_cifar10/raw/master/pretrained_models/resnet20-12fca82f.th" in capsys.readouterr().out
+
+
 def test_old_densenets_keys_are_known() -> None:
     weights = ZOO["densenet121"].weights
     assert weights
@@ -178,7 +214,7 @@ def test_old_densenets_keys_are_known() -> None:
 def test_every_variant_with_weights_is_listed_with_a_licence() -> None:
     rows = offers().splitlines()[2:]
     assert len(rows) == sum(card.weights is not None for card in ZOO.values())
-    assert all(re.search(r"BSD-3-Clause|apache-2.0", row) for row in rows)
+    assert all(re.search(r"BSD-[23]-Clause|apache-2.0", row) for row in rows)
 
 
 @pytest.mark.parametrize("size", [(500, 375), (375, 501), (341, 257), (1024, 683)])
