@@ -77,6 +77,7 @@ def train_command(arguments: list[str]) -> None:
 
     with joined() as processes:
         data_set = processes.from_first(lambda: data.load(options.data))
+        data_set.check_train()
         runs = [
             TrainingRun(
                 *(ZOO[name], recipe_from(name, data_set, options), options.seed),

@@ -125,6 +125,16 @@ def test_imagenets_folders(photos: Path, tmp_path: Path) -> None:
     assert data.labels == ("class 0", "class 1", "class 2")
     assert len(data.train) == len(data.held_out) == 36
     assert data.train.pictures[0].size == (160, 150)
+    data.check_train()
+
+
+def test_imagenets_validation_images_suffice_to_evaluate(photos: Path, tmp_path: Path) -> None:
+    torch.save(({"n00000000": ("astronaut", "spaceman")}, ["n00000000"]), tmp_path / "meta.bin")
+    shutil.copytree(photos / "astronaut", tmp_path / "val" / "n00000000")
+    data = load(f"imagenet:{tmp_path}")
+    assert (data.labels, len(data.held_out), len(data.train)) == (("astronaut",), 12, 0)
+    with pytest.raises(DataError, match="no images to train on, only 12 held-out ones"):
+        data.check_train()
 
 
 def test_a_folder_is_split_once(photos: Path) -> None:

@@ -30,6 +30,11 @@ class DataSet:
     train: Images
     held_out: Images
 
+    def check_train(self) -> None:
+        """Raise DataError if only the held-out images are on this machine."""
+        if not len(self.train):
+            raise DataError(f"{self.spec} has no images to train on, only {len(self.held_out)} held-out ones")
+
     def check_split(self, split: str) -> None:
         """Raise DataError if `split`, which a network was trained on, differs: it may have seen held-out images."""
         if self.split != split:

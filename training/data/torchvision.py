@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from training.data.dataset import DataSet
-from training.data.images import Arrays, Images, from_files
+from training.data.images import Arrays, Images, Sample, from_files
 from training.errors import DataError
 
 
@@ -78,26 +79,30 @@ IN_MEMORY = {
 def imagenet(root: Path) -> DataSet:
     """Load ILSVRC 2012 as torchvision unpacks it: 1,281,167 training images; the 50,000 for validation are held out.
 
-    Raises DataError, which names the archives to put into `root`, if it is missing.
+    Without the training images there are none to train on. Raises DataError, which names the archives to put into
+    `root`, if the validation images are missing.
     """
     from torchvision import datasets
 
     try:
-        train, held_out = (datasets.ImageNet(root, part) for part in ("train", "val"))
+        held_out = datasets.ImageNet(root, "val")
     except (RuntimeError, FileNotFoundError) as error:
         raise DataError(
             f"ImageNet is not in {root}: {error}; request it at https://image-net.org/download.php and put "
-            f"ILSVRC2012_devkit_t12.tar.gz, ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into {root}"
+            f"ILSVRC2012_devkit_t12.tar.gz, ILSVRC2012_img_val.tar and, to train, ILSVRC2012_img_train.tar into {root}"
         ) from error
+    samples: list[Sample] = []
+    with suppress(RuntimeError, FileNotFoundError):
+        samples = datasets.ImageNet(root, "train").samples
     return DataSet(
         name="imagenet",
         spec=f"imagenet:{root}",
         split="the data set's own: validation images held out",
-        labels=tuple(names[0] for names in train.classes),
+        labels=tuple(names[0] for names in held_out.classes),
         edge=None,
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
         fill=116,
-        train=from_files(train.samples),
+        train=from_files(samples),
         held_out=from_files(held_out.samples),
     )
