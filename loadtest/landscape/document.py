@@ -78,24 +78,27 @@ def caption(rows: Rows) -> str:
     """Return the picture's caption, which says where accuracies and times come from."""
     random = len({row.name for row in rows if row.weights == "random"})
     names = len({row.name for row in rows})
-    unknown = sorted({row.name for row in rows if row.published_top1 is None})
-    otherwise = {row.name: row.published_source for row in rows if row.published_top1 and not is_one_crop(row)}
     weights = {0: "imported", names: "random"}.get(random, f"random for {random} of {names} networks, else imported")
     return (
         "**Published top-1 on ImageNet against time measured here (a), multiply-accumulates (b), parameters (c) and"
         f" activations (d).** Accuracies are published ones, of papers and libraries; the weights timed were {weights}:"
-        " time does not depend on weights, and no accuracy was measured. Each network at its paper's input. Solid: the"
-        " networks that no other beats at the same cost or less (Pareto front; filled points). Dashed: the front in the"
-        f" second precision. Dotted: `model=auto&max_latency_ms={BUDGET_MS:g}`, with its choice. Bars: from the least"
-        " of the rounds to the largest. Equal distances upwards are equal ratios of the error."
-        + (f" Squares, not by one crop and so not compared: {listed(otherwise)}." if otherwise else "")
-        + (f" Without a published accuracy, and not drawn: {', '.join(unknown)}." if unknown else "")
+        f" time does not depend on weights, and no accuracy was measured. {reading(rows)}"
     )
 
 
-def listed(sources: dict[str, str | None]) -> str:
-    """Return names of networks with the sources of their accuracies."""
-    return ", ".join(f"`{name}` ({source})" for name, source in sources.items())
+def reading(rows: Rows) -> str:
+    """Return how the picture is read: lines, points, scale, and which networks are apart or not drawn."""
+    unknown = sorted({row.name for row in rows if row.published_top1 is None})
+    otherwise = {row.name: row.published_source for row in rows if row.published_top1 and not is_one_crop(row)}
+    sources = ", ".join(f"{name} ({source})" for name, source in otherwise.items())
+    return (
+        "Each network at its paper's input. Solid: the networks that no other beats at the same cost or less (Pareto"
+        " front; filled points). Dashed: the front in the second precision. Dotted:"
+        f" model=auto&max_latency_ms={BUDGET_MS:g}, with its choice, by the p50. Bars: from the least of the rounds to"
+        " the largest. Equal distances upwards are equal ratios of the error."
+        + (f" Squares, not by one crop and so not compared: {sources}." if otherwise else "")
+        + (f" Without a published accuracy, and not drawn: {', '.join(unknown)}." if unknown else "")
+    )
 
 
 def machine(rows: Rows) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from loadtest.landscape.document import reading
 from loadtest.landscape.figure import landscape_figure
 from loadtest.landscape.rows import LandscapeRow
 from loadtest.report import bars, charts, data
@@ -70,7 +71,8 @@ def landscape_section(rows: Sequence[LandscapeRow]) -> Section:
         f" this machine ({machine.get('processor', 'unknown processor')}). The weights that were timed are random where"
         " none were imported: time does not depend on them, and no accuracy here was measured."
     )
-    figure = Figure("landscape", "Published accuracy against time measured here", "", partial(landscape_figure, rows))
+    draw = partial(landscape_figure, rows)
+    figure = Figure("landscape", "Published accuracy against time measured here", reading(rows), draw)
     return Section("landscape", "What each network buys on ImageNet", note, [figure])
 
 
