@@ -14,7 +14,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from service import schema
-from service.accuracy import accuracy_of
+from service.accuracy import IMAGENET, accuracy_of
 from service.context import ServerContext, Shared, problems
 from service.errors import Problem, as_problem
 from service.images import FORMATS
@@ -222,5 +222,11 @@ def comparison(server: ServerContext, rows: list[ModelRow]) -> schema.Comparison
     for row in rows:
         if row.problem:
             server.metrics.failed(row.shown.model if row.model else "", row.problem.code)
-    labels = {row.shown.answer.predictions[0].label for row in rows if row.shown.answer}
-    return schema.Comparison(agree=len(labels) == 1, models=[row.shown for row in rows])
+    named = {class_of(row.model, row.shown.answer) for row in rows if row.model and row.shown.answer}
+    return schema.Comparison(agree=len(named) == 1, models=[row.shown for row in rows])
+
+
+def class_of(model: ServedModel, answer: schema.Classification) -> int | str:
+    """Return the most likely class: the label, or of ImageNet, whose labels have several spellings, the index."""
+    first = answer.predictions[0]
+    return first.index if model.manifest.dataset == IMAGENET else first.label

@@ -158,8 +158,15 @@ async def test_imagenets_classes_are_the_same_however_they_are_spelt(imported: l
         change(tag, dataset="imagenet", labels=[f"class {number} {label}" for label in range(10)])
         folder = store.folder_of(tag)
         folder.rename(folder.with_name(folder.name.replace("mnist5k", "imagenet")))
-    async with client_of(make_context(Settings())) as client:
+    server = make_context(Settings())
+    tags = [tag.replace("mnist5k", "imagenet") for tag in imported[:2]]
+    async with client_of(server) as client:
         pareto = (await client.get("/pareto?dataset=imagenet")).json()
+        for second in (3, 4):
+            for tag, answers in zip(tags, (3, second), strict=True):
+                put(server, tag, StubEngine(answers))
+            compared = await client.post("/compare", params={"models": ",".join(tags)}, content=DIGIT)
+            assert compared.json()["agree"] == (second == 3)  # "class 0 3" and "class 1 3" are one class
     assert len(pareto["models"]) == 2
     assert pareto["not_compared"] == {}
 
