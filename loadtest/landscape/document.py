@@ -11,7 +11,7 @@ import vl_convert
 
 from loadtest.landscape.claims import claims
 from loadtest.landscape.figure import BUDGET_MS, is_one_crop, landscape_figure
-from loadtest.landscape.fit import DEVIATES, deviations, fits, timed
+from loadtest.landscape.fit import DEVIATES, by_family, deviations, fits, timed
 from loadtest.landscape.rows import LandscapeRound, LandscapeRow, read_landscape
 from loadtest.markdown import table
 from loadtest.traffic import ScenarioError
@@ -125,6 +125,7 @@ def fitted(rows: Rows, precision: str) -> Iterator[str]:
         f" MACs^{macs.powers[0]:.2f}, R² {macs.r_squared:.2f} on logarithmic scales; the usual prediction is wrong by a"
         f" factor of {macs.factor:.2f}."
     )
+    yield "Values moved are the weights, inputs and outputs of convolutions and linear layers, each once."
     yield table(
         ["time from", "power", "R²", "usual factor"],
         [
@@ -135,26 +136,35 @@ def fitted(rows: Rows, precision: str) -> Iterator[str]:
     )
     if far := deviations(networks):
         yield (
-            f"Networks that take {DEVIATES:g} times as long as their MACs predict or longer, or as much less. `values`:"
-            " weights, inputs and outputs of convolutions and linear layers, each once; `weights`: their share;"
+            f"Networks that take {DEVIATES:g} times as long as their MACs predict or longer, or as much less. `with"
+            " values`: of what MACs and values moved together predict. `weights`: their share in the values moved."
             " `8 at once`: images a second at batch 8 over batch 1."
         )
         yield table(
-            ["network", "ms", "of predicted", "values/1,000 MACs", "weights", "8 at once", "why"],
+            ["network", "ms", "of predicted", "with values", "weights", "8 at once", "why"],
             [
                 [
                     f"`{each.network.name}`",
                     f"{each.network.batch1_ms:.1f}",
                     f"{each.ratio:.2f}",
-                    f"{1000 * each.network.moved_per_mac:.1f}",
+                    f"{each.rest:.2f}",
                     f"{each.network.weights_share:.0%}",
                     f"{each.network.gain:.1f}",
                     each.reason,
                 ]
                 for each in far
             ],
-            {"ms", "of predicted", "values/1,000 MACs", "weights", "8 at once"},
+            {"ms", "of predicted", "with values", "weights", "8 at once"},
         )
+    yield "By family, from the least to the largest of its networks:"
+    yield table(
+        ["family", "networks", "of predicted", "with values"],
+        [
+            [each.family, str(each.networks), *(f"{low:.2f} to {high:.2f}" for low, high in (each.ratios, each.rests))]
+            for each in by_family(networks)
+        ],
+        {"networks", "of predicted", "with values"},
+    )
 
 
 HEADINGS = [

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
 
@@ -16,9 +15,9 @@ from loadtest.landscape.rows import LandscapeRow
 BATCH = 8
 FLOAT_BYTES = 4  # of the cards' intensity, in operations per byte; two operations are one MAC
 FEWEST = 5  # networks to fit
-DEVIATES = 1.25  # times the predicted time, or as much less
+DEVIATES = 1.2  # times the predicted time, or as much less
 LIES_IN_WEIGHTS = 0.5  # share of all moved values, from which on weights are the reason
-MANY = 1.2  # times the median of the values moved for each MAC
+MANY = 1.2  # times the values that networks with as many MACs move
 UNFOLDED = {  # by family: work that neither MACs nor the values moved count
     "densenet": "Thin convolutions, with norms and concatenations between, which engines cannot fold into these",
     "preact_resnet": "Norms before the convolutions, which engines cannot fold into these",
@@ -44,11 +43,6 @@ class TimedNetwork:
     batch8_ms: float
 
     @property
-    def moved_per_mac(self) -> float:
-        """Values that are moved for each multiply-accumulate."""
-        return self.moved / self.macs
-
-    @property
     def weights_share(self) -> float:
         """Share of the weights in the values that are moved."""
         return self.params / self.moved
@@ -71,11 +65,25 @@ class CostFit:
 
 @dataclass(frozen=True)
 class Deviation:
-    """Network whose time is `ratio` times what its MACs predict, with the reason."""
+    """Network whose time is `ratio` times what its MACs predict, with the reason.
+
+    `rest` is its time as a multiple of what MACs and values moved together predict.
+    """
 
     network: TimedNetwork
     ratio: float
+    rest: float
     reason: str
+
+
+@dataclass(frozen=True)
+class FamilyDeviations:
+    """Least and largest multiple, within a family, of what MACs predict, and of what MACs and values moved predict."""
+
+    family: str
+    networks: int
+    ratios: tuple[float, float]
+    rests: tuple[float, float]
 
 
 def timed(rows: Sequence[LandscapeRow], precision: str) -> list[TimedNetwork]:
@@ -111,10 +119,10 @@ def fits(networks: Sequence[TimedNetwork]) -> list[CostFit]:
     return [fit(networks, costs)[0] for costs in COSTS] if len(networks) >= FEWEST else []
 
 
-def fit(networks: Sequence[TimedNetwork], costs: str) -> tuple[CostFit, list[float]]:
-    """Return the fit to costs, and each network's time as a multiple of the predicted one."""
+def fit(networks: Sequence[TimedNetwork], costs: str, target: str = "batch1_ms") -> tuple[CostFit, list[float]]:
+    """Return the fit of a field of the networks to costs, and each network's value as a multiple of the predicted."""
     logs = np.log([COSTS[costs](network) for network in networks])
-    times = np.log([network.batch1_ms for network in networks])
+    times = np.log([getattr(network, target) for network in networks])
     design = np.column_stack([np.ones(len(networks)), logs])
     solution, *_ = np.linalg.lstsq(design, times, rcond=None)
     errors = times - design @ solution
@@ -128,30 +136,47 @@ def deviations(networks: Sequence[TimedNetwork]) -> list[Deviation]:
     """Return the networks that deviate from what their MACs predict by DEVIATES or more, the slowest first."""
     if len(networks) < FEWEST:
         return []
-    _, ratios = fit(networks, "MACs")
+    (_, ratios), (_, rests) = fit(networks, "MACs"), fit(networks, "MACs and values moved")
+    _, moved = fit(networks, "MACs", "moved")
     far = [
-        Deviation(network, ratio, reason(network, ratio, networks))
-        for network, ratio in zip(networks, ratios, strict=True)
+        Deviation(network, ratio, rest, reason(network, ratio, values))
+        for network, ratio, rest, values in zip(networks, ratios, rests, moved, strict=True)
         if ratio >= DEVIATES or ratio <= 1 / DEVIATES
     ]
     return sorted(far, key=lambda deviation: -deviation.ratio)
 
 
-def reason(network: TimedNetwork, ratio: float, networks: Sequence[TimedNetwork]) -> str:
-    """Return a sentence on the cost by which a network that deviates differs from the median network."""
-    usual = median(other.moved_per_mac for other in networks)
-    moved = f"moves {network.moved_per_mac / usual:.1f} times the median's values for each MAC"
+def by_family(networks: Sequence[TimedNetwork]) -> list[FamilyDeviations]:
+    """Return the deviations of each family, those first that take longest for MACs and values moved."""
+    if len(networks) < FEWEST:
+        return []
+    (_, ratios), (_, rests) = fit(networks, "MACs"), fit(networks, "MACs and values moved")
+    families = []
+    for family in dict.fromkeys(network.family for network in networks):
+        own = [place for place, network in enumerate(networks) if network.family == family]
+        first, second = ([each[place] for place in own] for each in (ratios, rests))
+        families.append(FamilyDeviations(family, len(own), (min(first), max(first)), (min(second), max(second))))
+    return sorted(families, key=lambda each: -sum(each.rests))
+
+
+def reason(network: TimedNetwork, ratio: float, moved: float) -> str:
+    """Return a sentence on the cost by which a network that deviates differs from others.
+
+    `moved` is the values that the network moves, as a multiple of what networks with as many MACs usually move.
+    """
+    many = f"moves {moved:.1f} times the values of networks with as many MACs"
+    unexplained = f"Memory does not explain it: {many}; 8 images at once are {network.gain:.1f} times as fast."
     if ratio < 1:
-        return f"Compute-bound: {moved}." if network.moved_per_mac < 0.9 * usual else f"Not from memory: {moved}."
-    if network.weights_share > LIES_IN_WEIGHTS and network.moved_per_mac > MANY * usual:
+        return f"Little memory: {many}." if moved * MANY < 1 else unexplained
+    if network.weights_share > LIES_IN_WEIGHTS and moved > MANY:
         return (
-            f"Weights: {moved}, {network.weights_share:.0%} of these weights, {network.params / 1e6:.0f} million;"
+            f"Weights: {many}, {network.weights_share:.0%} of these weights, {network.params / 1e6:.0f} million;"
             f" batches, which share the reading, are {network.gain:.1f} times as fast."
         )
     if paths := IN_PATHS.search(network.name):
-        return f"Groups: {paths[1]} paths of {paths[2]} maps, too narrow to fill a processor's vectors; {moved}."
+        return f"Groups: {paths[1]} paths of {paths[2]} maps, too narrow to fill a processor's vectors; {many}."
     if network.family in UNFOLDED:
-        return f"{UNFOLDED[network.family]}; {moved}, norms not counted."
-    if network.moved_per_mac > MANY * usual:
-        return f"Activations: {moved}, {1 - network.weights_share:.0%} of these inputs and outputs."
-    return f"Not from memory: {moved}; 8 images at once are {network.gain:.1f} times as fast as one by one."
+        return f"{UNFOLDED[network.family]}; {many}, norms not counted."
+    if moved > MANY:
+        return f"Activations: {many}, {1 - network.weights_share:.0%} of these inputs and outputs."
+    return unexplained

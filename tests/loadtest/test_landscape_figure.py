@@ -11,7 +11,7 @@ import pytest
 from loadtest.landscape.claims import claims
 from loadtest.landscape.command import landscape_command
 from loadtest.landscape.figure import by_precision, front, landscape_figure
-from loadtest.landscape.fit import TimedNetwork, deviations, fits, timed
+from loadtest.landscape.fit import TimedNetwork, by_family, deviations, fits, timed
 from loadtest.landscape.networks import networks
 from loadtest.landscape.placement import LEADER, Surroundings, place_names, text_width
 from loadtest.landscape.rows import LandscapeRound, LandscapeRow
@@ -125,6 +125,9 @@ def test_fits_find_the_law_and_the_reasons(rows: list[LandscapeRow]) -> None:
     assert reasons["alexnet"].endswith("are 4.0 times as fast.")
     assert reasons["resnext50_32x4d"].startswith("Groups: 32 paths of 4 maps")
     assert reasons["densenet121"].startswith("Thin convolutions, with norms and concatenations")
+    slow = {each.family: each for each in by_family(timed(rows, "fp32"))}
+    assert slow["densenet"].rests[0] > 1 > slow["senet"].rests[1]
+    assert slow["resnet"].networks == 3
 
 
 def test_values_moved_are_each_weight_input_and_output_once(rows: list[LandscapeRow]) -> None:
