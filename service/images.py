@@ -152,15 +152,15 @@ class Decoders:
     """Pool of threads that decode images. The scheduler's admission bounds the number of waiting images."""
 
     def __init__(self, threads: int, max_pixels: int) -> None:
-        self._threads = threads
+        self.threads = threads
         self._max_pixels = max_pixels
         self._pool = ThreadPoolExecutor(threads, "decode")
         self.under_way = 0  # images that a thread decodes, or that wait for one
         self.mean_s = 0.0  # moving average over images decoded in a thread
 
-    def wait_s(self) -> float:
-        """Return the expected seconds until a thread is free, from the mean decoding time."""
-        return self.mean_s * self.under_way / self._threads
+    def wait_s(self, images: int = 1) -> float:
+        """Return the expected seconds until a thread is free for the last of `images`, from the mean decoding time."""
+        return self.mean_s * (self.under_way + images - 1) / self.threads
 
     def forget(self) -> None:
         """Reduce the mean decoding time by a tenth.
