@@ -65,6 +65,11 @@ def check_wanted(over: Event) -> None:
         raise RequestOver
 
 
+def is_picture(body: bytes) -> bool:
+    """Return True if a body begins as a file in a supported format does."""
+    return body.startswith(SIGNATURES) or (body[:4] == b"RIFF" and body[8:12] == b"WEBP")
+
+
 def opened(body: bytes, max_pixels: int, over: Event | None = None) -> ImageFile:
     """Return a picture after reading only its header. The content decides the format, not a file name or media type.
 
@@ -73,7 +78,7 @@ def opened(body: bytes, max_pixels: int, over: Event | None = None) -> ImageFile
     """
     if not body:
         raise Problem(400, "empty_image", "the body is empty; send the bytes of an image")
-    if not body.startswith(SIGNATURES) and not (body[:4] == b"RIFF" and body[8:12] == b"WEBP"):
+    if not is_picture(body):
         raise Problem(415, "unsupported_format", f"not an image in a supported format: {', '.join(FORMATS)}")
     source = partial(ImageBytes, over=over) if over else io.BytesIO
     try:

@@ -60,8 +60,23 @@ async def answers(
     errors = [refusal(server, model, queue, deadline) for model, queue in requested]
     if all(errors):
         return list(filter(None, errors))
-    with server.bodies.hold() as body, ExitStack() as places:
-        image = await body.read(request)
+    with server.bodies.hold() as body:
+        return await answers_read(server, request, requested, errors, await body.read(request), top_k, until)
+
+
+async def answers_read(
+    server: ServerContext,
+    request: Request,
+    requested: list[tuple[ServedModel, EngineQueue]],
+    errors: list[Exception | None],
+    image: bytes,
+    top_k: int,
+    until: asyncio.Timeout,
+) -> list[schema.Classification | Exception]:
+    """Decode the image of a body that has been read, and return as `answers` does; `errors` are from before."""
+    deadline = until.when()
+    assert deadline is not None
+    with ExitStack() as places:
         wait_s = server.decoders.wait_s()
         held = []
         for number, (model, queue) in enumerate(requested):

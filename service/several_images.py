@@ -6,20 +6,25 @@ A request has only so many images under way at a time, so that a request of many
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
+from http import HTTPStatus
 
 from fastapi import Request
 
 from service.batches import Pixels
 from service.body import Body
 from service.context import ServerContext
-from service.errors import Problem
-from service.inference import ImageAnswer
+from service.errors import Problem, as_problem
+from service.inference import ImageAnswer, infer, refusal, undecoded, while_connected
 from service.loading import ServedModel
-from service.scheduler import EngineQueue
+from service.scheduler import EngineQueue, QueuePlace, QueuePlaces
 
-ImageInput = bytes | Pixels  # a file in a supported format, or the pixels that the model's graph takes
+# A file in a supported format, the pixels that the model's graph takes, or the problem of an image that is neither.
+ImageInput = bytes | Pixels | Problem
 ReadImages = Callable[[Body], Awaitable[Sequence[ImageInput]]]
+logger = logging.getLogger("bentoml.convserve")
 
 
 async def infer_images(
@@ -35,14 +40,96 @@ async def infer_images(
     """Read the images of a request, decode and infer each, and return each image's answer or its problem, in order.
 
     `expected` is the number of images as far as known before the body is read, by which a request is refused unread.
-    `read` reads and parses the body, whose bytes count until this function returns; what the body lacks is its problem
-    to raise. `until` is the request's time limit, entered by the caller; images that miss the limit have Problem 504,
-    and the answers of the others are returned. The work ends if the client of `request` disconnects; without `request`
-    the caller cancels.
+    `read` reads and parses the body, and counts bytes that do not come from `Body.read` by `Body.add`; the bytes count
+    until this function returns. A Problem among the images is returned in its place. Self-tuning waits while this
+    function runs.
 
-    Raises Problem 422 `impossible_deadline` or Overloaded if the images cannot be answered in time all together, both
-    before and after reading; Problem 413 `too_many_images` beyond `settings.max_images`, Problem 400 `empty_image`
-    without any, and what `read` raises. The images count in the metrics, and the engine is in use, and self-tuning
-    waits, while this function runs.
+    Raises Problem 422 `impossible_deadline` or Overloaded if the images cannot all be answered in time, both before and
+    after reading; Problem 413 `too_many_images` beyond the settings, Problem 400 `empty_image` without images, and what
+    `read` raises. `until`, `request` and the rest are as in `infer_read`.
     """
-    raise NotImplementedError
+    with server.device.request(), queue.in_use(), server.bodies.hold() as body:
+        check(server, model, queue, until, expected)
+        return await infer_read(server, model, queue, await read(body), until, request)
+
+
+def check(server: ServerContext, model: ServedModel, queue: EngineQueue, until: asyncio.Timeout, images: int) -> float:
+    """Return the deadline. Raises an error, as `infer_images` does, if the images are too many or cannot be in time."""
+    most, deadline = server.settings.images_at_most, until.when()
+    assert deadline is not None
+    if not images:
+        raise Problem(400, "empty_image", "the request has no image")
+    if images > most:
+        raise too_many(images, most)
+    if error := refusal(server, model, queue, deadline, images):
+        raise error
+    return deadline
+
+
+def too_many(images: int, most: int) -> Problem:
+    """Return problem 413 `too_many_images`."""
+    return Problem(413, "too_many_images", f"{images} images; a request may have at most {most}")
+
+
+async def infer_read(
+    server: ServerContext,
+    model: ServedModel,
+    queue: EngineQueue,
+    images: Sequence[ImageInput],
+    until: asyncio.Timeout,
+    request: Request | None = None,
+) -> list[ImageAnswer | Problem]:
+    """Admit, decode and infer the images of a request that has been read; return each answer or problem, in order.
+
+    `until` is the request's time limit, which the caller has entered; images that miss the limit have Problem 504, and
+    the answers of the others are returned. The work ends once the client of `request` disconnects, or the caller
+    cancels. Each image is counted in the metrics. Raises errors as `infer_images` does.
+    """
+    deadline = check(server, model, queue, until, len(images))
+    window = asyncio.Semaphore(images_under_way(server, queue))
+    limit = None
+    if not until.expired():
+        limit = deadline
+        until.reschedule(None)  # each image has the deadline for itself
+
+    async def one(image: ImageInput) -> ImageAnswer | Problem:
+        try:
+            async with asyncio.timeout_at(limit), window:
+                with places.take() as place:
+                    return await answer_to(server, model, place, image)
+        except Exception as error:
+            return failed(server, model, error)
+
+    connected = while_connected(request, until) if request else nullcontext()
+    with QueuePlaces(server.scheduler, queue, deadline, len(images)) as places, connected:
+        return await asyncio.gather(*(one(image) for image in images))
+
+
+def images_under_way(server: ServerContext, queue: EngineQueue) -> int:
+    """Return how many images of a request are decoded, wait for the device, or run, at a time.
+
+    They fill a batch while another runs, and every decoder; a single image of another request waits for no more.
+    """
+    return 2 * queue.cost.best_batch + server.decoders.threads
+
+
+async def answer_to(server: ServerContext, model: ServedModel, place: QueuePlace, image: ImageInput) -> ImageAnswer:
+    """Decode one image, unless the model's device does so, and return the answer. Raises the image's problem."""
+    if isinstance(image, Problem):
+        raise image
+    if not isinstance(image, bytes):
+        return await infer(server, model, place, image, 0.0)
+    if place.queue.samplings and (answer := await undecoded(server, model, place, image, "")):
+        return answer
+    scaled = server.settings.scaled_jpeg and model.supports_scaled_jpeg(place.queue.engine)
+    (pixels,), decode_ms = await server.decoders(image, "", [model.manifest.preprocess], scaled=scaled, alone=False)
+    return await infer(server, model, place, pixels, decode_ms)
+
+
+def failed(server: ServerContext, model: ServedModel, error: Exception) -> Problem:
+    """Return the problem of one image; count the problem, and log an internal error."""
+    problem = as_problem(error)
+    server.metrics.failed(model.manifest.tag, problem.code)
+    if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        logger.error("%s: %s", model.manifest.tag, error, exc_info=error)
+    return problem
