@@ -96,7 +96,7 @@ def files_of_form(body: bytes, boundary: bytes, most: int) -> list[ImageInput] |
     except MultipartError:
         broken = True
     if len(files) > most:
-        raise too_many(len(files), most)
+        raise too_many(most)
     return files if sum(map(bool, files)) > 1 and not broken else None
 
 

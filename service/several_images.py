@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from http import HTTPStatus
 
 from fastapi import Request
@@ -60,15 +60,15 @@ def check(server: ServerContext, model: ServedModel, queue: EngineQueue, until: 
     if not images:
         raise Problem(400, "empty_image", "the request has no image")
     if images > most:
-        raise too_many(images, most)
+        raise too_many(most)
     if error := refusal(server, model, queue, deadline, images):
         raise error
     return deadline
 
 
-def too_many(images: int, most: int) -> Problem:
+def too_many(most: int) -> Problem:
     """Return problem 413 `too_many_images`."""
-    return Problem(413, "too_many_images", f"{images} images; a request may have at most {most}")
+    return Problem(413, "too_many_images", f"a request may have at most {most} images")
 
 
 async def infer_read(
@@ -100,7 +100,7 @@ async def infer_read(
         except Exception as error:
             return failed(server, model, error)
 
-    connected = while_connected(request, until) if request else nullcontext()
+    connected: AbstractContextManager[None] = nullcontext() if request is None else while_connected(request, until)
     with QueuePlaces(server.scheduler, queue, deadline, len(images)) as places, connected:
         return await asyncio.gather(*(one(image) for image in images))
 
