@@ -30,14 +30,18 @@ class Metrics:
         """Count in this process, or with `shared` in files of that folder, whose sums any process can tell."""
         self._shared = shared
         self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "convserve_requests",
-            "Images to classify, by model and outcome",
+        self._images = Counter(
+            "convserve_images",
+            "Images to classify, by model and outcome; a request that is refused as a whole counts once",
             ["model", "outcome"],
             registry=self._registry,
         )
         self._stages = Histogram(
-            "convserve_stage_seconds", "Time by stage", ["model", "stage"], buckets=SECONDS, registry=self._registry
+            "convserve_stage_duration_seconds",
+            "Time by stage",
+            ["model", "stage"],
+            buckets=SECONDS,
+            registry=self._registry,
         )
         self._batches = Histogram(
             "convserve_batch_size",
@@ -47,7 +51,7 @@ class Metrics:
             registry=self._registry,
         )
         self._http = Histogram(
-            "convserve_http_request_seconds",
+            "convserve_request_duration_seconds",
             "Time of a request, from its headers to the end of the answer",
             ["route", "method", "status"],
             buckets=SECONDS,
@@ -64,12 +68,12 @@ class Metrics:
         )
 
     def failed(self, model: str, code: str) -> None:
-        """Count a request that was answered with the problem `code`."""
-        self._requests.labels(model, code).inc()
+        """Count an image, or a request that was refused as a whole, that was answered with the problem `code`."""
+        self._images.labels(model, code).inc()
 
     def answered(self, model: str, batch_size: int, stages_ms: dict[str, float]) -> None:
         """Count an answer and its time by stage."""
-        self._requests.labels(model, "ok").inc()
+        self._images.labels(model, "ok").inc()
         self._batches.labels(model).observe(batch_size)
         for stage, milliseconds in stages_ms.items():
             self._stages.labels(model, stage).observe(milliseconds / 1000)
