@@ -54,7 +54,7 @@ X_SHAPE = {
     "name": "X-Shape",
     "in": "header",
     "description": "the body is raw pixels, as the model's graph takes them: height,width,channels, or n before these",
-    "schema": {"type": "string", "examples": ["28,28,1"]},
+    "schema": {"type": "string", "examples": ["32,32,1"]},
 }
 TopK = Annotated[int, Field(ge=1, le=MAX_TOP_K, description="largest number of classes in the answer")]
 DeadlineMs = Annotated[
