@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from importlib.metadata import version
@@ -10,10 +11,11 @@ from pathlib import Path
 from platform import python_version
 
 import psutil
-from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from engines.runtimes.machine import processor
 from service.loading import Slot
@@ -50,6 +52,19 @@ class Metrics:
             buckets=SIZES,
             registry=self._registry,
         )
+        self._ran = Counter(
+            "convserve_batches",
+            "Batches that ran, the sum of each answered image's share of its batch",
+            ["model"],
+            registry=self._registry,
+        )
+        self._last = Gauge(
+            "convserve_last_answer_timestamp_seconds",
+            "Time of the last answer, since 1970",
+            ["model"],
+            registry=self._registry,
+            multiprocess_mode="max",
+        )
         self._http = Histogram(
             "convserve_request_duration_seconds",
             "Time of a request, from its headers to the end of the answer",
@@ -75,6 +90,8 @@ class Metrics:
         """Count an answer and its time by stage."""
         self._images.labels(model, "ok").inc()
         self._batches.labels(model).observe(batch_size)
+        self._ran.labels(model).inc(1 / batch_size)
+        self._last.labels(model).set(time.time())
         for stage, milliseconds in stages_ms.items():
             self._stages.labels(model, stage).observe(milliseconds / 1000)
 
@@ -86,6 +103,15 @@ class Metrics:
     def served(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count a request to any route and its duration; `route` is the path template, such as /models/{name}."""
         self._http.labels(route, method, status).observe(seconds)
+
+    def samples(self) -> Iterator[Sample]:
+        """Yield the values of all metrics of the server's requests, summed over its processes."""
+        registry = self._registry
+        if self._shared:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry, path=str(self._shared))  # type: ignore[no-untyped-call]
+        for metric in registry.collect():
+            yield from metric.samples
 
     def text(self, slots: Iterable[tuple[str, Slot]], left: Mapping[str, int]) -> bytes:
         """Return all metrics of the server in Prometheus' text format.

@@ -143,6 +143,7 @@ class Settings(BaseSettings):
     max_batch: Annotated[int, Field(ge=1, le=4096, default_factory=largest_batch)]
     max_waiting: Annotated[int, Field(ge=1, le=65536)] = 1024
     max_images: Annotated[int, Field(ge=1, le=65536)] = 64
+    grpc_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     max_body_bytes: Annotated[int, Field(ge=1)] = 10 * 1024 * 1024
     max_bodies_bytes: Annotated[int, Field(ge=1)] = 256 * 1024 * 1024
     max_pixels: Annotated[int, Field(ge=1)] = 50_000_000
