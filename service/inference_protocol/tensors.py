@@ -88,7 +88,7 @@ def images_of(received: Received, shape: tuple[int, int, int], most: int) -> Seq
     form = ", ".join(["n", *map(str, needed)])
     check(tensor, "UINT8" if needed else "BYTES", [needed] if needed else [[], [1]], f"[{form}]")
     if tensor.shape[0] > most:
-        raise too_many(tensor.shape[0], most)
+        raise too_many(most)
     if not tensor.shape[0]:
         return []
     return pixels_of(tensor, raw) if needed else files_of(tensor, raw)
