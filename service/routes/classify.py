@@ -45,7 +45,7 @@ IMAGES_BODY = {
     "required": True,
     "content": IMAGES
     | {
-        "multipart/form-data": object_with("image", {"anyOf": [FILE, {"type": "array", "items": FILE}]}),
+        "multipart/form-data": object_with("image", {"type": "array", "minItems": 1, "items": FILE}),
         "application/json": object_with("images", TEXTS),
         "application/octet-stream": {"schema": FILE},
     },
