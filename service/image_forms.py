@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 from base64 import b64decode
+from collections.abc import Callable
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -56,10 +58,17 @@ async def images_of(request: Request, body: bytes, shape: tuple[int, ...] | None
     """
     if shape:
         return raw_pixels(body, shape)
-    content_type = request.headers.get("content-type", "")
-    if len(body) > LARGE:
-        return await asyncio.to_thread(files_of, body, content_type, most)
-    return files_of(body, content_type, most)
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    if kind == b"multipart/form-data":
+        boundary = options.get(b"boundary", b"")
+        if body.count(b"--" + boundary) <= 2:  # one part, and the end
+            return None
+        work: Callable[[], list[ImageInput] | None] = partial(files_of_form, body, boundary, most)
+    elif kind == b"application/json" and body and not is_picture(body):
+        work = partial(files_of_json, body)
+    else:
+        return None
+    return await asyncio.to_thread(work) if len(body) > LARGE else work()
 
 
 def raw_pixels(body: bytes, shape: tuple[int, ...]) -> list[ImageInput]:
@@ -70,23 +79,11 @@ def raw_pixels(body: bytes, shape: tuple[int, ...]) -> list[ImageInput]:
     return list(np.frombuffer(body, np.uint8).reshape(-1, *shape[-3:]))
 
 
-def files_of(body: bytes, content_type: str, most: int) -> list[ImageInput] | None:
-    """Return the files of a form with several, or of JSON; None for any other body. Raises as `images_of` does."""
-    kind, options = parse_options_header(content_type)
-    if kind == b"multipart/form-data":
-        return files_of_form(body, options.get(b"boundary", b""), most)
-    if kind == b"application/json" and body and not is_picture(body):
-        return files_of_json(body)
-    return None
-
-
 def files_of_form(body: bytes, boundary: bytes, most: int) -> list[ImageInput] | None:
     """Return the parts `image` of a form, or None if fewer than two have bytes or the form is broken.
 
     The way of one image reports what is broken.
     """
-    if body.count(b"--" + boundary) <= 2:  # one part, and the end
-        return None
     files: list[ImageInput] = []
     broken = False
     try:
