@@ -108,14 +108,15 @@ def conversation(
 
 def rows_of(reply: Reply | None, images: int) -> list[Result] | None:
     """Return the result of each image of a request; None if the request was too large and can be divided."""
-    if not isinstance(reply, httpx.Response):
-        return [ServerProblem(0, UNREACHABLE, f"{type(reply).__name__}: {reply}")] * images
-    answer = read(reply, images)
+    if isinstance(reply, httpx.Response):
+        answer = read(reply, images)
+    else:
+        answer = ServerProblem(0, UNREACHABLE, f"{type(reply).__name__}: {reply}")
     if not isinstance(answer, ServerProblem):
         return answer
     if answer.status == httpx.codes.REQUEST_ENTITY_TOO_LARGE and images > 1:
         return None
-    return [answer] * images
+    return [answer for _ in range(images)]
 
 
 def is_passing(result: Result) -> bool:

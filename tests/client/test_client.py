@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from convserve_client import AsyncConvServeClient, ConvServeClient, Question, ServerProblem
+from convserve_client.client import Image
 from engines.published.store import PublishedModel
 from service.application import create_application
 from service.context import ServerContext, make_context
@@ -55,7 +56,7 @@ def test_a_client_classifies_one_and_many(server: httpx.Client, lenet5: Publishe
         with pytest.raises(ServerProblem, match="unknown_model") as raised:
             client.classify(DIGIT, "lenet")
         assert raised.value.status == 404
-        images = [DIGIT, b"a text", str(DIGIT), ROOT / "missing.png", DIGIT.read_bytes()]
+        images: list[Image] = [DIGIT, b"a text", str(DIGIT), ROOT / "missing.png", DIGIT.read_bytes()]
         results = list(client.classify_many(images, "lenet5", batch=2))
     shown = [result.code if isinstance(result, ServerProblem) else result.label for result in results]
     assert shown == ["7", "unsupported_format", "7", "unreadable", "7"]
