@@ -64,7 +64,7 @@ async def repository_model_load(server: ServerContext, message: Any) -> Answered
 
 
 async def repository_model_unload(server: ServerContext, message: Any) -> Answered:
-    """Unload a model."""
+    """Unload all engines of a model."""
     await models.unload(server, message.model_name)
     return {}
 

@@ -23,7 +23,7 @@ from service.inference_protocol.grpc_methods import ADMIN, METHODS, OPEN, SHARED
 from service.inference_protocol.inference import infer
 from service.inference_protocol.messages import SERVICE
 from service.inference_protocol.models import full_name
-from service.inference_protocol.tensors import NO_SHARED_MEMORY, Received, invalid
+from service.inference_protocol.tensors import NO_SHARED_MEMORY, Received
 from service.request_log import HEADER, id_of, write
 
 INFER = "ModelInfer"
@@ -52,10 +52,11 @@ class GrpcServer:
         self._server = server
         self._health = health.aio.HealthServicer()
         self._grpc: Any = None
+        self.port = 0  # once the server listens
         self._following: asyncio.Task[None] | None = None
 
-    async def start(self, host: str, port: int, *, shared: bool = False) -> int:
-        """Listen on a port, 0 for any that is free, and return the port.
+    async def start(self, host: str, port: int, *, shared: bool = False) -> None:
+        """Listen on a port, 0 for any that is free.
 
         With `shared` other processes listen on the port too. Raises RuntimeError if the port is not free.
         """
@@ -73,12 +74,11 @@ class GrpcServer:
             pool.AddSerializedFile(file.serialized_pb)
         names = [SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._grpc, pool)
-        bound: int = self._grpc.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        self.port = self._grpc.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
         await self._tell_health()
         await self._grpc.start()
         self._following = asyncio.create_task(self._follow())
-        logger.info("gRPC listens on %s, port %d", host, bound)
-        return bound
+        logger.info("gRPC listens on %s, port %d", host, self.port)
 
     async def leave(self) -> None:
         """Report not ready from now on, so that clients and proxies go elsewhere."""
@@ -170,12 +170,17 @@ class GrpcServer:
         return messages.encoded_answer(await infer(self._server, state, name, receive, timeout_s=call.time_remaining()))
 
     async def _read(self, call: Any) -> bytes:
-        """Return the message of a call. Raises Problem 503 if all bodies together hold too many bytes already."""
+        """Return the message of a call.
+
+        Raises Problem 503 if all bodies together hold too many bytes already, Problem 413 for a message that gRPC has
+        refused for its size.
+        """
         self._server.bodies.take(0)
         async with asyncio.timeout(self._server.settings.timeout_s):
             data = await call.read()
         if data is aio.EOF:
-            raise invalid("the call has no message")
+            most = self._server.settings.max_body_bytes
+            raise Problem(413, "body_too_large", f"the call has no message, or one of more than {most:,} bytes")
         message: bytes = data
         return message
 

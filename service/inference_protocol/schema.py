@@ -42,7 +42,7 @@ class RequestParameters(RequestPart):
 
 
 class InputParameters(RequestPart):
-    """Parameters of an input."""
+    """Parameters of an input tensor."""
 
     binary_data_size: Size | None = None
     shared_memory_region: Any = None
@@ -121,13 +121,13 @@ class ProtocolError(BaseModel):
 
 
 class ServerLiveness(BaseModel):
-    """Liveness of the server."""
+    """Liveness of the server: always true."""
 
     live: bool
 
 
 class ServerReadiness(BaseModel):
-    """Readiness of the server."""
+    """Readiness of the server or of a model."""
 
     ready: bool
 
