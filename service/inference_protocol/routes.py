@@ -66,13 +66,14 @@ async def full_name(request: Request) -> str:
 
 
 Name = Annotated[str, Depends(full_name)]
+PATHS: list[tuple[str, Callable[..., Any]]] = [(MODEL, named), (VERSION, versioned)]
 
 
 def on_model(method: str, path: str, **options: Any) -> Callable[[Endpoint], Endpoint]:
     """Return a decorator for a route of a model, which has two paths: without the version, and with it."""
 
     def register(endpoint: Endpoint) -> Endpoint:
-        for prefix, shown in ((MODEL, named), (VERSION, versioned)):
+        for prefix, shown in PATHS:
             router.add_api_route(prefix + path, endpoint, methods=[method], dependencies=[Depends(shown)], **options)
         return endpoint
 
@@ -137,10 +138,8 @@ async def model_statistics(name: Name, server: Shared) -> ServerStatistics:
     "POST",
     INFER,
     response_model=InferenceResponse,
-    responses={
-        200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
-        **errors(400, 401, 404, 409, 413, 415, 422, 500, 503, 504),
-    },
+    responses=errors(400, 401, 404, 409, 413, 415, 422, 500, 503, 504)
+    | {200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}},
     openapi_extra={
         "requestBody": {
             "required": True,

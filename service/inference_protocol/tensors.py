@@ -52,7 +52,10 @@ class OutputTensor:
 
     def listed(self) -> list[Any]:
         """Return the elements as JSON holds them."""
-        return self.elements.ravel().tolist() if isinstance(self.elements, np.ndarray) else self.elements
+        if isinstance(self.elements, np.ndarray):
+            numbers: list[Any] = self.elements.ravel().tolist()
+            return numbers
+        return self.elements
 
 
 def invalid(detail: str) -> Problem:

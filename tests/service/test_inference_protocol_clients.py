@@ -99,7 +99,7 @@ def test_tritons_client_gets_the_answers_of_classify(
         ("pixels", [1, 28, 28, 1], "UINT8", "the model takes [n, 32, 32, 1]"),
         ("pixels", [1, 32, 32, 1], "FP32", "the datatype is 'FP32'; send UINT8"),
         ("input", [1, 32, 32, 1], "UINT8", "there is no 'input'"),
-        ("pixels", [65, 32, 32, 1], "UINT8", "65 images; a request may have at most 64"),
+        ("pixels", [65, 32, 32, 1], "UINT8", "a request may have at most 64 images"),
     ],
 )
 def test_tritons_client_is_told_what_is_wrong(
