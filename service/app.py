@@ -218,9 +218,11 @@ class ConvServe(Lifecycle):
         if self._grpc:
             await self._grpc.leave()
         await super().last_request()
+        if self._grpc:
+            self._grpc.end(SETTINGS.timeout_s)
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     async def stop(self) -> None:
-        """Answer the last requests over gRPC, once those over HTTP are answered."""
+        """Wait until the last requests over gRPC are answered."""
         if self._grpc:
             await self._grpc.stop(SETTINGS.timeout_s)

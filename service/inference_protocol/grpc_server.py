@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -54,6 +53,7 @@ class GrpcServer:
         self._grpc: Any = None
         self.port = 0  # once the server listens
         self._following: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
 
     async def start(self, host: str, port: int, *, shared: bool = False) -> None:
         """Listen on a port, 0 for any that is free.
@@ -84,13 +84,18 @@ class GrpcServer:
         """Report not ready from now on, so that clients and proxies go elsewhere."""
         await self._health.enter_graceful_shutdown()
 
-    async def stop(self, grace_s: float) -> None:
-        """Accept no more calls, and wait until those under way are answered, at most `grace_s` seconds."""
+    def end(self, grace_s: float) -> None:
+        """Accept no more calls; those that are under way have `grace_s` seconds."""
         if self._following:
             self._following.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._following
-        await self._grpc.stop(grace_s)
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._grpc.stop(grace_s))
+
+    async def stop(self, grace_s: float) -> None:
+        """Wait until the calls under way are answered, after `end`, which is called unless it was."""
+        self.end(grace_s)
+        if self._ending:
+            await self._ending
 
     async def _follow(self) -> None:
         """Tell the health service whether the server is ready. Never returns."""
