@@ -48,7 +48,7 @@ async def model_config(server: ServerContext, message: Any) -> Answered:
 
 
 async def model_statistics(server: ServerContext, message: Any) -> Answered:
-    """Return the totals of a model, or without a name of every model."""
+    """Return the totals of each version of a model, or without a name of every model."""
     return await statistics(server, full_name(message.name, message.version))
 
 

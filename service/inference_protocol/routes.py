@@ -130,7 +130,7 @@ async def model_config(name: Name, server: Shared) -> ModelConfig:
 
 @on_model("GET", "/stats", responses=errors(401, 404, 409))
 async def model_statistics(name: Name, server: Shared) -> ServerStatistics:
-    """Return the totals of a model. Each count is of images."""
+    """Return the totals of each version of a model. Each count is of images."""
     return await statistics(server, name)
 
 

@@ -18,8 +18,14 @@ Totals = Mapping[tuple[str, str, str], float]  # by metric, model, and outcome o
 
 
 async def statistics(server: ServerContext, name: str = "") -> ServerStatistics:
-    """Return the totals of a model, or without a name of every published model. Raises Problem as `find` does."""
-    tags = [(await find(server, name)).manifest.tag] if name else list(server.catalog.models)
+    """Return the totals of all versions that a name leaves, or without a name of every published model.
+
+    Raises Problem as `find` does.
+    """
+    tags = list(server.catalog.models)
+    if name:
+        await find(server, name)
+        tags = [model.manifest.tag for model in server.catalog.matching(name)[1]]
     totals = totals_of(server.metrics.samples())
     return ServerStatistics(model_stats=[of_model(totals, tag) for tag in tags])
 

@@ -132,15 +132,14 @@ async def test_an_inference_answers_as_over_http(
         assert np.frombuffer(logits, "<f4").reshape(answer.outputs[0].shape).tolist() == [[1, *[0] * 9]] * 2
         assert (answer.outputs[1].datatype, list(answer.outputs[1].shape)) == ("BYTES", [2, 2])
         assert b":0:0" in classes
-        typed = {"name": "image", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [DIGIT]}}
-        pixels = {
-            "name": "pixels",
-            "datatype": "UINT8",
-            "shape": [1, *SHAPE],
-            "contents": {"uint_contents": [7] * SIZE},
-        }
-        raw = {"inputs": [pixels | {"contents": None}], "raw_input_contents": [bytes(SIZE)]}
-        for sent in ({"inputs": [typed]}, {"inputs": [pixels]}, raw):
+        file = {"name": "image", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [DIGIT]}}
+        pixels = {"name": "pixels", "datatype": "UINT8", "shape": [1, *SHAPE]}
+        forms: list[dict[str, Any]] = [
+            {"inputs": [file]},
+            {"inputs": [pixels | {"contents": {"uint_contents": [7] * SIZE}}]},
+            {"inputs": [pixels], "raw_input_contents": [bytes(SIZE)]},
+        ]
+        for sent in forms:
             answer = await ask(channel, "ModelInfer", model_name=three[0], **sent)
             assert [list(output.shape) for output in answer.outputs] == [[1, 10], [1, 10]]
     line = json.loads(capsys.readouterr().out.splitlines()[0])
@@ -159,7 +158,7 @@ async def test_a_wrong_request_has_a_status_and_a_line(server: ServerContext, th
     typed = tensor | {"contents": {"bytes_contents": [DIGIT]}}
     floats = {"name": "pixels", "datatype": "UINT8", "shape": [1, *SHAPE], "contents": {"fp32_contents": [1.0] * SIZE}}
     region = tensor | {"parameters": {"shared_memory_region": {"string_param": "x"}}}
-    cases = [
+    cases: list[tuple[dict[str, Any], Any, str]] = [
         ({"model_name": "lenet"}, StatusCode.NOT_FOUND, "did you mean lenet5?"),
         ({"model_name": "resnet18", "model_version": ""}, StatusCode.FAILED_PRECONDITION, "no published weights"),
         ({"inputs": []}, StatusCode.INVALID_ARGUMENT, "raw_input_contents: 1, one is needed for each of 0 inputs"),
@@ -214,7 +213,8 @@ async def test_keys_and_the_admins_token_are_metadata(three: list[str]) -> None:
         assert (await ask(channel, "ServerLive")).live
         assert not (await ask(channel, "ServerReady")).ready
         right = request_of(three[0], [DIGIT])
-        for metadata in ((), (("x-api-key", "two"),)):
+        wrong: list[list[tuple[str, str]]] = [[], [("x-api-key", "two")]]
+        for metadata in wrong:
             code, _details = await refused(channel, "ModelInfer", *metadata, **right)
             assert code == StatusCode.UNAUTHENTICATED
         for pair in (("x-api-key", "one"), ("authorization", "Bearer one")):
@@ -226,7 +226,7 @@ async def test_keys_and_the_admins_token_are_metadata(three: list[str]) -> None:
 
 
 async def test_a_call_that_is_given_up_leaves_the_queue(
-    server: ServerContext, three: list[str], capsys: pytest.CaptureFixture[str]
+    server: ServerContext, three: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue = server.catalog.models[three[0]].chosen.queue
     assert queue
@@ -234,7 +234,7 @@ async def test_a_call_that_is_given_up_leaves_the_queue(
     async def never(*_: object) -> Any:
         await asyncio.Event().wait()
 
-    server.scheduler.infer = never  # type: ignore[method-assign]
+    monkeypatch.setattr(server.scheduler, "infer", never)
     async with channel_to(server) as (channel, _):
         with pytest.raises(aio.AioRpcError) as error:
             await ask(channel, "ModelInfer", timeout=0.2, **request_of(three[0], [DIGIT]))
