@@ -18,8 +18,9 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from pydantic import BaseModel, ValidationError
 
+from service.errors import Problem
 from service.inference_protocol.inference import InferenceAnswer
-from service.inference_protocol.json_codec import faults
+from service.inference_protocol.json_codec import MAX_VALUES, faults
 from service.inference_protocol.schema import InferenceRequest
 from service.inference_protocol.tensors import Received, invalid
 
@@ -69,7 +70,13 @@ def encoded(method: str, answer: BaseModel | dict[str, Any]) -> bytes:
 
 
 def received(message: Any) -> Received:
-    """Return the request in a ModelInferRequest. Raises Problem 400 that names the member that is wrong."""
+    """Return the request in a ModelInferRequest.
+
+    Raises Problem 400 that names the member that is wrong, Problem 413 for too many values in `contents`.
+    """
+    if sum(len(elements) for tensor in message.inputs for _, elements in tensor.contents.ListFields()) > MAX_VALUES:
+        detail = f"contents: more than {MAX_VALUES:,} values; send raw_input_contents"
+        raise Problem(413, "body_too_large", detail)
     members = {
         "id": message.id,
         "parameters": parameters(message.parameters),

@@ -167,6 +167,11 @@ async def test_a_wrong_request_has_a_status_and_a_line(server: ServerContext, th
         ({"inputs": [tensor | {"shape": [-1]}]}, StatusCode.INVALID_ARGUMENT, "inputs.0.shape.0: Input should be"),
         ({"raw_input_contents": [b"x"]}, StatusCode.INVALID_ARGUMENT, "image: the binary data is not 1 elements"),
         ({"raw_input_contents": [elements(b"x")]}, StatusCode.INVALID_ARGUMENT, "image[0]: not an image"),
+        (
+            {"inputs": [floats | {"contents": {"uint_contents": [0] * 400_001}}], "raw_input_contents": []},
+            StatusCode.RESOURCE_EXHAUSTED,
+            "contents: more than 400,000 values; send raw_input_contents",
+        ),
         ({"inputs": [region]}, StatusCode.INVALID_ARGUMENT, "image: shared memory is not supported"),
         ({"outputs": [{"name": "x"}]}, StatusCode.INVALID_ARGUMENT, "outputs: there is no 'x'"),
         ({"parameters": {"timeout": {"int64_param": 1}}}, StatusCode.INVALID_ARGUMENT, "needs 1.0 ms for an image"),
