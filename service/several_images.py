@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from http import HTTPStatus
 
 from fastapi import Request
 
 from service.batches import Pixels
-from service.body import Body
 from service.context import ServerContext
 from service.errors import Problem, as_problem
 from service.inference import ImageAnswer, infer, refusal, undecoded, while_connected
@@ -23,38 +22,15 @@ from service.scheduler import EngineQueue, QueuePlace, QueuePlaces
 
 # A file in a supported format, the pixels that the model's graph takes, or the problem of an image that is neither.
 ImageInput = bytes | Pixels | Problem
-ReadImages = Callable[[Body], Awaitable[Sequence[ImageInput]]]
 logger = logging.getLogger("bentoml.convserve")
 
 
-async def infer_images(
-    server: ServerContext,
-    model: ServedModel,
-    queue: EngineQueue,
-    read: ReadImages,
-    until: asyncio.Timeout,
-    *,
-    expected: int = 1,
-    request: Request | None = None,
-) -> list[ImageAnswer | Problem]:
-    """Read the images of a request, decode and infer each, and return each image's answer or its problem, in order.
-
-    `expected` is the number of images as far as known before the body is read, by which a request is refused unread.
-    `read` reads and parses the body, and counts bytes that do not come from `Body.read` by `Body.add`; the bytes count
-    until this function returns. A Problem among the images is returned in its place. Self-tuning waits while this
-    function runs.
-
-    Raises Problem 422 `impossible_deadline` or Overloaded if the images cannot all be answered in time, both before and
-    after reading; Problem 413 `too_many_images` beyond the settings, Problem 400 `empty_image` without images, and what
-    `read` raises. `until`, `request` and the rest are as in `infer_read`.
-    """
-    with server.device.request(), queue.in_use(), server.bodies.hold() as body:
-        check(server, model, queue, until, expected)
-        return await infer_read(server, model, queue, await read(body), until, request)
-
-
 def check(server: ServerContext, model: ServedModel, queue: EngineQueue, until: asyncio.Timeout, images: int) -> float:
-    """Return the deadline. Raises an error, as `infer_images` does, if the images are too many or cannot be in time."""
+    """Return the deadline of a request with so many images; before the body is read, with as many as are known of.
+
+    Raises Problem 422 `impossible_deadline` or Overloaded if the images cannot all be answered in time, Problem 413
+    `too_many_images` beyond the settings, and Problem 400 `empty_image` without images.
+    """
     most, deadline = server.settings.images_at_most, until.when()
     assert deadline is not None
     if not images:
@@ -81,11 +57,13 @@ async def infer_read(
 ) -> list[ImageAnswer | Problem]:
     """Admit, decode and infer the images of a request that has been read; return each answer or problem, in order.
 
-    `until` is the request's time limit, which the caller has entered; images that miss the limit have Problem 504, and
-    the answers of the others are returned. The work ends once the client of `request` disconnects, or the caller
-    cancels. Each image is counted in the metrics. Raises errors as `infer_images` does.
+    A Problem among the images is returned in its place. `until` is the request's time limit, which the caller has
+    entered; images that miss the limit have Problem 504, and the answers of the others are returned. The work ends once
+    the client of `request` disconnects, or the caller cancels. Each image is counted in the metrics. Raises errors as
+    `check` does.
     """
     deadline = check(server, model, queue, until, len(images))
+    alone = len(images) == server.bodies.count == 1
     window = asyncio.Semaphore(images_under_way(server, queue))
     limit = None
     if not until.expired():
@@ -96,12 +74,14 @@ async def infer_read(
         try:
             async with asyncio.timeout_at(limit), window:
                 with places.take() as place:
-                    return await answer_to(server, model, place, image)
+                    return await answer_to(server, model, place, image, alone)
         except Exception as error:
             return failed(server, model, error)
 
     connected: AbstractContextManager[None] = nullcontext() if request is None else while_connected(request, until)
     with QueuePlaces(server.scheduler, queue, deadline, len(images)) as places, connected:
+        if len(images) == 1:  # which needs no task of its own
+            return [await one(images[0])]
         return await asyncio.gather(*(one(image) for image in images))
 
 
@@ -113,8 +93,13 @@ def images_under_way(server: ServerContext, queue: EngineQueue) -> int:
     return 2 * queue.cost.best_batch + server.decoders.threads
 
 
-async def answer_to(server: ServerContext, model: ServedModel, place: QueuePlace, image: ImageInput) -> ImageAnswer:
-    """Decode one image, unless the model's device does so, and return the answer. Raises the image's problem."""
+async def answer_to(
+    server: ServerContext, model: ServedModel, place: QueuePlace, image: ImageInput, alone: bool
+) -> ImageAnswer:
+    """Decode one image, unless the model's device does so, and return the answer. Raises the image's problem.
+
+    `alone` is True if no other image is in progress.
+    """
     if isinstance(image, Problem):
         raise image
     if not isinstance(image, bytes):
@@ -122,7 +107,7 @@ async def answer_to(server: ServerContext, model: ServedModel, place: QueuePlace
     if place.queue.samplings and (answer := await undecoded(server, model, place, image, "")):
         return answer
     scaled = server.settings.scaled_jpeg and model.supports_scaled_jpeg(place.queue.engine)
-    (pixels,), decode_ms = await server.decoders(image, "", [model.manifest.preprocess], scaled=scaled, alone=False)
+    (pixels,), decode_ms = await server.decoders(image, "", [model.manifest.preprocess], scaled=scaled, alone=alone)
     return await infer(server, model, place, pixels, decode_ms)
 
 

@@ -10,16 +10,15 @@ import numpy as np
 from fastapi import Request
 from starlette.datastructures import State
 
-from service.body import Body
 from service.context import ServerContext
 from service.errors import Problem
 from service.inference import ImageAnswer, deadline_of
 from service.inference_protocol.models import find, split
 from service.inference_protocol.schema import InferenceRequest
 from service.inference_protocol.tensors import OutputTensor, Received, check_outputs, images_of, outputs_of
-from service.several_images import ImageInput, infer_images
+from service.several_images import check, infer_read
 
-Receive = Callable[[Body], Awaitable[Received]]
+Receive = Callable[[], Awaitable[Received]]
 
 
 @dataclass(frozen=True)
@@ -44,29 +43,27 @@ async def infer(
 ) -> InferenceAnswer:
     """Receive the request for the model `name`, infer its images, and return the answer.
 
-    `receive` reads and parses the request, and counts its bytes. The server's time limit, `timeout_s` and the request's
-    parameter `timeout` bound the time. `state` notes what the log needs. The work ends once the client of `request`
-    disconnects. Raises Problem for a request that is wrong or whose images have a problem, and Overloaded.
+    `receive` reads and parses the request; the caller holds the body. The server's time limit, `timeout_s` and the
+    request's parameter `timeout` bound the time. `state` notes what the log needs. The work ends once the client of
+    `request` disconnects. Raises Problem for a request that is wrong or whose images have a problem, and Overloaded,
+    where possible before the request is received.
     """
     began = server.scheduler.clock()
     state.deadline = deadline_of(server, None if timeout_s is None else 1000 * timeout_s)
-    received: list[Received] = []
     async with asyncio.timeout_at(state.deadline) as until:
         model = await find(server, name)
         state.tag = model.manifest.tag
         queue = await server.device.queue(model)
-
-        async def images(body: Body) -> Sequence[ImageInput]:
-            found = await receive(body)
-            received.append(found)
-            check_outputs(found.request.outputs)
-            if timeout_us := found.request.parameters.timeout:
+        with queue.in_use():
+            check(server, model, queue, until, 1)
+            received = await receive()
+            asked = received.request
+            check_outputs(asked.outputs)
+            if timeout_us := asked.parameters.timeout:
                 state.deadline = min(state.deadline, began + timeout_us / 1e6)
                 until.reschedule(state.deadline)
-            return images_of(found, model.manifest.preprocess.shape, server.settings.images_at_most)
-
-        results = await infer_images(server, model, queue, images, until, request=request)
-    asked = received[0].request
+            images = images_of(received, model.manifest.preprocess.shape, server.settings.images_at_most)
+            results = await infer_read(server, model, queue, images, until, request)
     logits = np.stack([answer.logits for answer in answers_in(state, results, asked.inputs[0].name)])
     outputs = outputs_of(logits, model.manifest.labels, asked.outputs)
     engine = {"runtime": queue.engine.runtime, "precision": queue.engine.precision}

@@ -9,7 +9,6 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import ValidationError
 
-from service.body import Body
 from service.context import ServerContext, Shared
 from service.errors import Problem
 from service.inference_protocol import models
@@ -164,10 +163,11 @@ async def answered(request: Request, server: ServerContext, name: str) -> Respon
         detail = f"Content-Encoding: {encoding[:20]} is not supported; send the body uncompressed"
         raise Problem(415, "unsupported_encoding", detail, headers={"Connection": "close"})
 
-    async def receive(body: Body) -> Received:
+    async def receive() -> Received:
         return await parsed(await body.read(request), request.headers.get(HEADER))
 
-    return response_of(await infer(server, request.state, name, receive, request=request))
+    with server.device.request(), server.bodies.hold() as body:
+        return response_of(await infer(server, request.state, name, receive, request=request))
 
 
 @router.post(

@@ -13,13 +13,12 @@ import httpx
 import pytest
 
 from engines.published.store import PublishedModel
-from service.body import Body
 from service.context import ServerContext, make_context
 from service.errors import Problem
 from service.inference import ImageAnswer
 from service.scheduler import EngineQueue, Overloaded, Scheduler
 from service.settings import Settings
-from service.several_images import ImageInput, infer_images
+from service.several_images import ImageInput, infer_read
 from tests.service.problems import problem
 from tests.service.stubs import client_of
 from tests.service.test_images import LIMIT, to_pixels
@@ -47,12 +46,9 @@ async def ask_many(
     server: ServerContext, tag: str, queue: EngineQueue, images: Sequence[ImageInput], within_s: float = 1000.0
 ) -> list[ImageAnswer | Problem]:
     """Return the results of one request with these images."""
-
-    async def read(_: Body) -> Sequence[ImageInput]:
-        return images
-
     async with asyncio.timeout(within_s) as until:
-        return await infer_images(server, server.catalog.models[tag], queue, read, until)
+        with queue.in_use():
+            return await infer_read(server, server.catalog.models[tag], queue, images, until)
 
 
 def shown(result: ImageAnswer | Problem) -> float | str:
