@@ -48,7 +48,9 @@ class GrpcServer:
     """Server of gRPC, with the protocol's methods, the standard health service, and reflection."""
 
     def __init__(self, server: ServerContext) -> None:
+        settings = server.settings
         self._server = server
+        self._reading = asyncio.Semaphore(settings.max_bodies_bytes // settings.max_body_bytes)
         self._health = health.aio.HealthServicer()
         self._grpc: Any = None
         self.port = 0  # once the server listens
@@ -63,6 +65,7 @@ class GrpcServer:
         settings = self._server.settings
         options = [
             ("grpc.max_receive_message_length", settings.max_body_bytes),
+            ("grpc.compression_enabled_algorithms_bitset", 1),  # none: the limit is not for what a message unpacks to
             ("grpc.so_reuseport", int(shared)),
         ]
         self._grpc = aio.server(options=options, maximum_concurrent_rpcs=settings.max_waiting)
@@ -158,35 +161,35 @@ class GrpcServer:
             check_admin(server, bearer(headers))
         if method in SHARED_MEMORY:
             raise Problem(501, "not_supported", NO_SHARED_MEMORY)
-        if method == INFER:
-            return await self._infer(call, state)
-        message = messages.decoded(method, await self._read(call))
-        return messages.encoded(method, await METHODS[method](server, message))
+        with server.bodies.hold() as body:
+            message = messages.decoded(method, await self._read(call, body))
+            if method == INFER:
+                return await self._infer(call, message, state)
+            return messages.encoded(method, await METHODS[method](server, message))
 
-    async def _infer(self, call: Any, state: State) -> bytes:
-        data = await self._read(call)
-        message = messages.decoded(INFER, data)
-
-        async def receive(body: Body) -> Received:
-            body.add(len(data))
+    async def _infer(self, call: Any, message: Any, state: State) -> bytes:
+        async def receive() -> Received:
             return messages.received(message)
 
         name = full_name(message.model_name, message.model_version)
-        return messages.encoded_answer(await infer(self._server, state, name, receive, timeout_s=call.time_remaining()))
+        with self._server.device.request():
+            answer = await infer(self._server, state, name, receive, timeout_s=call.time_remaining())
+        return messages.encoded_answer(answer)
 
-    async def _read(self, call: Any) -> bytes:
-        """Return the message of a call.
+    async def _read(self, call: Any, body: Body) -> bytes:
+        """Return the message of a call, and count its bytes.
 
-        Raises Problem 503 if all bodies together hold too many bytes already, Problem 413 for a message that gRPC has
-        refused for its size.
+        gRPC delivers a message as a whole, so only as many are received at a time as all bodies together may hold.
+        Raises Problem 503 if they hold too many bytes, Problem 413 for a message that gRPC has refused for its size.
         """
-        self._server.bodies.take(0)
-        async with asyncio.timeout(self._server.settings.timeout_s):
+        async with asyncio.timeout(self._server.settings.timeout_s), self._reading:
+            body.add(0)
             data = await call.read()
         if data is aio.EOF:
             most = self._server.settings.max_body_bytes
             raise Problem(413, "body_too_large", f"the call has no message, or one of more than {most:,} bytes")
         message: bytes = data
+        body.add(len(message))
         return message
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
-from grpc import StatusCode, aio
+from grpc import Compression, StatusCode, aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -193,6 +193,9 @@ async def test_a_wrong_request_has_a_status_and_a_line(server: ServerContext, th
         with pytest.raises(aio.AioRpcError) as error:
             await channel.unary_unary(f"/{SERVICE}/ModelInfer")(bytes(11 * 1024 * 1024))
         assert error.value.code() == StatusCode.RESOURCE_EXHAUSTED
+        with pytest.raises(aio.AioRpcError) as error:  # which would unpack to any size
+            await channel.unary_unary(f"/{SERVICE}/ModelInfer")(bytes(1000), compression=Compression.Gzip)
+        assert error.value.code() == StatusCode.UNIMPLEMENTED
 
 
 async def test_an_overload_says_when_to_ask_again(server: ServerContext, three: list[str]) -> None:
@@ -209,6 +212,36 @@ async def test_an_overload_says_when_to_ask_again(server: ServerContext, three: 
         server.bodies._held = 10**9
         code, details = await refused(channel, "ModelInfer", **request_of(three[0], [DIGIT]))
         assert (code, "the bodies of other requests" in details) == (StatusCode.UNAVAILABLE, True)
+
+
+async def test_few_messages_arrive_at_a_time_and_each_is_counted_until_its_answer(three: list[str]) -> None:
+    server = make_context(Settings(max_body_bytes=10_000, max_bodies_bytes=20_000))
+    queue = put(server, three[0], StubEngine())
+    right = request_of(three[0], [DIGIT])
+    size = messages.classes()["ModelInfer"].request(**right).ByteSize()
+    async with channel_to(server) as (channel, _):
+        infer = channel.stream_unary(f"/{SERVICE}/ModelInfer")
+        stalled = [infer() for _ in range(2)]  # and send no message
+        await asyncio.sleep(0.1)
+        assert server.bodies.count == 2
+        third = asyncio.create_task(ask(channel, "ModelInfer", **right))
+        await asyncio.sleep(0.1)
+        assert (server.bodies.count, third.done()) == (3, False)
+        stalled[0].cancel()
+        await third
+        held = []
+        model, unpatched = server.catalog.models[three[0]], server.device.queue
+
+        async def loading(*_: object) -> Any:
+            held.append(server.bodies._held)
+            return await unpatched(model)
+
+        server.device.queue = loading  # type: ignore[method-assign]
+        await ask(channel, "ModelInfer", **right)
+        assert held == [size]
+        stalled[1].cancel()
+        await asyncio.sleep(0.1)
+        assert (server.bodies.count, server.bodies._held, queue.users) == (0, 0, 0)
 
 
 async def test_keys_and_the_admins_token_are_metadata(three: list[str]) -> None:
