@@ -53,8 +53,8 @@ def shape_of(request: Request, model: ServedModel) -> tuple[int, ...] | None:
 async def images_of(request: Request, body: bytes, shape: tuple[int, ...] | None, most: int) -> list[ImageInput] | None:
     """Return the images of a body with several files or raw pixels of a shape; None for a body or form with one file.
 
-    Raises Problem 413 `too_many_images` for a form with more than `most`, Problem 422 `wrong_shape` if the pixels are
-    not of the shape, and Problem 400 `broken_json`.
+    Raises Problem 413 `too_many_images` for a form or JSON with more than `most`, Problem 422 `wrong_shape` if the
+    pixels are not of the shape, and Problem 400 `broken_json`.
     """
     if shape:
         return raw_pixels(body, shape)
@@ -65,7 +65,7 @@ async def images_of(request: Request, body: bytes, shape: tuple[int, ...] | None
             return None
         work: Callable[[], list[ImageInput] | None] = partial(files_of_form, body, boundary, most)
     elif kind == b"application/json" and body and not is_picture(body):
-        work = partial(files_of_json, body)
+        work = partial(files_of_json, body, most)
     else:
         return None
     return await asyncio.to_thread(work) if len(body) > LARGE else work()
@@ -97,8 +97,13 @@ def files_of_form(body: bytes, boundary: bytes, most: int) -> list[ImageInput] |
     return files if sum(map(bool, files)) > 1 and not broken else None
 
 
-def files_of_json(body: bytes) -> list[ImageInput]:
-    """Return the files of JSON, and a problem in place of each that is no base64. Raises Problem 400 `broken_json`."""
+def files_of_json(body: bytes, most: int) -> list[ImageInput]:
+    """Return the files of JSON, and a problem in place of each that is no base64.
+
+    Raises Problem 400 `broken_json`, Problem 413 `too_many_images` for more values than `most` images can have.
+    """
+    if body.count(b",") > 2 * most:  # base64 has no comma, and the start of a data URL has one
+        raise too_many(most)
     try:
         texts = ImagesBody.model_validate_json(body).images
     except ValidationError as error:

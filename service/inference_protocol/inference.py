@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from fastapi import Request
@@ -62,7 +63,8 @@ async def infer(
             if timeout_us := asked.parameters.timeout:
                 state.deadline = min(state.deadline, began + timeout_us / 1e6)
                 until.reschedule(state.deadline)
-            images = images_of(received, model.manifest.preprocess.shape, server.settings.images_at_most)
+            take = partial(images_of, received, model.manifest.preprocess.shape, server.settings.images_at_most)
+            images = await asyncio.to_thread(take) if received.large else take()
             results = await infer_read(server, model, queue, images, until, request)
     logits = np.stack([answer.logits for answer in answers_in(state, results, asked.inputs[0].name)])
     outputs = outputs_of(logits, model.manifest.labels, asked.outputs)

@@ -12,10 +12,10 @@ from pydantic_core import to_json
 from service.errors import Problem
 from service.inference_protocol.inference import InferenceAnswer
 from service.inference_protocol.schema import InferenceRequest
-from service.inference_protocol.tensors import Received, invalid
+from service.inference_protocol.tensors import Raw, Received, invalid
 
 HEADER = "Inference-Header-Content-Length"  # bytes of the JSON in a body with binary data
-LARGE = 256 * 1024  # bytes of JSON that is parsed in a thread
+LARGE = 256 * 1024  # bytes of JSON that is parsed in a thread, and of JSON that is no inference at most
 MAX_VALUES = 400_000  # in JSON: the pixels of the largest image, and to spare; parsing takes some 20 ms
 MAX_FAULTS = 3  # in an error
 
@@ -52,16 +52,16 @@ def parse(body: bytes, size: int) -> Received:
         request = InferenceRequest.model_validate_json(text)
     except ValidationError as error:
         raise invalid(faults(error)) from None
-    raw: list[bytes | None] = []
-    start = size
+    raw: list[Raw | None] = []
+    rest, start = memoryview(body), size
     for tensor in request.inputs:
         length = tensor.parameters.binary_data_size
-        raw.append(None if length is None else body[start : start + length])
+        raw.append(None if length is None else rest[start : start + length])
         start += length or 0
     if start != len(body):
         detail = f"the sizes in binary_data_size are {start - size:,} bytes; behind the JSON are {len(body) - size:,}"
         raise invalid(f"{detail}; {HEADER} says where the JSON ends")
-    return Received(request, raw)
+    return Received(request, raw, large=size > LARGE)
 
 
 def faults(error: ValidationError) -> str:

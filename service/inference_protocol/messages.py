@@ -21,7 +21,14 @@ from pydantic import BaseModel, ValidationError
 from service.errors import Problem
 from service.inference_protocol.inference import InferenceAnswer
 from service.inference_protocol.json_codec import MAX_VALUES, faults
-from service.inference_protocol.schema import InferenceRequest
+from service.inference_protocol.schema import (
+    FEW,
+    InferenceRequest,
+    InputParameters,
+    OutputParameters,
+    RequestParameters,
+    RequestPart,
+)
 from service.inference_protocol.tensors import Received, invalid
 
 SERVICE = "inference.GRPCInferenceService"
@@ -74,23 +81,28 @@ def received(message: Any) -> Received:
 
     Raises Problem 400 that names the member that is wrong, Problem 413 for too many values in `contents`.
     """
+    if max(map(len, (message.inputs, message.outputs, message.raw_input_contents))) > FEW:
+        raise invalid(f"inputs, outputs, raw_input_contents: send at most {FEW} of each")
     if sum(len(elements) for tensor in message.inputs for _, elements in tensor.contents.ListFields()) > MAX_VALUES:
         detail = f"contents: more than {MAX_VALUES:,} values; send raw_input_contents"
         raise Problem(413, "body_too_large", detail)
     members = {
         "id": message.id,
-        "parameters": parameters(message.parameters),
+        "parameters": parameters(message.parameters, RequestParameters),
         "inputs": [
             {
                 "name": tensor.name,
-                "shape": list(tensor.shape),
+                "shape": list(tensor.shape[: FEW + 1]),
                 "datatype": tensor.datatype,
-                "parameters": parameters(tensor.parameters),
+                "parameters": parameters(tensor.parameters, InputParameters),
                 "data": contents(tensor),
             }
             for tensor in message.inputs
         ],
-        "outputs": [{"name": output.name, "parameters": parameters(output.parameters)} for output in message.outputs],
+        "outputs": [
+            {"name": output.name, "parameters": parameters(output.parameters, OutputParameters)}
+            for output in message.outputs
+        ],
     }
     try:
         request = InferenceRequest.model_validate(members)
@@ -104,10 +116,10 @@ def received(message: Any) -> Received:
     return Received(request, raw or [None] * len(request.inputs))
 
 
-def parameters(sent: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters by name, without those that have no value."""
-    chosen = {name: (value, value.WhichOneof("parameter_choice")) for name, value in sent.items()}
-    return {name: getattr(value, choice) for name, (value, choice) in chosen.items() if choice}
+def parameters(sent: Mapping[str, Any], known: type[RequestPart]) -> dict[str, Any]:
+    """Return those of the `known` parameters that have a value."""
+    found = [(name, sent[name]) for name in known.model_fields if name in sent]
+    return {name: getattr(value, choice) for name, value in found if (choice := value.WhichOneof("parameter_choice"))}
 
 
 def contents(tensor: Any) -> list[Any] | None:

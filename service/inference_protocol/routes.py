@@ -13,7 +13,7 @@ from service.context import ServerContext, Shared
 from service.errors import Problem
 from service.inference_protocol import models
 from service.inference_protocol.inference import infer
-from service.inference_protocol.json_codec import HEADER, faults, parsed, response_of
+from service.inference_protocol.json_codec import HEADER, LARGE, faults, parsed, response_of
 from service.inference_protocol.schema import (
     IndexEntry,
     IndexRequest,
@@ -205,6 +205,8 @@ async def sent(request: Request, server: ServerContext, kind: type[Part]) -> Par
     async with asyncio.timeout(server.settings.timeout_s):
         with server.bodies.hold() as body:
             text = await body.read(request)
+    if len(text) > LARGE:
+        raise Problem(413, "body_too_large", f"the JSON may have at most {LARGE:,} bytes")
     try:
         return kind.model_validate_json(text or b"{}")
     except ValidationError as error:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from service.schema import Status
 
 MOST = 2**63 - 1  # largest number that gRPC can carry
+FEW = 8  # the most dimensions of a tensor, and tensors in a request: an error for each of a million takes seconds
 STATES: dict[Status, str] = {
     "ready": "READY",
     "loading": "LOADING",
@@ -60,7 +61,7 @@ class RequestInput(RequestPart):
     """Input tensor: the elements stand in `data`, or as binary data behind the JSON."""
 
     name: str
-    shape: Annotated[list[Size], Field(max_length=8)]
+    shape: Annotated[list[Size], Field(max_length=FEW)]
     datatype: str
     parameters: InputParameters = InputParameters()
     data: list[Any] | None = None
@@ -78,8 +79,8 @@ class InferenceRequest(RequestPart):
 
     id: str = ""
     parameters: RequestParameters = RequestParameters()
-    inputs: list[RequestInput]
-    outputs: list[RequestedOutput] = []
+    inputs: Annotated[list[RequestInput], Field(max_length=FEW)]
+    outputs: Annotated[list[RequestedOutput], Field(max_length=FEW)] = []
 
 
 class IndexRequest(RequestPart):

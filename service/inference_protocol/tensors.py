@@ -24,14 +24,19 @@ OUTPUTS = (LOGITS, PROBABILITIES)
 NO_SHARED_MEMORY = "shared memory is not supported; send tensors in the request"
 LENGTH = 4  # bytes before each element of a BYTES tensor, which hold the element's length
 MAX_SHOWN = 100  # characters of a client's text in an error
+Raw = bytes | memoryview
 
 
 @dataclass(frozen=True)
 class Received:
-    """Request that was received; `raw` has the binary data of each input, or None for an input in `data`."""
+    """Request that was received; `raw` has the binary data of each input, or None for an input in `data`.
+
+    `large` is True for so much JSON that its images are taken out in a thread.
+    """
 
     request: InferenceRequest
-    raw: Sequence[bytes | None]
+    raw: Sequence[Raw | None]
+    large: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,9 @@ def invalid(detail: str) -> Problem:
 
 
 def check_outputs(requested: Sequence[RequestedOutput]) -> None:
-    """Raise Problem 400 for a requested output that does not exist, or that is to be put into shared memory."""
+    """Raise Problem 400 for a requested output that does not exist, is there twice, or is to be in shared memory."""
+    if len({output.name for output in requested}) < len(requested):
+        raise invalid("outputs: an output is there twice; name each once")
     for output in requested:
         if output.name not in OUTPUTS:
             raise invalid(f"outputs: there is no {output.name[:MAX_SHOWN]!r}; there are {' and '.join(OUTPUTS)}")
@@ -105,7 +112,7 @@ def check(tensor: RequestInput, datatype: str, each: list[list[int]], form: str)
         raise invalid(f"{tensor.name}: the shape is {tensor.shape}; the model takes {form}")
 
 
-def pixels_of(tensor: RequestInput, raw: bytes | None) -> list[ImageInput]:
+def pixels_of(tensor: RequestInput, raw: Raw | None) -> list[ImageInput]:
     """Return the pixels of each image, (height, width, channels). Raises Problem 400 for data of another size."""
     values = raw if raw is not None else uint8_of(tensor.data or [], len(tensor.shape))
     if len(values) != prod(tensor.shape):
@@ -127,7 +134,7 @@ def uint8_of(data: list[Any], dimensions: int) -> array[int]:
         raise invalid(f"{PIXELS}: data: send whole numbers from 0 to 255, flat or nested as the shape") from None
 
 
-def files_of(tensor: RequestInput, raw: bytes | None) -> list[ImageInput]:
+def files_of(tensor: RequestInput, raw: Raw | None) -> list[ImageInput]:
     """Return the file of each image; texts are base64. Raises Problem 400 for another number of files."""
     if raw is not None:
         return elements_of(raw, tensor.shape[0])
@@ -141,13 +148,13 @@ def files_of(tensor: RequestInput, raw: bytes | None) -> list[ImageInput]:
     return [item if isinstance(item, bytes) else from_base64(item) for item in data]
 
 
-def elements_of(raw: bytes, count: int) -> list[ImageInput]:
+def elements_of(raw: Raw, count: int) -> list[ImageInput]:
     """Return the elements of a BYTES tensor's binary data. Raises Problem 400 unless there are `count`."""
     elements: list[ImageInput] = []
     start = 0
     while start + LENGTH <= len(raw) and len(elements) < count:
         end = start + LENGTH + int.from_bytes(raw[start : start + LENGTH], "little")
-        elements.append(raw[start + LENGTH : end])
+        elements.append(bytes(raw[start + LENGTH : end]))
         start = end
     if start != len(raw) or len(elements) != count:
         form = "each element is its length, 4 bytes in little-endian order, and its bytes"
@@ -177,9 +184,9 @@ def probabilities(logits: Logits) -> NDArray[np.float32]:
 def classified(name: str, values: NDArray[np.float32], labels: tuple[str, ...], count: int) -> OutputTensor:
     """Return the `count` largest values of each row as texts `value:index:label`."""
     best = np.argsort(-values, axis=1, kind="stable")[:, :count]
+    largest = np.take_along_axis(values, best, 1)
     texts = [
-        f"{row[index]:.9g}:{index}:{labels[index]}"
-        for row, indices in zip(values, best.tolist(), strict=True)
-        for index in indices
+        f"{value:.9g}:{index}:{labels[index]}"
+        for value, index in zip(largest.ravel().tolist(), best.ravel().tolist(), strict=True)
     ]
     return OutputTensor(name, "BYTES", best.shape, texts)

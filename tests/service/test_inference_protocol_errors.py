@@ -59,6 +59,8 @@ async def refused(client: httpx.AsyncClient, path: str, **sent: Any) -> tuple[in
         ({"inputs": 1}, 400, "inputs: Input should be a valid array"),
         ({"inputs": []}, 400, "inputs: 0 tensors; send either pixels or image"),
         ({"inputs": [FILE, FILE]}, 400, "inputs: 2 tensors"),
+        ({"inputs": [1] * 100_000}, 400, "inputs: List should have at most 8 items"),
+        ({"inputs": [FILE], "outputs": [{"name": "logits"}] * 2}, 400, "outputs: an output is there twice"),
         ({"inputs": [{}]}, 400, "inputs.0.name: Field required; inputs.0.shape: Field required"),
         ({"inputs": [FILE | {"name": "INPUT0"}]}, 400, "there is no 'INPUT0'; send either pixels or image"),
         ({"inputs": [FILE | {"datatype": "FP32"}]}, 400, "image: the datatype is 'FP32'; send BYTES"),
@@ -171,12 +173,13 @@ async def test_a_broken_picture_fails_the_request_and_is_named(
         ("POST", "/v2/systemsharedmemory/region/x/register", 501, "shared memory is not supported"),
         ("GET", "/v2/cudasharedmemory/status", 501, "shared memory is not supported"),
         ("POST", "/v2/repository/models/lenet5/load", 403, "CONVSERVE_ADMIN_TOKEN"),
+        ("POST", "/v2/repository/index", 413, "the JSON may have at most 262,144 bytes"),
     ],
 )
 async def test_every_error_below_v2_has_the_form_of_the_protocol(
     client: httpx.AsyncClient, method: str, path: str, status: int, said: str
 ) -> None:
-    answer = await client.request(method, path)
+    answer = await client.request(method, path, content=b"[" * 300_000 if status == 413 else None)
     assert (answer.status_code, list(answer.json())) == (status, ["error"])
     assert said in answer.json()["error"]
 

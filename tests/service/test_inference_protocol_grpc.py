@@ -162,6 +162,8 @@ async def test_a_wrong_request_has_a_status_and_a_line(server: ServerContext, th
         ({"model_name": "lenet"}, StatusCode.NOT_FOUND, "did you mean lenet5?"),
         ({"model_name": "resnet18", "model_version": ""}, StatusCode.FAILED_PRECONDITION, "no published weights"),
         ({"inputs": []}, StatusCode.INVALID_ARGUMENT, "raw_input_contents: 1, one is needed for each of 0 inputs"),
+        ({"inputs": [tensor] * 9}, StatusCode.INVALID_ARGUMENT, "raw_input_contents: send at most 8 of each"),
+        ({"inputs": [tensor | {"shape": [1] * 9}]}, StatusCode.INVALID_ARGUMENT, "List should have at most 8 items"),
         ({"inputs": [typed]}, StatusCode.INVALID_ARGUMENT, "send either contents or raw_input_contents"),
         ({"inputs": [floats], "raw_input_contents": []}, StatusCode.INVALID_ARGUMENT, "send whole numbers"),
         ({"inputs": [tensor | {"shape": [-1]}]}, StatusCode.INVALID_ARGUMENT, "inputs.0.shape.0: Input should be"),

@@ -240,6 +240,7 @@ async def test_auto_chooses_once_for_all_images(stub_server: ServerContext, thre
         ({"json": {"images": [BASE64] * 65}}, (413, "too_many_images"), "a request may have at most 64 images"),
         ({"files": files(*[DIGIT] * 65)}, (413, "too_many_images"), "at most 64 images"),
         ({"files": files(*[DIGIT] * 200)}, (413, "too_many_images"), "at most 64 images"),
+        ({"json": {"images": [1] * 100_000}}, (413, "too_many_images"), "at most 64 images"),
         ({"json": {"image": BASE64}}, (400, "broken_json"), 'the form is {"images": ["base64 of a file", …]}'),
         ({"json": {"images": [BASE64, 7]}}, (400, "broken_json"), "images.1: Input should be a valid string"),
         ({"json": [BASE64]}, (400, "broken_json"), "the form is"),
