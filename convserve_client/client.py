@@ -186,7 +186,12 @@ class AsyncConvServeClient:
 
 def checked(url: str) -> str:
     """Return the address of /classify on a server. Raises ValueError if the server's address is none."""
-    if not url.startswith(("http://", "https://")):
+    try:
+        address = httpx.URL(url)
+        known = address.scheme in {"http", "https"} and address.host
+    except httpx.InvalidURL:
+        known = False
+    if not known:
         raise ValueError(f"{url!r} is no address of a server; the form is http://localhost:3000")
     return f"{url.rstrip('/')}/classify"
 

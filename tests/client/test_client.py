@@ -63,8 +63,9 @@ def test_a_client_classifies_one_and_many(server: httpx.Client, lenet5: Publishe
 
 
 def test_an_address_needs_a_scheme_and_a_server() -> None:
-    with pytest.raises(ValueError, match="'localhost:3000' is no address of a server"):
-        ConvServeClient("localhost:3000")
+    for url in ("localhost:3000", "http://", "http://localhost:port", "ftp://localhost"):
+        with pytest.raises(ValueError, match="is no address of a server; the form is http://localhost:3000"):
+            ConvServeClient(url)
     client = ConvServeClient("http://127.0.0.1:9", patience_s=0)
     with client, pytest.raises(ServerProblem, match="unreachable: ConnectError"):
         client.classify(DIGIT, "lenet5")
