@@ -26,6 +26,7 @@ from service.inference_protocol.tensors import NO_SHARED_MEMORY, Received
 from service.request_log import HEADER, id_of, write
 
 INFER = "ModelInfer"
+LARGEST = 2**31 - 1  # bytes of a message that gRPC can be told
 HEALTH_S = 0.5  # between two looks at the readiness
 CODES = {
     400: StatusCode.INVALID_ARGUMENT,
@@ -64,7 +65,7 @@ class GrpcServer:
         """
         settings = self._server.settings
         options = [
-            ("grpc.max_receive_message_length", settings.max_body_bytes),
+            ("grpc.max_receive_message_length", min(settings.max_body_bytes, LARGEST)),
             ("grpc.compression_enabled_algorithms_bitset", 1),  # none: the limit is not for what a message unpacks to
             ("grpc.so_reuseport", int(shared)),
         ]

@@ -12,7 +12,7 @@ from fastapi import Request
 from starlette.datastructures import State
 
 from service.context import ServerContext
-from service.errors import Problem
+from service.errors import Problem, worst_of
 from service.inference import ImageAnswer, deadline_of
 from service.inference_protocol.models import find, split
 from service.inference_protocol.schema import InferenceRequest
@@ -73,15 +73,16 @@ async def infer(
 
 
 def answers_in(state: State, results: Sequence[ImageAnswer | Problem], name: str) -> list[ImageAnswer]:
-    """Return the answers of all images. Raises the gravest problem, with the place of its image in the tensor `name`.
+    """Return the answers of all images. Raises the worst problem, with the place of its image in the tensor `name`.
 
     The protocol has no way to report the problem of one image beside the answers of others.
     """
-    problems = {place: result for place, result in enumerate(results) if isinstance(result, Problem)}
+    problems = [
+        Problem(result.status, result.code, f"{name}[{place}]: {result.detail}", headers=result.headers, **result.more)
+        for place, result in enumerate(results)
+        if isinstance(result, Problem)
+    ]
     if problems:
         state.counted = True  # each image has been counted in the metrics
-        place = max(problems, key=lambda place: problems[place].status)
-        gravest = problems[place]
-        detail = f"{name}[{place}]: {gravest.detail}"
-        raise Problem(gravest.status, gravest.code, detail, headers=gravest.headers, **gravest.more)
+        raise worst_of(problems)
     return [result for result in results if isinstance(result, ImageAnswer)]
