@@ -63,7 +63,7 @@ def opened(out: Path | None) -> Iterator[tuple[TextIO, set[str]]]:
 def rows_in(out: Path) -> set[str]:
     """Return the pictures that have a row in a CSV file, and cut off a last row that has no end."""
     with out.open("rb+") as file:
-        if file.readline().decode(errors="replace") != HEADER:
+        if file.readline(len(HEADER)).decode(errors="replace") != HEADER:
             raise FolderError(f"{out} was not written by this command: its first line is not {HEADER.strip()}")
         size = file.seek(0, os.SEEK_END)
         begin = file.seek(max(0, size - LAST_LINE))

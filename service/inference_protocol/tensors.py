@@ -114,7 +114,7 @@ def check(tensor: RequestInput, datatype: str, each: list[list[int]], form: str)
 
 def pixels_of(tensor: RequestInput, raw: Raw | None) -> list[ImageInput]:
     """Return the pixels of each image, (height, width, channels). Raises Problem 400 for data of another size."""
-    values = raw if raw is not None else uint8_of(tensor.data or [], len(tensor.shape))
+    values: Raw | array[int] = raw if raw is not None else uint8_of(tensor.data or [], len(tensor.shape))
     if len(values) != prod(tensor.shape):
         raise invalid(f"{PIXELS}: {len(values):,} elements; the shape {tensor.shape} has {prod(tensor.shape):,}")
     return list(np.frombuffer(values, np.uint8).reshape(tensor.shape))

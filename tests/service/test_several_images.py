@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from base64 import b64encode
 from collections.abc import AsyncIterator, Sequence
 from math import prod
@@ -11,8 +12,10 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.types import Message
 
 from engines.published.store import PublishedModel
+from service.application import create_application
 from service.context import ServerContext, make_context
 from service.errors import Problem
 from service.inference import ImageAnswer
@@ -20,7 +23,8 @@ from service.scheduler import EngineQueue, Overloaded, Scheduler
 from service.settings import Settings
 from service.several_images import ImageInput, infer_read
 from tests.service.problems import problem
-from tests.service.stubs import client_of
+from tests.service.stubs import client_of, put
+from tests.service.test_compare import SlowEngine
 from tests.service.test_images import LIMIT, to_pixels
 from tests.service.test_remote import WAITING, numbered, split
 from tests.service.test_scheduler import ExactDevice, ask, image, now, simulated
@@ -281,6 +285,34 @@ async def test_too_many_raw_images_are_refused_unread(stub_server: ServerContext
         ]
     assert list(map(problem, answers)) == [(413, "too_many_images"), (422, "impossible_deadline")]
     assert not read
+
+
+@pytest.mark.parametrize("count", [1, 8])
+@pytest.mark.parametrize("path", ["/classify", "/v2/models/lenet5/infer"])
+async def test_a_client_that_goes_away_ends_its_images(
+    stub_server: ServerContext, three: list[str], path: str, count: int
+) -> None:
+    queues = [put(stub_server, tag, SlowEngine()) for tag in three]
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [count], "data": [BASE64] * count}
+    body = {"images": [BASE64] * count} if path == "/classify" else {"inputs": [tensor]}
+    messages: list[Message] = [{"type": "http.request", "body": json.dumps(body).encode()}, {"type": "http.disconnect"}]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    query = b"model=lenet5" if path == "/classify" else b""
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": query, "http_version": "1.1"}
+    async with asyncio.timeout(0.9):  # less than an inference takes
+        await create_application(stub_server)(
+            scope | {"headers": [(b"content-type", b"application/json")]}, receive, send
+        )
+    assert (sent[0]["status"], b"the client went away" in sent[1]["body"]) == (400, True)
+    assert [(queue.users, queue.depth, queue.reserved) for queue in queues] == [(0, 0, 0)] * len(queues)
+    assert stub_server.bodies.count == 0
 
 
 def test_a_server_answers_several_images_as_single_ones(server: httpx.Client, lenet5: PublishedModel) -> None:
