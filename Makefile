@@ -3,9 +3,9 @@ BIN := $(VENV)/bin
 export BENTOML_PORT ?= 3000
 MODELS ?= lenet5
 comma := ,
-OVER_HTTP := $(addprefix tests/service/test_,server.py hostile.py lifecycle.py upgrade.py engines.py fuzz.py access.py)
+OVER_HTTP := $(addprefix tests/service/test_,server.py several_images.py hostile.py lifecycle.py upgrade.py engines.py fuzz.py access.py)
 
-.PHONY: serve test test-all test-fronts test-gpu check report bento architectures clean
+.PHONY: serve test test-all test-fronts test-gpu check report bento architectures protocol clean
 
 serve: $(VENV)/training.installed images/mnist5k ## install, train and publish lenet5 if none is, and serve on port $BENTOML_PORT
 	@$(BIN)/python -m service.address
@@ -43,6 +43,10 @@ check: $(VENV)/dev.installed
 
 architectures: $(VENV)/training.installed ## write service/architectures.json and service/layers.jsonl.gz anew from models/
 	$(BIN)/python -m models --json --layers | $(BIN)/python -m service.architectures
+
+protocol: $(VENV)/dev.installed ## write service/inference_protocol/inference.binpb anew from inference.proto
+	$(BIN)/python -m grpc_tools.protoc -I service/inference_protocol \
+		--descriptor_set_out=service/inference_protocol/inference.binpb inference.proto
 
 images/mnist5k: | $(VENV)/training.installed
 	$(BIN)/python -m training images mnist5k

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import errors
 from service.context import ServerContext, Shared, known_parameters, needs_key, problems, refuse
 from service.fast_path import FastPath
+from service.inference_protocol import routes as inference_protocol
 from service.request_log import RequestLog
 from service.routes import classify, models
 
@@ -27,6 +28,10 @@ def create_application(server: ServerContext) -> ASGIApp:
     api.include_router(pages, dependencies=keys)
     for routes in (classify.router, models.router):
         api.include_router(routes, dependencies=[*keys, known], responses=problems(422))
+    api.include_router(inference_protocol.health)
+    api.include_router(inference_protocol.refused, dependencies=keys)
+    of_protocol = inference_protocol.errors(422)
+    api.include_router(inference_protocol.router, dependencies=[*keys, known], responses=of_protocol)
     if server.settings.metrics_public:
         keys = []
     api.include_router(router, dependencies=[*keys, known], responses=problems(422))

@@ -148,7 +148,7 @@ class DeviceProcess:
         """Forget an engine that was unloaded; images on their way to the engine have been answered."""
         del self.engines[engine.number]
         self._unloaded.discard(engine.number)
-        self.table.decoding[engine.row] = 0
+        self.table.forget(row=engine.row)
         self._rows.append(engine.row)
 
     def expect_soon(self) -> None:
@@ -303,7 +303,7 @@ class FrontConnection(FramedProtocol):
         for answer in list(self._pending.values()):
             self._withdraw(answer)
             self._release(answer)
-        self.process.table.decoding[:, self._column] = 0
+        self.process.table.forget(column=self._column)
         self.process.columns.append(self._column)
         self.process.expect_soon()
         for call in self._calls:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from math import ceil
 from typing import Any
@@ -40,6 +40,12 @@ class Problem(Exception):
     def response(self) -> JSONResponse:
         """Return the problem as an application/problem+json response."""
         return JSONResponse(self.details().model_dump() | self.more, self.status, self.headers, MEDIA_TYPE)
+
+
+def worst_of(problems: Sequence[Problem], **more: Any) -> Problem:
+    """Return the first problem of the highest status, with more JSON members, as the answer to a request of several."""
+    worst = max(problems, key=lambda problem: problem.status)
+    return Problem(worst.status, worst.code, worst.detail, headers=worst.headers, **worst.more | more)
 
 
 def install(api: FastAPI, refuse: Callable[[Request, Exception], Awaitable[Response]]) -> None:

@@ -65,6 +65,11 @@ def check_wanted(over: Event) -> None:
         raise RequestOver
 
 
+def is_picture(body: bytes) -> bool:
+    """Return True if a body begins as a file in a supported format does."""
+    return body.startswith(SIGNATURES) or (body[:4] == b"RIFF" and body[8:12] == b"WEBP")
+
+
 def opened(body: bytes, max_pixels: int, over: Event | None = None) -> ImageFile:
     """Return a picture after reading only its header. The content decides the format, not a file name or media type.
 
@@ -73,7 +78,7 @@ def opened(body: bytes, max_pixels: int, over: Event | None = None) -> ImageFile
     """
     if not body:
         raise Problem(400, "empty_image", "the body is empty; send the bytes of an image")
-    if not body.startswith(SIGNATURES) and not (body[:4] == b"RIFF" and body[8:12] == b"WEBP"):
+    if not is_picture(body):
         raise Problem(415, "unsupported_format", f"not an image in a supported format: {', '.join(FORMATS)}")
     source = partial(ImageBytes, over=over) if over else io.BytesIO
     try:
@@ -152,15 +157,15 @@ class Decoders:
     """Pool of threads that decode images. The scheduler's admission bounds the number of waiting images."""
 
     def __init__(self, threads: int, max_pixels: int) -> None:
-        self._threads = threads
+        self.threads = threads
         self._max_pixels = max_pixels
         self._pool = ThreadPoolExecutor(threads, "decode")
         self.under_way = 0  # images that a thread decodes, or that wait for one
         self.mean_s = 0.0  # moving average over images decoded in a thread
 
-    def wait_s(self) -> float:
-        """Return the expected seconds until a thread is free, from the mean decoding time."""
-        return self.mean_s * self.under_way / self._threads
+    def wait_s(self, images: int = 1) -> float:
+        """Return the expected seconds until a thread is free for the last of `images`, from the mean decoding time."""
+        return self.mean_s * (self.under_way + images - 1) / self.threads
 
     def forget(self) -> None:
         """Reduce the mean decoding time by a tenth.

@@ -54,13 +54,18 @@ class Replica:
         """Return the images that wait, and the seconds of the backlog and one more, of one, and of the best batch."""
         return self.link.table.get(self._row)
 
-    def tell_decoding(self, images: int) -> None:
-        """Tell the other fronts how many images for the engine this front decodes."""
-        self.link.table.decoding[self._row, self.link.column] = images
+    def tell(self, decoding: int, reserved: int) -> None:
+        """Tell the other fronts how many images for the engine this front decodes, and how many are reserved."""
+        place = self._row, self.link.column
+        self.link.table.decoding[place], self.link.table.reserved[place] = decoding, reserved
 
     def decoding(self) -> int:
         """Return the number of images for the engine that all fronts decode."""
         return int(self.link.table.decoding[self._row].sum())
+
+    def reserved(self) -> int:
+        """Return the number of images for the engine that wait, in all fronts, for earlier ones of their request."""
+        return int(self.link.table.reserved[self._row].sum())
 
     def expected_s(self, now: float) -> float:
         """Return the seconds until one more image would be answered."""
@@ -84,7 +89,7 @@ class RemoteQueue(EngineQueue):
     def serve_from(self, replicas: list[Replica], samplings: frozenset[Sampling]) -> None:
         """Send images to these replicas from now on, and JPEGs of these samplings undecoded."""
         self.replicas, self._samplings = replicas, samplings
-        self.tell_decoding()
+        self.tell()
 
     def best(self, now: float) -> Replica:
         """Return the replica that is expected to answer first. Raises Problem 503 if there is none."""
@@ -94,10 +99,10 @@ class RemoteQueue(EngineQueue):
             return self.replicas[0]
         return min(self.replicas, key=lambda replica: replica.expected_s(now))
 
-    def tell_decoding(self) -> None:
-        """Tell the other fronts how many images for this queue this front decodes."""
+    def tell(self) -> None:
+        """Tell the other fronts how many images for this queue this front decodes, and how many are reserved."""
         for replica in self.replicas:
-            replica.tell_decoding(self.decoding)
+            replica.tell(self.decoding, self.reserved)
 
     def decoding_everywhere(self) -> int:
         """Return the number of images for this queue that all fronts decode."""
@@ -107,6 +112,12 @@ class RemoteQueue(EngineQueue):
     def depth(self) -> int:
         """Images that have not started to run, in all device processes and in the decoders of all fronts."""
         return self.decoding_everywhere() + sum(int(replica.figures()[0]) for replica in self.replicas)
+
+    def ahead(self, images: int) -> int:
+        """Return the images before a new request's as `EngineQueue.ahead` does, with those of all fronts."""
+        if images == 1:
+            return self.depth
+        return self.depth + (self.replicas[0].reserved() if self.replicas else self.reserved)
 
 
 class RemoteCost(BatchCost):
@@ -142,24 +153,34 @@ class RemoteAdmission(Admission):
         super().__init__(max_waiting)
         self._device = device
 
-    def expected_answer_s(self, queue: EngineQueue) -> float:
-        """Return the seconds until one more image would be answered, images in all fronts' decoders included."""
+    def expected_answer_s(self, queue: EngineQueue, images: int = 1) -> float:
+        """Return the seconds until a new request would be answered, images in all fronts' decoders included."""
         assert isinstance(queue, RemoteQueue)
         now = self.clock()
         each_s = queue.cost(queue.cost.best_batch) / queue.cost.best_batch
-        return queue.best(now).expected_s(now) + queue.decoding_everywhere() * each_s
+        expected_s = queue.best(now).expected_s(now) + queue.decoding_everywhere() * each_s
+        if images == 1:
+            return expected_s
+        more = queue.ahead(images) - queue.depth + images - 1
+        return expected_s + more * each_s / len(queue.replicas)
 
     def began(self, queue: EngineQueue) -> None:
         """Count an image that is being decoded, for all fronts to see."""
         super().began(queue)
         assert isinstance(queue, RemoteQueue)
-        queue.tell_decoding()
+        queue.tell()
 
     def ended(self, queue: EngineQueue) -> None:
         """Count an image less that is being decoded."""
         super().ended(queue)
         assert isinstance(queue, RemoteQueue)
-        queue.tell_decoding()
+        queue.tell()
+
+    def reserved(self, queue: EngineQueue, images: int) -> None:
+        """Note the reserved images, for all fronts to see."""
+        super().reserved(queue, images)
+        assert isinstance(queue, RemoteQueue)
+        queue.tell()
 
     async def infer(self, queue: EngineQueue, image: PendingImage) -> Answer:
         """Return the answer of a device process. An engine that was unloaded meanwhile is loaded again, once."""

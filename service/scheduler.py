@@ -79,9 +79,9 @@ class EngineQueue:
     """Queue of one engine.
 
     `waiting` holds decoded images, and JPEGs for the device's `decoder`; `decoding` counts admitted images that are
-    still being decoded. `users` counts the requests that hold the queue, from before their bodies are read until they
-    are answered. `share` is the device time that the queue has used, in seconds; time that it left unused while nothing
-    waited is not kept for it.
+    still being decoded, `reserved` those that wait for earlier images of their request. `users` counts the requests
+    that hold the queue, from before their bodies are read until they are answered. `share` is the device time that the
+    queue has used, in seconds; time that it left unused while nothing waited is not kept for it.
     """
 
     engine: Engine
@@ -89,6 +89,7 @@ class EngineQueue:
     decoder: JpegDecoder | None = None
     waiting: deque[PendingImage] = field(default_factory=deque)
     decoding: int = 0
+    reserved: int = 0
     users: int = 0
     share: float = 0.0
 
@@ -96,6 +97,10 @@ class EngineQueue:
     def depth(self) -> int:
         """Number of admitted images that have not started to run."""
         return len(self.waiting) + self.decoding
+
+    def ahead(self, images: int) -> int:
+        """Return the number of images before those of a new request; a single image passes the reserved ones."""
+        return self.depth if images == 1 else self.depth + self.reserved
 
     @property
     def samplings(self) -> frozenset[Sampling]:
@@ -120,33 +125,36 @@ class Admission(ABC):
         self.max_waiting = max_waiting
 
     @abstractmethod
-    def expected_answer_s(self, queue: EngineQueue) -> float:
-        """Return the seconds until one more image of this queue would be answered."""
+    def expected_answer_s(self, queue: EngineQueue, images: int = 1) -> float:
+        """Return the seconds until a new request of `images` for this queue would be answered."""
 
     @abstractmethod
     async def infer(self, queue: EngineQueue, image: PendingImage) -> Answer:
         """Return the answer to a decoded image. A cancelled caller leaves the queue."""
 
-    def check(self, queue: EngineQueue, deadline: float, decoder_wait_s: float = 0.0) -> None:
-        """Raise Overloaded if one more image would miss `deadline`, or if the queue is full.
+    def check(self, queue: EngineQueue, deadline: float, decoder_wait_s: float = 0.0, images: int = 1) -> None:
+        """Raise Overloaded if a new request of `images` would miss `deadline`, or if the queue has no room for them.
 
         `decoder_wait_s` is the expected wait for a free decoder thread, in seconds.
         """
         left = deadline - self.clock()
-        expected = decoder_wait_s + self.expected_answer_s(queue)
+        expected = decoder_wait_s + self.expected_answer_s(queue, images)
         if expected > left:
             queue.cost.forget(self.clock())
             reason = f"an answer would take {1000 * expected:.0f} ms, of which {1000 * max(0.0, left):.0f} ms are left"
             raise Overloaded(reason, queue.depth, expected - left)
-        if queue.depth >= self.max_waiting:
-            raise Overloaded(
-                f"{queue.depth} images wait already", queue.depth, queue.cost.backlog_s(queue.cost.best_batch)
-            )
+        ahead = queue.ahead(images)
+        if ahead + images > self.max_waiting:
+            raise Overloaded(f"{ahead} images wait already", ahead, queue.cost.backlog_s(queue.cost.best_batch))
 
     def admit(self, queue: EngineQueue, deadline: float, decoder_wait_s: float = 0.0) -> QueuePlace:
         """Reserve a place for an image that is about to be decoded. Raises Overloaded as `check` does."""
         self.check(queue, deadline, decoder_wait_s)
         return QueuePlace(self, queue, deadline)
+
+    def reserved(self, queue: EngineQueue, images: int) -> None:
+        """Note that `images` more, or fewer, wait for earlier images of their request."""
+        queue.reserved += images
 
     def began(self, queue: EngineQueue) -> None:
         """Note that the decoding of an image for this queue has begun."""
@@ -187,18 +195,18 @@ class Scheduler(Admission):
         self._freed_at = 0.0  # end of the last batch
         self._share = 0.0  # share of the queue that ran last, at the start of its batch
 
-    def expected_answer_s(self, queue: EngineQueue) -> float:
-        """Return the seconds until one more image of this queue would be answered.
+    def expected_answer_s(self, queue: EngineQueue, images: int = 1) -> float:
+        """Return the seconds until a new request of `images` for this queue would be answered.
 
         They are the rest of the running batches, this queue's backlog, and the fair share of every other queue.
         """
-        return max(0.0, self.free_at - self.clock()) + self.backlog_s(queue)
+        return max(0.0, self.free_at - self.clock()) + self.backlog_s(queue, images)
 
-    def backlog_s(self, queue: EngineQueue) -> float:
-        """Return the seconds of this queue's images with one more, and of the other queues' fair shares meanwhile."""
-        own = queue.cost.backlog_s(queue.depth + 1)
-        others = sum(min(own, other.cost.backlog_s(other.depth)) for other in self._active if other is not queue)
-        return own + others
+    def backlog_s(self, queue: EngineQueue, images: int = 1) -> float:
+        """Return the seconds of this queue's images with `images` more, and of the other queues' shares meanwhile."""
+        own = queue.cost.backlog_s(queue.ahead(images) + images)
+        backlogs = (other.cost.backlog_s(other.depth + other.reserved) for other in self._active if other is not queue)
+        return own + sum(min(own, backlog) for backlog in backlogs)
 
     def began(self, queue: EngineQueue) -> None:
         """Count an image that is being decoded, and consider its queue."""
@@ -353,6 +361,27 @@ class QueuePlace:
         image = PendingImage(picture, self._admission.clock(), self._deadline, answer, decode_ms)
         self.__exit__()
         return await self._admission.infer(self.queue, image)
+
+
+class QueuePlaces:
+    """Places of one request's images, reserved in a context manager, which releases those that no image has taken."""
+
+    def __init__(self, admission: Admission, queue: EngineQueue, deadline: float, images: int) -> None:
+        self._admission, self._queue, self._deadline, self._left = admission, queue, deadline, images
+
+    def __enter__(self) -> Self:
+        self._admission.reserved(self._queue, self._left)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._admission.reserved(self._queue, -self._left)
+        self._left = 0
+
+    def take(self) -> QueuePlace:
+        """Return the place of the next image, which is about to be decoded."""
+        self._left -= 1
+        self._admission.reserved(self._queue, -1)
+        return QueuePlace(self._admission, self._queue, self._deadline)
 
 
 def settle(image: PendingImage, outcome: Answer | Exception) -> None:

@@ -129,6 +129,24 @@ class ProblemDetails(BaseModel):
     detail: str
 
 
+class ImagePredictions(BaseModel):
+    """Answer to one image of several, as in Classification."""
+
+    predictions: list[Prediction]
+    batch_size: int
+    timing_ms: Timing
+
+
+class Classifications(BaseModel):
+    """Answer to /classify for several images: for each, in order, the answer, or a problem in its place."""
+
+    model: str
+    runtime: str
+    precision: str
+    images: list[ImagePredictions | ProblemDetails]
+    choice: Choice | None = None
+
+
 class Compared(BaseModel):
     """Answer of one model to the image, or its `problem`, with held-out top-1 accuracy, MACs and parameters.
 

@@ -142,6 +142,8 @@ class Settings(BaseSettings):
     tune: Literal["auto", "off"] = "auto"
     max_batch: Annotated[int, Field(ge=1, le=4096, default_factory=largest_batch)]
     max_waiting: Annotated[int, Field(ge=1, le=65536)] = 1024
+    max_images: Annotated[int, Field(ge=1, le=65536)] = 64
+    grpc_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     max_body_bytes: Annotated[int, Field(ge=1)] = 10 * 1024 * 1024
     max_bodies_bytes: Annotated[int, Field(ge=1)] = 256 * 1024 * 1024
     max_pixels: Annotated[int, Field(ge=1)] = 50_000_000
@@ -162,6 +164,11 @@ class Settings(BaseSettings):
     def invents(self) -> bool:
         """True if the runtime computes nothing, so that every answer is invented."""
         return self.runtime != "auto" and RUNTIMES[self.runtime].precisions == NO_PRECISION
+
+    @property
+    def images_at_most(self) -> int:
+        """Largest number of images in a request: no more than may wait for an engine."""
+        return min(self.max_images, self.max_waiting)
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:

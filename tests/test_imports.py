@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = {"models", "engines", "training", "service", "loadtest", "tests"}
+FOLDERS = {"models", "engines", "training", "service", "loadtest", "convserve_client", "tests"}
 # Plain code without torch, which service, and in part engines, share with models.
 PLAIN = {"models.card", "models.cost", "models.names"}
 MAY_IMPORT = {
@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "loadtest": {"loadtest"},
     "loadtest/landscape": {"loadtest", "engines"},
     "loadtest/peers": {"loadtest", "engines"},
+    "convserve_client": {"convserve_client"},
 }
 WITHOUT_TORCH = ("engines/", "service/", "loadtest/", *(f"{name.replace('.', '/')}.py" for name in PLAIN))
 EXCEPTIONS = {
@@ -65,6 +66,12 @@ def test_imports_point_down(file: str) -> None:
 def test_plain_data_imports_nothing_else_of_the_project(name: str) -> None:
     names = imported(ast.parse((ROOT / f"{name.replace('.', '/')}.py").read_text()))
     assert not [name for name in names if within(name, FOLDERS) and not within(name, PLAIN)]
+
+
+def test_the_client_imports_httpx_alone() -> None:
+    files = (ROOT / "convserve_client").glob("*.py")
+    names = {name.partition(".")[0] for file in files for name in imported(ast.parse(file.read_text()))}
+    assert names - sys.stdlib_module_names == {"convserve_client", "httpx"}
 
 
 def test_the_rules_see_an_import_in_a_function() -> None:

@@ -85,7 +85,7 @@ async def test_names_without_weights_have_a_row_and_the_others_answer(
         assert rows[1].keys() == {"model", "problem"}
         assert rows[2]["problem"]["detail"].startswith("senet154 has no published weights")
         metrics = (await client.get("/metrics")).text
-        assert 'convserve_requests_total{model="",outcome="unknown_model"} 3.0' in metrics
+        assert 'convserve_images_total{model="",outcome="unknown_model"} 3.0' in metrics
         assert "bogus" not in metrics
 
 

@@ -105,6 +105,8 @@ def test_a_token_from_a_file_may_end_in_a_line_break(monkeypatch: pytest.MonkeyP
         ("MAX_BATCH", "1000000000", "Input should be less than or equal to"),
         ("MAX_BATCH", "1.5", "Input should be a valid integer"),
         ("DECODERS", "-1", "Input should be greater than or equal to 1"),
+        ("GRPC_PORT", "0", "Input should be greater than or equal to 1"),
+        ("GRPC_PORT", "grpc", "Input should be a valid integer"),
         ("FRONTS", "0", "a number from 1 to 256, or auto"),
         ("FRONTS", "many", "a number from 1 to 256, or auto"),
         ("DEVICES", "65", "a number from 1 to 64, or auto"),
