@@ -144,14 +144,14 @@ async def known_parameters(request: Request) -> None:
 async def refuse(request: Request, error: Exception) -> Response:
     """Convert an error into a response and note its code for the request log. A refusal waits for its turn.
 
-    Errors of /classify and /compare are counted in the metrics.
+    Errors of /classify, /compare and /explain are counted in the metrics.
     """
     problem = errors.as_problem(error)
     request.state.problem = problem.code
     if problem.status == HTTPStatus.SERVICE_UNAVAILABLE:
         server = await shared(request)
         await server.refusals.turn(getattr(request.state, "deadline", inf))
-    if request.url.path in {"/classify", "/compare"}:
+    if request.url.path in {"/classify", "/compare", "/explain"}:
         server = await shared(request)
         server.metrics.failed(getattr(request.state, "tag", ""), problem.code)
     return problem.response()

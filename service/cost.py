@@ -57,6 +57,10 @@ class BatchCost:
         weight = (batch - sizes[left]) / (sizes[right] - sizes[left])
         return self._correction * (seconds[left] + weight * (seconds[right] - seconds[left]))
 
+    def uncorrected_backlog_s(self, images: int) -> float:
+        """Return the seconds of `images` images on an idle device, without any correction."""
+        return self.uncorrected_s if images == 1 else self.uncorrected_s * self.backlog_s(images) / self(1)
+
     def observe(self, batch: int, seconds: float) -> None:
         """Correct the predictions by the measured seconds of one batch."""
         ratio = min(seconds / self(batch), OUTLIER)
