@@ -57,7 +57,7 @@ def files() -> dict[str, PageFile]:
 
 @router.get("/")
 async def index(request: Request) -> Response:
-    """Return the page's HTML."""
+    """Return the HTML of the page."""
     return answer(request, "index.html")
 
 

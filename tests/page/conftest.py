@@ -25,7 +25,7 @@ Visit = Callable[..., Page]
 
 @pytest.fixture(scope="module")  # Playwright's event loop must not outlive the module: other modules run loops too
 def browser() -> Iterator[Browser]:
-    """Yield Debian's chromium."""
+    """Yield the chromium of Debian."""
     chromium = shutil.which("chromium")
     if not chromium:
         pytest.skip("chromium is not installed: apt install chromium")
@@ -95,7 +95,7 @@ class ThreadedServer:
 
 @contextmanager
 def served(server: ServerContext) -> Iterator[ThreadedServer]:
-    """Serve in a thread."""
+    """Serve an application in a thread."""
     threaded = ThreadedServer(create_application(server))
     threaded.start()
     try:
