@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -45,11 +45,15 @@ def visit(browser: Browser) -> Iterator[Visit]:
     errors: list[str] = []
     servers: set[str] = set()
 
+    def hear(message: ConsoleMessage) -> None:
+        if "Policy" in message.text:
+            errors.append(message.text)
+
     def visit(address: str, **options: object) -> Page:
         page = browser.new_context(**options).new_page()  # type: ignore[arg-type]
         page.set_default_timeout(10_000)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda message: errors.append(message.text) if "Policy" in message.text else None)
+        page.on("console", hear)
         page.on("request", lambda request: servers.add(urlsplit(request.url).netloc))
         page.goto(address)
         pages.append(page)
