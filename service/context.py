@@ -181,7 +181,7 @@ async def refuse(request: Request, error: Exception) -> Response:
 
 def counts_images(path: str) -> bool:
     """Return True for the path of a route whose images are counted in the metrics."""
-    return path in {"/classify", "/compare"} or (path.startswith("/v2/models/") and path.endswith("/infer"))
+    return path in {"/classify", "/compare", "/explain"} or (path.startswith("/v2/models/") and path.endswith("/infer"))
 
 
 async def noted(server: ServerContext, state: State, error: Exception, *, counted: bool) -> Problem:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.published.maps import outputs_with_maps
 from engines.published.plain_jpeg import Sampling
 from service.catalog import Catalog
 from service.cost import BatchCost
@@ -258,9 +259,12 @@ class RemoteDevice(Device):
             self._behind.set()
 
     def _slot_bytes(self) -> int:
-        """Return the bytes of a slot: room for the largest image, or the logits, of any published model."""
+        """Return the bytes of a slot: room for the largest image, or all outputs, of any published model."""
         manifests = [model.manifest for model in self._catalog.models.values()]
-        needed = [max(prod(manifest.preprocess.shape), 4 * len(manifest.labels)) for manifest in manifests]
+        outputs = [outputs_with_maps(manifest.complexity, len(manifest.labels)) for manifest in manifests]
+        needed = [
+            max(prod(manifest.preprocess.shape), 4 * count) for manifest, count in zip(manifests, outputs, strict=True)
+        ]
         return -(-max(SLOT_BYTES, *needed) // PAGESIZE) * PAGESIZE if needed else SLOT_BYTES
 
     async def _follow(self) -> None:

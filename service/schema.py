@@ -168,6 +168,34 @@ class Comparison(BaseModel):
     models: list[Compared]
 
 
+class PictureBox(BaseModel):
+    """Part of the upright picture, in shares of its width and height; below 0 and above 1 lies padding."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+class Explanation(BaseModel):
+    """Answer to /explain: how much each cell of a square grid over the part `seen` speaks for the class `explained`.
+
+    `grid` has rows from the top. By `class_activation_map` a cell is its contribution to the logit, whose mean over all
+    cells is the logit without the bias; by `occlusion` a cell is how much hiding the cell lowers the logarithm of the
+    class's probability. `images` were run; `inference` is the time of all.
+    """
+
+    model: str
+    runtime: str
+    precision: str
+    method: Literal["class_activation_map", "occlusion"]
+    explained: Prediction
+    grid: list[list[float]]
+    seen: PictureBox
+    images: int
+    timing_ms: Timing
+
+
 class EngineSummary(BaseModel):
     """Engine with its measurements on this machine; `problem` is the reason why `auto` must not choose the engine."""
 

@@ -1,0 +1,16 @@
+// State that the parts of the page share, and the events by which they learn of changes: models, picture, answers,
+// budget, card (with an architecture), trouble (with a problem), back (the server answers again).
+
+export const state = {
+  cards: [], // architectures, as GET /models lists them
+  served: [], // published models, each with its architecture's `card`
+  picture: null, // { blob, url, name }
+  mode: "chosen", // or "budget"
+  budget: 20, // milliseconds
+  answers: [], // to the last question
+};
+
+const bus = new EventTarget();
+
+export const on = (name, run) => bus.addEventListener(name, (event) => run(event.detail));
+export const emit = (name, detail) => bus.dispatchEvent(new CustomEvent(name, { detail }));
