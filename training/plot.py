@@ -40,6 +40,17 @@ def curves(title: str, epochs: Sequence[Epoch], path: Path) -> None:
     save(figure, path)
 
 
+def losses_by_rate(title: str, rates: Sequence[float], losses: Sequence[float], proposed: float, path: Path) -> None:
+    """Plot the mean loss by learning rate with the proposed rate, as PNG."""
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    axes.plot(rates, losses)
+    axes.axvline(proposed, linestyle="--", color="tab:red", label=f"{proposed:.1e}")
+    axes.set(xlabel="learning rate", ylabel="mean loss", xscale="log", title=title)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    save(figure, path)
+
+
 def comparison(
     title: str, series: Mapping[str, tuple[Sequence[Sequence[float]], Sequence[Sequence[float]]]], path: Path
 ) -> None:
