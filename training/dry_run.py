@@ -27,12 +27,15 @@ def dry_run(run: TrainingRun, data: DataSet) -> str:
         seconds += of_epoch * phase.recipe.epochs
         layers = "the head alone" if phase.head_only else "all layers but frozen ones"
         rate = len(data.train) / of_epoch
-        lines.append(f"epochs {phase.start + 1} to {phase.end}, {layers}: {rate:,.0f} images/s, held-out ones on top")
+        lines.append(
+            f"epochs {phase.start + 1} to {phase.end}, {layers}: {rate:,.0f} images/s, with the time of held-out ones"
+        )
+    shape = training.network_input.preprocess.shape
     gpu = f", {torch.cuda.max_memory_allocated(device) / 1e9:,.1f} GB of the GPU's" if device.type == "cuda" else ""
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     return "\n".join(
         [
-            f"{run.card.name} on {data.name}, batch {run.recipe.batch}, input {training.network_input.preprocess.shape}",
+            f"{run.card.name} on {data.name}: input {'x'.join(map(str, shape))}, batch {run.recipe.batch}",
             *lines,
             f"{run.recipe.epochs} epochs: {seconds / 3600:,.2f} hours; memory {memory:,.1f} GB{gpu}; checkpoints "
             f"{checkpoint.room(training.net, run.recipe) / 1e6:,.0f} MB in {run.out}; nothing was written",

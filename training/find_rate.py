@@ -14,6 +14,7 @@ import torch
 from engines.published import files
 from training.batches import Batch, TrainingBatches
 from training.data import DataSet
+from training.errors import DivergedError
 from training.machine import check_writable
 from training.plot import losses_by_rate
 from training.processes import Processes
@@ -51,6 +52,8 @@ def find_rate(run: TrainingRun, data: DataSet) -> str:
             break
         rates.append(rate)
         losses.append(loss)
+    if not losses:
+        raise DivergedError(f"{run.card.name}: the loss is no number before any step: try --set precision=fp32")
     proposed, least = proposal(rates, losses)
     title = f"{run.card.name} on {data.name}, {run.recipe.optimizer}"
     losses_by_rate(title, rates, losses, proposed, run.out / PICTURE)

@@ -27,13 +27,13 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
         default="mnist5k",
         metavar="NAME[:PATH]",
         help="mnist5k, mnist, fashion_mnist, cifar10, cifar100, imagenet, in data/NAME or PATH; folder:PATH, with a "
-        "folder of pictures per class; csv:FILE, with paths and labels; or tar:PATH, with shards (default: %(default)s)",
+        "folder of pictures per class; csv:FILE, of paths and labels; or tar:PATH, with shards (default: %(default)s)",
     )
     parser.add_argument(
         "--recipe",
         choices=RECIPES,
-        help="the paper's, or one for all networks (default: tune with --from; quick below 10,000 training images, else "
-        "paper)",
+        help="the paper's, or one for all networks (default: tune with --from, else quick below 10,000 training images, "
+        "else paper)",
     )
     parser.add_argument(
         "--from",
@@ -44,7 +44,7 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--freeze",
         metavar="LAYERS",
-        help="never train these of --from: none, stem, stage1 and so on, or head-only, all but the head (default: none)",
+        help="layers of --from that are never trained: none, stem, stage1 and so on; or head-only, all but the head",
     )
     parser.add_argument(
         "--teacher", metavar="MODEL", help="learn from the answers of a published model or a checkpoint as well"
