@@ -17,6 +17,7 @@ from sklearn.metrics import ConfusionMatrixDisplay
 from engines.published import files
 from training.checkpoint import Epoch
 from training.errors import TrainingError
+from training.evaluate import Bin
 from training.machine import check_writable, machine_errors
 
 mpl.use("Agg")
@@ -86,6 +87,23 @@ def confusion(title: str, matrix: NDArray[np.int64], labels: Sequence[str], path
     save(figure, path)
 
 
+def calibration(title: str, bins: Sequence[Bin]) -> bytes:
+    """Return the plot of the share of right answers by mean confidence, a point for each bin of images, as PNG."""
+    figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
+    filled = [bin_ for bin_ in bins if bin_.images]
+    largest = max(bin_.images for bin_ in filled)
+    axes.plot([0, 1], [0, 1], "--", color="tab:gray")
+    axes.scatter(
+        [bin_.confidence / bin_.images for bin_ in filled],
+        [bin_.right / bin_.images for bin_ in filled],
+        s=[20 + 200 * bin_.images / largest for bin_ in filled],
+        alpha=0.7,
+    )
+    axes.set(xlabel="confidence", ylabel="share of right answers", xlim=(0, 1), ylim=(0, 1), title=title)
+    axes.grid(alpha=0.3)
+    return encoded(figure, "png")
+
+
 def check_picture(path: Path, other: str) -> None:
     """Raise TrainingError, with `other`, which says how to choose another file, if no picture can be written there."""
     known = sorted(FigureCanvasAgg.get_supported_filetypes())
@@ -96,8 +114,14 @@ def check_picture(path: Path, other: str) -> None:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure, whole or not at all, and close the figure. Raises MachineError if it cannot be written."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format=path.suffix[1:] or "png", dpi=120)
-    plt.close(figure)
+    picture = encoded(figure, path.suffix[1:] or "png")
     with machine_errors(path):
-        files.write(path, picture.getvalue())
+        files.write(path, picture)
+
+
+def encoded(figure: Figure, kind: str) -> bytes:
+    """Return a figure as a file of a kind, such as "png", and close the figure."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format=kind, dpi=120)
+    plt.close(figure)
+    return picture.getvalue()

@@ -32,7 +32,7 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe",
         choices=RECIPES,
-        help="the paper's, or one for all networks (default: tune with --from, else quick below 10,000 training images, "
+        help="the paper's, or one for all networks (default: tune with --from, quick below 10,000 training images, "
         "else paper)",
     )
     parser.add_argument(

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from engines.published.picture import read_picture
+from engines.published.essentials import essentials
+from engines.published.picture import open_picture, read_picture, upright
 from engines.published.preprocess import Preprocess
 from training.errors import DataError
 
@@ -54,11 +56,39 @@ class Files:
             raise PictureError(f"{legible(self.paths[index])}: {error}") from error
 
 
+class Place(NamedTuple):
+    """Place of a picture in a larger file: where its bytes begin, and how many there are."""
+
+    file: Path
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """Return the bytes of the picture."""
+        with self.file.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+@dataclass(frozen=True)
+class Members:
+    """Pictures in larger files, such as tar, decoded on access as `Files` are. Raises PictureError."""
+
+    places: tuple[Place, ...]
+
+    def __getitem__(self, index: int) -> Image.Image:
+        place = self.places[index]
+        try:
+            return upright(open_picture(essentials(place.read())))
+        except Exception as error:  # Pillow raises nearly anything, and the file may be gone
+            raise PictureError(f"{legible(place.file)}, at byte {place.offset}: {error}") from error
+
+
 @dataclass(frozen=True, kw_only=True)
 class Images:
     """Pictures and their class indices, (N,)."""
 
-    pictures: Arrays | Files
+    pictures: Arrays | Files | Members
     targets: NDArray[np.int64]
 
     def __len__(self) -> int:
