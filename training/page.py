@@ -46,21 +46,24 @@ class Evaluated(NamedTuple):
     logits: NDArray[np.float32]
 
 
-def write_page(evaluated: Evaluated, module: FromPixels, data: DataSet, confusion: Path, page: Path) -> None:
-    """Write the page as one HTML file; `confusion` is the picture of the confusion matrix."""
+def write_page(
+    evaluated: Evaluated, module: FromPixels, data: DataSet, confusion: NDArray[np.int64], page: Path
+) -> None:
+    """Write the page as one HTML file; `confusion` counts images by true and predicted class."""
     model, labels, _, logits = evaluated
     targets = data.held_out.targets
     right = int((logits.argmax(1) == targets).sum())
     low, high = wilson(right, len(targets))
     title = f"{model} on {data.name}"
     calibration = plot.calibration("calibration", reliability(logits, targets))
+    matrix = plot.encoded(plot.confusion_figure("confusion", confusion, labels), "png")
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>",
         f"<h1>{escape(title)}</h1>",
-        f"<p>{right} of {len(targets)} held-out pictures are right: top-1 {right / len(targets):.1%}, on other pictures "
-        f"{low:.1%} to {high:.1%} (95 %). {len(labels)} classes. Split: {escape(data.split)}.</p>",
+        f"<p>{right} of {len(targets)} held-out pictures are right: top-1 {right / len(targets):.1%}, on other "
+        f"pictures {low:.1%} to {high:.1%} (95 %). {len(labels)} classes. Split: {escape(data.split)}.</p>",
         figure(png_source(calibration), "Share of right answers by confidence; on the dashed line both are the same."),
-        figure(png_source(confusion.read_bytes()), "True class down, predicted across."),
+        figure(png_source(matrix), "True class down, predicted across."),
         f"<h2>The {min(WORST, len(targets))} worst pictures</h2>",
         "<p>As the network sees them, the least probable right answers first; then in red what speaks for the class "
         "that was answered, and for the right one.</p>",

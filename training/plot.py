@@ -77,6 +77,11 @@ def comparison(
 
 def confusion(title: str, matrix: NDArray[np.int64], labels: Sequence[str], path: Path) -> None:
     """Plot a confusion matrix, true classes in rows and predicted classes in columns, as PNG."""
+    save(confusion_figure(title, matrix, labels), path)
+
+
+def confusion_figure(title: str, matrix: NDArray[np.int64], labels: Sequence[str]) -> Figure:
+    """Return the figure of a confusion matrix."""
     written = len(labels) <= WRITTEN_CLASSES
     figure, axes = plt.subplots(figsize=(8, 8), layout="constrained")
     display = ConfusionMatrixDisplay(matrix, display_labels=labels if written else None)
@@ -84,7 +89,7 @@ def confusion(title: str, matrix: NDArray[np.int64], labels: Sequence[str], path
     if not written:
         axes.set(xticks=[], yticks=[])
     axes.set_title(title)
-    save(figure, path)
+    return figure
 
 
 def calibration(title: str, bins: Sequence[Bin]) -> bytes:

@@ -26,8 +26,9 @@ from training.significance import warnings
 def report(model: str, spec: str | None, precision: str, picture: Path | None = None, page: Path | None = None) -> str:
     """Evaluate a checkpoint's folder or a published model's tag; return text, and plot the confusion matrix.
 
-    `page` becomes an HTML page with the worst pictures. A published model's accuracy on the held-out images of its own data set is kept in its manifest. Raises
-    TrainingError if the model does not exist or its classes differ from the data set's.
+    `page` becomes an HTML page with the worst pictures. A published model's accuracy on the held-out images of its own
+    data set is kept in its manifest. Raises TrainingError if the model does not exist or its classes differ from the
+    data set's.
     """
     engine, preprocess, labels, trained_on, split, published = opened(model, precision)
     picture = picture or picture_of(model)
@@ -47,7 +48,13 @@ def report(model: str, spec: str | None, precision: str, picture: Path | None = 
     title = f"{model} on {data_set.name}: true class down, predicted across"
     plot.confusion(title, evaluation.confusion, labels, picture)
     if page:
-        write_page(Evaluated(model, labels, preprocess, logits), module_of(model, published), data_set, picture, page)
+        write_page(
+            Evaluated(model, labels, preprocess, logits),
+            module_of(model, published),
+            data_set,
+            evaluation.confusion,
+            page,
+        )
     accuracy = Accuracy(top1=evaluation.top1, images=evaluation.images)
     lines = [
         f"{model} on {engine.runtime}, {engine.precision}: {evaluation.images} held-out images of {data_set.name}",
