@@ -65,6 +65,7 @@ def units_of(net: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]
             yield f"{prefix}{name}", child
 
 
+@cache
 def frozen_by(card: Architecture, freeze: str) -> frozenset[str]:
     """Return the names of the weights that the recipe's `freeze` excludes from training, but for "head-only".
 
@@ -84,10 +85,8 @@ def choose_trained(net: nn.Module, card: Architecture, recipe: Recipe, *, head_o
 
     Raises RecipeError if no weights would be left, or if the network lacks what the recipe names.
     """
-    frozen = frozenset() if head_only else frozen_by(card, recipe.freeze)
-    head = head_of(card) if head_only else frozenset()
     for name, parameter in net.named_parameters():
-        parameter.requires_grad_(name in head if head_only else name not in frozen)
+        parameter.requires_grad_(name in head_of(card) if head_only else name not in frozen_by(card, recipe.freeze))
     if not any(parameter.requires_grad for parameter in net.parameters()):
         raise RecipeError(
             f"freeze: {card.name}'s head has no weights to train: --set head_epochs=0, without --freeze {HEAD_ONLY}"
