@@ -39,6 +39,6 @@ def class_maps(module: FromPixels, pixels: NDArray[np.uint8], classes: NDArray[n
     (gradients,) = torch.autograd.grad(chosen, maps)
     positive = F.relu((gradients.mean((2, 3), keepdim=True) * maps[0]).sum(1, keepdim=True)).detach()
     scaled = positive / positive.amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
-    large = F.interpolate(scaled, (height, width), mode="bilinear", align_corners=False)
+    large = F.interpolate(scaled, [height, width], mode="bilinear", align_corners=False)
     found: NDArray[np.float32] = large[:, 0].numpy()
     return found

@@ -14,6 +14,7 @@ from models.names import near_names, suggestion
 from models.zoo import ZOO
 from training import checkpoint
 from training.checkpoint import Origin
+from training.data import DataSet
 from training.errors import CheckpointError
 from training.input import Input
 
@@ -31,6 +32,13 @@ class KnownWeights:
     labels: tuple[str, ...] | None
     input: Input | None
     dataset: str | None
+
+    def has_classes_of(self, data: DataSet) -> bool:
+        """Return True if the weights are for the classes of `data`, in the same order."""
+        # ImageNet's classes have one order and several spellings.
+        if self.dataset == data.name == "imagenet":
+            return len(self.labels or ()) == len(data.labels)
+        return self.labels == data.labels
 
 
 def known_weights(spec: str, name: str | None = None) -> KnownWeights:

@@ -16,7 +16,6 @@ from training.errors import MachineError
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-KINDS = ("csv", "tensorboard")
 CSV = "log.csv"
 TENSORBOARD = "tensorboard"
 

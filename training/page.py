@@ -77,8 +77,8 @@ def worst(evaluated: Evaluated, module: FromPixels, data: DataSet) -> list[str]:
     """Return a figure for each of the pictures whose right class is the least probable."""
     _, labels, preprocess, logits = evaluated
     shares, targets = probabilities(logits), data.held_out.targets
-    chosen = np.argsort(shares[np.arange(len(targets)), targets], kind="stable")[:WORST]
-    pixels, answers = data.held_out.pixels(preprocess, chosen), shares[chosen].argmax(1)
+    chosen = np.argsort(shares[np.arange(len(targets)), targets], kind="stable")[:WORST].astype(np.int64)
+    pixels, answers = data.held_out.pixels(preprocess, chosen), shares[chosen].argmax(1).astype(np.int64)
     maps = [class_maps(module, pixels, classes) for classes in (answers, targets[chosen])]
     figures = []
     for number, index in enumerate(chosen.tolist()):

@@ -31,12 +31,6 @@ def phases(recipe: Recipe) -> tuple[Phase, ...]:
     return (Phase(0, first, replace(recipe, epochs=first), head_only=True), of_all) if first else (of_all,)
 
 
-def phase_of(recipe: Recipe, epoch: int) -> Phase:
-    """Return the phase of epoch `epoch`, counted from 1; of later ones the last phase."""
-    found = [phase for phase in phases(recipe) if epoch <= phase.end]
-    return (found or phases(recipe)[-1:])[0]
-
-
 def finished(recipe: Recipe, top1s: Sequence[float]) -> bool:
     """Return True after the last epoch, or after `stop_after` epochs of the last phase without a new best top-1."""
     return len(top1s) == recipe.epochs or stopped(recipe, top1s)

@@ -140,7 +140,7 @@ def adopt(net: nn.Module, known: KnownWeights, card: Architecture, data: DataSet
 
     Raises CheckpointError if other weights are missing or do not fit.
     """
-    head: frozenset[str] = frozenset() if known.labels == data.labels else head_of(card)
+    head: frozenset[str] = frozenset() if known.has_classes_of(data) else head_of(card)
     own = {name: tensor for name, tensor in net.state_dict().items() if name in head}
     body = {name: tensor for name, tensor in known.state.items() if name not in head}
     fit(net, own | body, f"{known.origin.spec} does not fit {card.name}")

@@ -39,18 +39,14 @@ class Teacher(nn.Module):
         if pixels.shape[1] != channels:
             pixels = pixels.mean(1, keepdim=True).expand(-1, channels, -1, -1)
         if pixels.shape[2:] != self.size:
-            pixels = F.interpolate(pixels, self.size, mode="bilinear", antialias=True)
+            pixels = F.interpolate(pixels, list(self.size), mode="bilinear", antialias=True)
         logits: Tensor = self.net(self.normalise(pixels).contiguous(memory_format=torch.channels_last))
         return logits
 
 
 def check_teacher(known: KnownWeights, data: DataSet) -> None:
     """Raise CheckpointError unless the teacher's classes are those of the data, in the same order."""
-    # ImageNet's classes have one order and several spellings.
-    same = known.labels == data.labels or (
-        known.dataset == data.name == "imagenet" and len(known.labels or ()) == len(data.labels)
-    )
-    if not same:
+    if not known.has_classes_of(data):
         raise CheckpointError(
             f"--teacher: {known.origin.spec} has {len(known.labels or ())} classes that are not the {len(data.labels)} "
             f"of {data.name}: a teacher is trained on the same labels, in the same order"

@@ -115,10 +115,11 @@ def split_of_rows(
     halves = {row.half for row in rows if row.half is not None}
     if unknown := sorted(halves - {*TRAIN, *HELD_OUT}):
         raise DataError(f"{root}: halves are {TRAIN[0]} and {HELD_OUT[0]}, not {named(unknown)}")
-    samples = [(str(root / row.path), labels.index(row.label)) for row in rows]
+    numbers = {label: number for number, label in enumerate(labels)}
+    samples = [(str(root / row.path), numbers[row.label]) for row in rows]
     good, digests = decodable(list(dict.fromkeys(samples)), lambda path: Path(path).read_bytes())
     if halves:
-        trained = {(str(root / row.path), labels.index(row.label)) for row in rows if row.half in TRAIN}
+        trained = {sample for sample, row in zip(samples, rows, strict=True) if row.half in TRAIN}
         train = [sample for sample in good if sample in trained]
         held_out = [sample for sample in good if sample not in trained]
         split = f"column of the table: {len(train)} to train on, {len(held_out)} held out", train, held_out
