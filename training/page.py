@@ -114,7 +114,7 @@ def png_source(content: bytes) -> str:
 
 
 def figure(source: str, caption: str) -> str:
-    """Return a figure in HTML."""
+    """Return a figure with its caption, as HTML."""
     return f"<figure><img src='{source}'><figcaption>{escape(caption)}</figcaption></figure>"
 
 

@@ -116,7 +116,7 @@ def test_frozen_stages_and_their_statistics_stay_to_the_bit(low: DataSet, high: 
     assert changed(before, after) == before.keys() - frozen
 
 
-class KilledError(Exception):
+class EndedError(Exception):
     """End of a training, in the place of a kill after an epoch is saved."""
 
 
@@ -133,13 +133,13 @@ def test_resumed_in_either_phase_and_between_ends_as_without(
     def killed(*_: object) -> str:
         left[0] -= 1
         if not left[0]:
-            raise KilledError
+            raise EndedError
         return ""
 
     run = run._replace(out=tmp_path / "killed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("training.train.describe", killed)
-        with pytest.raises(KilledError):
+        with pytest.raises(EndedError):
             train(run, high, ALONE)
     partial = checkpoint.load(run.out)
     assert len(partial.epochs) == killed_after
