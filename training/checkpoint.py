@@ -270,7 +270,11 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> TensorFile:
 
 def _state(optimizer: Optimizer, scaler: GradScaler, raw: nn.Module | None) -> dict[str, Tensor]:
     """Return the optimizer's tensors as `<parameter index>.<name>`, the scaler's as `scaler.<name>`, `raw.<name>`."""
-    state = {**optimizer.state_dict()["state"], SCALER: scaler.state_dict(), RAW: {} if raw is None else raw.state_dict()}
+    state = {
+        **optimizer.state_dict()["state"],
+        SCALER: scaler.state_dict(),
+        RAW: {} if raw is None else raw.state_dict(),
+    }
     return {
         f"{index}.{name}": value if isinstance(value, Tensor) else torch.tensor(value)
         for index, values in state.items()
