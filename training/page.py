@@ -88,7 +88,7 @@ def worst(evaluated: Evaluated, module: FromPixels, data: DataSet) -> list[str]:
             f"{labels[target]} ({shares[index, target]:.0%}), answered {labels[answer]} ({shares[index, answer]:.0%})"
         )
         images = "".join(f"<img width={EDGE} src='{png_source(png(each))}'>" for each in pictures)
-        caption = f"<figcaption>{escape(caption)}; number {index}</figcaption>"
+        caption = f"<figcaption>{escape(caption)}; {escape(data.held_out.pictures.name(index))}</figcaption>"
         figures.append(f"<figure class=pictures>{images}{caption}</figure>")
     return figures
 

@@ -42,6 +42,10 @@ class Arrays:
     def __getitem__(self, index: int) -> Image.Image:
         return Image.fromarray(self.array[index])
 
+    def name(self, index: int) -> str:
+        """Return the picture's number as text."""
+        return f"number {index}"
+
 
 @dataclass(frozen=True)
 class Files:
@@ -53,7 +57,11 @@ class Files:
         try:
             return read_picture(self.paths[index])
         except Exception as error:  # Pillow raises nearly anything, and the file may be gone
-            raise PictureError(f"{legible(self.paths[index])}: {error}") from error
+            raise PictureError(f"{self.name(index)}: {error}") from error
+
+    def name(self, index: int) -> str:
+        """Return the path of a picture."""
+        return legible(self.paths[index])
 
 
 class Place(NamedTuple):
@@ -77,11 +85,14 @@ class Members:
     places: tuple[Place, ...]
 
     def __getitem__(self, index: int) -> Image.Image:
-        place = self.places[index]
         try:
-            return upright(open_picture(essentials(place.read())))
+            return upright(open_picture(essentials(self.places[index].read())))
         except Exception as error:  # Pillow raises nearly anything, and the file may be gone
-            raise PictureError(f"{legible(place.file)}, at byte {place.offset}: {error}") from error
+            raise PictureError(f"{self.name(index)}: {error}") from error
+
+    def name(self, index: int) -> str:
+        """Return the file of a picture, and where it begins there."""
+        return f"{legible(self.places[index].file)}, at byte {self.places[index].offset}"
 
 
 @dataclass(frozen=True, kw_only=True)
