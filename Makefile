@@ -57,6 +57,6 @@ $(VENV)/training.installed: pyproject.toml
 	@touch $@
 
 $(VENV)/dev.installed: $(VENV)/training.installed tests/stubs.py
-	$(BIN)/pip install --disable-pip-version-check '.[training,loadtest,peers,tensorrt-rtx,gpu-jpeg,dev]'
+	$(BIN)/pip install --disable-pip-version-check '.[training,loadtest,peers,tensorrt-rtx,gpu-jpeg,s3,ray,dev]'
 	$(BIN)/python -m tests.stubs $(VENV)/stubs
 	@touch $@

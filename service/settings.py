@@ -22,6 +22,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from engines.published.bucket import check_url
+from engines.published.urls import BucketError
 from engines.runtimes import registry
 from engines.runtimes.engine import GPU_MAX_BATCH, MAX_BATCH, EngineError
 from engines.runtimes.machine import accelerator, cores
@@ -101,6 +103,14 @@ def of_its_architecture(pins: dict[str, str]) -> dict[str, str]:
     return pins
 
 
+def of_models(url: str) -> str:
+    """Return the URL of a bucket of models. Raises ValueError for another form, or without the package it needs."""
+    try:
+        return check_url(url)
+    except BucketError as error:
+        raise ValueError(str(error)) from None
+
+
 def number_or_auto(most: int) -> WrapValidator:
     """Return a validator with one message for both forms of a value, a number from 1 to `most` and "auto"."""
 
@@ -136,6 +146,7 @@ class Settings(BaseSettings):
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
     load: Literal["start", "first_use"] = "start"
     memory_mb: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    models: Annotated[str, AfterValidator(of_models)] | None = None
     scan_s: Seconds = 10.0
     dataset: Annotated[str, Field(pattern="^[a-z0-9_]+$")] = EMBEDDED_DATASET
     pins: Annotated[dict[str, str], NoDecode, BeforeValidator(paired), AfterValidator(of_its_architecture)] = {}

@@ -102,6 +102,8 @@ def test_a_token_from_a_file_may_end_in_a_line_break(monkeypatch: pytest.MonkeyP
         ("DRAIN_S", "nan", "Input should be"),
         ("MEMORY_MB", "inf", "Input should be a finite number"),
         ("MEMORY_MB", "", "Input should be a valid number"),
+        ("MODELS", "models", "the form is s3://BUCKET/FOLDER"),
+        ("MODELS", "gs://models", "gs:// needs gcsfs, which is not installed: pip install '.[gcs]'"),
         ("MAX_BATCH", "1000000000", "Input should be less than or equal to"),
         ("MAX_BATCH", "1.5", "Input should be a valid integer"),
         ("DECODERS", "-1", "Input should be greater than or equal to 1"),
