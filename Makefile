@@ -5,7 +5,7 @@ MODELS ?= lenet5
 comma := ,
 OVER_HTTP := $(addprefix tests/service/test_,server.py hostile.py lifecycle.py upgrade.py engines.py fuzz.py access.py)
 
-.PHONY: serve test test-all test-fronts test-gpu check report bento architectures clean
+.PHONY: serve test test-all test-fronts test-gpu check report bento architectures lock clean
 
 serve: $(VENV)/training.installed images/mnist5k ## install, train and publish lenet5 if none is, and serve on port $BENTOML_PORT
 	@$(BIN)/python -m service.address
@@ -43,6 +43,12 @@ check: $(VENV)/dev.installed
 
 architectures: $(VENV)/training.installed ## write service/architectures.json and service/layers.jsonl.gz anew from models/
 	$(BIN)/python -m models --json --layers | $(BIN)/python -m service.architectures
+
+LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --generate-hashes --python-version 3.11 \
+	--python-platform x86_64-manylinux_2_28 --custom-compile-command 'make lock' --extra s3 --extra gcs
+lock: $(VENV)/dev.installed ## write the locks with hashes of the container images, deploy/container/requirements*.txt
+	$(LOCK) --output-file deploy/container/requirements.txt
+	$(LOCK) --extra tensorrt --extra gpu-jpeg --output-file deploy/container/requirements-cuda.txt
 
 images/mnist5k: | $(VENV)/training.installed
 	$(BIN)/python -m training images mnist5k

@@ -12,6 +12,7 @@ from service.context import ServerContext, Shared, known_parameters, needs_key, 
 from service.fast_path import FastPath
 from service.request_log import RequestLog
 from service.routes import classify, models
+from service.state_metrics import state_text
 
 DESCRIPTION = "Every CNN architecture of a lecture, LeNet-5 to SENet-154: predictions, costs and measured speed."
 
@@ -68,5 +69,5 @@ async def index() -> RedirectResponse:
 @router.get("/metrics", response_class=Response, responses=problems(401))
 async def metrics(server: Shared) -> Response:
     """Return the metrics in Prometheus' text format."""
-    text = server.metrics.text(server.catalog.slots, server.device.left())
+    text = server.metrics.text(server.catalog.slots, server.device.left()) + state_text(server)
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
