@@ -24,13 +24,14 @@ def create_application(server: ServerContext) -> ASGIApp:
     api = FastAPIOffline(title="convserve", description=DESCRIPTION, redoc_url=None)
     api.state.server = server
     known = Depends(known_parameters)
-    keys = [Depends(needs_key)] if server.settings.api_keys else []
+    keys = [Depends(needs_key)] if server.settings.needs_key else []
     api.include_router(pages, dependencies=keys)
+    responses = problems(422, 429) if server.settings.clients else problems(422)
     for routes in (classify.router, models.router):
-        api.include_router(routes, dependencies=[*keys, known], responses=problems(422))
+        api.include_router(routes, dependencies=[*keys, known], responses=responses)
     if server.settings.metrics_public:
         keys = []
-    api.include_router(router, dependencies=[*keys, known], responses=problems(422))
+    api.include_router(router, dependencies=[*keys, known], responses=responses)
     errors.install(api, refuse)
     return RequestLog(HeadAsGet(FastPath(api)), server.metrics, server.settings.access_log, server.leaving)
 

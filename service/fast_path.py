@@ -46,7 +46,7 @@ class FastPath:
         await response(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response:
-        if self._server.settings.api_keys:
+        if self._server.settings.needs_key:
             let_in(self._server, request)
         return await classify(request, self._server, parse(request.scope["query_string"]))
 

@@ -16,6 +16,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from engines.runtimes.machine import processor
+from service.clients import current
 from service.loading import Slot
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -63,6 +64,16 @@ class Metrics:
             "convserve_tuning_cpu_seconds", "Processor time of self-tuning", ["model"], registry=self._registry
         )
 
+        self._clients = Counter(
+            "convserve_client_requests", "Requests of named clients", ["client", "status"], registry=self._registry
+        )
+        self._client_device = Counter(
+            "convserve_client_device_seconds",
+            "Device time of named clients' images, each its share of its batch",
+            ["client"],
+            registry=self._registry,
+        )
+
     def failed(self, model: str, code: str) -> None:
         """Count a request that was answered with the problem `code`."""
         self._requests.labels(model, code).inc()
@@ -71,8 +82,14 @@ class Metrics:
         """Count an answer and its time by stage."""
         self._requests.labels(model, "ok").inc()
         self._batches.labels(model).observe(batch_size)
+        if client := current.get().name:
+            self._client_device.labels(client).inc(stages_ms["inference"] / 1000 / batch_size)
         for stage, milliseconds in stages_ms.items():
             self._stages.labels(model, stage).observe(milliseconds / 1000)
+
+    def asked(self, client: str, status: int) -> None:
+        """Count a request of a named client."""
+        self._clients.labels(client, status).inc()
 
     def tried(self, model: str, result: str, cpu_s: float) -> None:
         """Count an engine that self-tuning has tried, and the processor seconds of the trial."""

@@ -59,6 +59,8 @@ class RequestLog:
             route = getattr(scope.get("route"), "path", "")
             method = scope["method"] if scope["method"] in METHODS else ""
             self._metrics.served(route, method, status, seconds)
+            if client := scope.get("state", {}).get("client"):
+                self._metrics.asked(client, status)
             if self._log:
                 self._write(scope, route, method, status, seconds, request_id)
 
@@ -75,6 +77,8 @@ class RequestLog:
             "model": state.get("tag"),
             "ms": round(1000 * seconds, 3),
         }
+        if client := state.get("client"):
+            line["client"] = client
         with suppress(OSError):  # a log that cannot be written fails no request
             sys.stdout.write(to_json(line).decode() + "\n")
             sys.stdout.flush()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +14,8 @@ from typing import Protocol, Self, cast
 from engines.published.plain_jpeg import Sampling
 from engines.runtimes.engine import Engine
 from service.batches import Inputs, JpegDecoder, Logits, Outcome, Picture, RefusedJpeg, RunBatch, in_threads
+from service.client_queue import ClientQueue
+from service.clients import Client, current
 from service.cost import BatchCost
 
 
@@ -64,7 +65,7 @@ class Pending(Protocol):
 class PendingImage:
     """Image in a queue, with its arrival time and deadline in seconds on the scheduler's clock.
 
-    `decode_ms` is the time that decoding the image took.
+    `decode_ms` is the time that decoding the image took, `start` its place in the shares of all clients.
     """
 
     picture: Picture
@@ -72,6 +73,8 @@ class PendingImage:
     deadline: float
     answer: Pending
     decode_ms: float = 0.0
+    client: Client = field(default_factory=current.get)
+    start: float = 0.0
 
 
 @dataclass(eq=False)
@@ -80,14 +83,14 @@ class EngineQueue:
 
     `waiting` holds decoded images, and JPEGs for the device's `decoder`; `decoding` counts admitted images that are
     still being decoded. `users` counts the requests that hold the queue, from before their bodies are read until they
-    are answered. `share` is the device time that the queue has used, in seconds; time that it left unused while nothing
-    waited is not kept for it.
+    are answered. `share` is the device time that the queue has used, in seconds over the weights of the clients; time
+    that it left unused while nothing waited is not kept for it.
     """
 
     engine: Engine
     cost: BatchCost
     decoder: JpegDecoder | None = None
-    waiting: deque[PendingImage] = field(default_factory=deque)
+    waiting: ClientQueue[PendingImage] = field(default_factory=ClientQueue)
     decoding: int = 0
     users: int = 0
     share: float = 0.0
@@ -128,7 +131,7 @@ class Admission(ABC):
         """Return the answer to a decoded image. A cancelled caller leaves the queue."""
 
     def check(self, queue: EngineQueue, deadline: float, decoder_wait_s: float = 0.0) -> None:
-        """Raise Overloaded if one more image would miss `deadline`, or if the queue is full.
+        """Raise Overloaded if one more image would miss `deadline`, or if the queue or the client's part of it is full.
 
         `decoder_wait_s` is the expected wait for a free decoder thread, in seconds.
         """
@@ -138,10 +141,11 @@ class Admission(ABC):
             queue.cost.forget(self.clock())
             reason = f"an answer would take {1000 * expected:.0f} ms, of which {1000 * max(0.0, left):.0f} ms are left"
             raise Overloaded(reason, queue.depth, expected - left)
+        client, retry_s = current.get(), queue.cost.backlog_s(queue.cost.best_batch)
         if queue.depth >= self.max_waiting:
-            raise Overloaded(
-                f"{queue.depth} images wait already", queue.depth, queue.cost.backlog_s(queue.cost.best_batch)
-            )
+            raise Overloaded(f"{queue.depth} images wait already", queue.depth, retry_s)
+        if (own := queue.waiting.of(client)) >= max(1.0, client.part * self.max_waiting):
+            raise Overloaded(f"{own} images of this client wait already", queue.depth, retry_s)
 
     def admit(self, queue: EngineQueue, deadline: float, decoder_wait_s: float = 0.0) -> QueuePlace:
         """Reserve a place for an image that is about to be decoded. Raises Overloaded as `check` does."""
@@ -192,11 +196,15 @@ class Scheduler(Admission):
 
         They are the rest of the running batches, this queue's backlog, and the fair share of every other queue.
         """
-        return max(0.0, self.free_at - self.clock()) + self.backlog_s(queue)
+        return max(0.0, self.free_at - self.clock()) + self.backlog_s(queue, current.get())
 
-    def backlog_s(self, queue: EngineQueue) -> float:
-        """Return the seconds of this queue's images with one more, and of the other queues' fair shares meanwhile."""
-        own = queue.cost.backlog_s(queue.depth + 1)
+    def backlog_s(self, queue: EngineQueue, client: Client | None = None) -> float:
+        """Return the seconds of this queue's images with one more, and of the other queues' fair shares meanwhile.
+
+        Of this queue, the images count that will run before one of `client`; without a client all of them.
+        """
+        ahead = queue.decoding + queue.waiting.ahead(client) if client else queue.depth
+        own = queue.cost.backlog_s(ahead + 1)
         others = sum(min(own, other.cost.backlog_s(other.depth)) for other in self._active if other is not queue)
         return own + others
 
@@ -252,7 +260,7 @@ class Scheduler(Admission):
         """Run batches until nothing waits, or until the next engine has no lane beside the batches that run."""
         try:
             while waiting := [queue for queue in self._active if queue.waiting]:
-                queue = min(waiting, key=lambda queue: (queue.share, queue.waiting[0].since))
+                queue = min(waiting, key=lambda queue: (queue.share, queue.waiting.first().since))
                 if len(self._running) >= queue.engine.lanes:
                     break  # the loop of a running batch goes on
                 if batch := self._next_batch(queue):
@@ -264,11 +272,11 @@ class Scheduler(Admission):
             self._loops.discard(cast(asyncio.Task[None], asyncio.current_task()))
 
     def _next_batch(self, queue: EngineQueue) -> list[PendingImage]:
-        """Take the oldest images that can still meet their deadlines; drop the rest before they cost device time."""
+        """Take the next images that can still meet their deadlines; drop the rest before they cost device time."""
         now, until = max(self.clock(), self.free_at), inf  # a second lane computes when the first has done so
         batch: list[PendingImage] = []
         while queue.waiting and len(batch) < queue.cost.best_batch:
-            image = queue.waiting[0]
+            image = queue.waiting.first()
             if image.deadline < now + queue.cost(1):
                 settle(image, Late(LATE))
             elif batch and min(until, image.deadline) < now + queue.cost(len(batch) + 1):
@@ -320,7 +328,7 @@ class Scheduler(Admission):
         finally:
             now = self.clock()
             took = now - max(started, self._freed_at)
-            queue.share += took
+            queue.share += took * (sum(1 / image.client.weight for image in batch) / len(batch))
             self._freed_at = now
             self._running.remove(this)
             self.free_at = now + sum(other.cost_s for other in self._running) if self._running else 0.0
@@ -351,6 +359,8 @@ class QueuePlace:
         """Return the answer to one image. Raises Late if its deadline passes, RefusedJpeg if no device decodes it."""
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         image = PendingImage(picture, self._admission.clock(), self._deadline, answer, decode_ms)
+        cost = self.queue.cost
+        image.client.charge(cost(cost.best_batch) / cost.best_batch, image.since)
         self.__exit__()
         return await self._admission.infer(self.queue, image)
 

@@ -30,9 +30,11 @@ from engines.runtimes.machine import accelerator, cores
 from engines.runtimes.registry import NO_PRECISION, RUNTIMES, Runtime
 from models.names import near_names, suggestion
 from service.architectures import read_cards
+from service.clients import ClientLimits
 
 EMBEDDED_DATASET = "mnist5k"  # training has a recipe of this data set for every architecture
 PREFIX = "CONVSERVE_"
+MOST_CLIENTS = 256  # each is a label of metrics
 DAY_S = 86_400.0  # longest time that a setting may name
 TAG = re.compile(r"(?P<architecture>[a-z0-9_]+):(?P<dataset>[a-z0-9_]+)-[0-9a-f]{8}")
 # Kubernetes and Docker set such variables for a service or a container that is called convserve.
@@ -123,6 +125,21 @@ def number_or_auto(most: int) -> WrapValidator:
     return WrapValidator(validated)
 
 
+def json_object(value: Any) -> Any:
+    """Return the members of a JSON object, or a value that is no text as it is."""
+    return from_json(value) if isinstance(value, str) else value
+
+
+def of_different_keys(clients: dict[str, ClientLimits]) -> dict[str, ClientLimits]:
+    """Return `clients` if each has a key of its own and they are few enough for a label; else raise ValueError."""
+    if len(clients) > MOST_CLIENTS:
+        raise ValueError(f"{len(clients)} clients are more than {MOST_CLIENTS}")
+    if len({client.key_sha256 for client in clients.values()}) < len(clients):
+        raise ValueError("two clients have the same key_sha256")
+    return clients
+
+
+ClientName = Annotated[str, Field(pattern="^[a-z0-9_-]{1,32}$")]
 Secret = Annotated[SecretStr, AfterValidator(sendable)]
 Seconds = Annotated[float, Field(gt=0, le=DAY_S)]
 
@@ -166,8 +183,16 @@ class Settings(BaseSettings):
     access_log: bool = True
     tracing: bool = False
     api_keys: Annotated[frozenset[Secret], NoDecode, BeforeValidator(listed)] = frozenset()
+    clients: Annotated[
+        dict[ClientName, ClientLimits], NoDecode, BeforeValidator(json_object), AfterValidator(of_different_keys)
+    ] = {}
     admin_token: Secret | None = None
     metrics_public: bool = False
+
+    @property
+    def needs_key(self) -> bool:
+        """True if a request needs a key, of `api_keys` or of a client."""
+        return bool(self.api_keys or self.clients)
 
     @property
     def invents(self) -> bool:
@@ -202,6 +227,8 @@ def read_settings() -> Settings:
 def line_of(item: Any) -> str:
     """Return an error of pydantic's as a line that names the variable, without its value."""
     message = item["msg"].removeprefix("Value error, ")
+    if item["loc"][:1] == ("clients",) and item["loc"][1:]:  # names of a client and its limit; the value may be secret
+        message = f"{'.'.join(map(str, item['loc'][1:]))}: {message}"
     return f"{PREFIX}{str(item['loc'][0]).upper()}: {message}" if item["loc"] else message
 
 
