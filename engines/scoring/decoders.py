@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
-from threading import Lock
+from multiprocessing import get_context, parent_process
+from threading import Lock, Thread
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -36,6 +36,7 @@ class DecodingProcess:
 
 def begin(memory: Any, shape: tuple[int, ...], preprocess: Preprocess) -> None:
     """Prepare a process to decode into `memory`."""
+    Thread(target=end_with_parent, daemon=True).start()
     os.nice(NICE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the command, which ends its processes
     warnings.filterwarnings("ignore", module="PIL")
@@ -43,6 +44,13 @@ def begin(memory: Any, shape: tuple[int, ...], preprocess: Preprocess) -> None:
         Image.core.set_blocks_max(PILLOW_BLOCKS)
     DecodingProcess.memory = np.frombuffer(memory, np.uint8).reshape(shape)
     DecodingProcess.preprocess = preprocess
+
+
+def end_with_parent() -> None:
+    """End this process when its parent has ended, which a kill keeps from ending its processes."""
+    if parent := parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def decode(slot: int, first: int, paths: Sequence[str]) -> Errors:

@@ -7,13 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from engines.__main__ import main
@@ -33,6 +36,19 @@ from training.data import DataSet
 
 COUNT = 40
 Scored = Callable[..., list[dict[str, Any]]]
+
+# Starts a decoding process of the model in argv[1], prints its process id, and waits.
+DECODER = """
+import sys, time
+from pathlib import Path
+from engines.published import manifest
+from engines.scoring.decoders import DecodingPool
+
+with DecodingPool(manifest.load(Path(sys.argv[1])).preprocess, batch=1, slots=1, processes=1) as pool:
+    pool.submit(0, ["missing"]).result()
+    print(*pool._pool._processes, flush=True)
+    time.sleep(60)
+"""
 
 # Scores parts of ten pictures of the folder argv[3] on the cluster argv[1], with the model argv[2], and prints the rows
 # of each.
@@ -162,6 +178,19 @@ def test_a_killed_decoder_loses_no_picture(lenet5: PublishedModel, photos: Path)
         assert (pool.pixels[1] == expected).all()
         third = pool.submit(0, paths)
         assert pool.errors_of(third, 0, paths) == [None] * 4
+
+
+def test_decoders_end_with_a_process_that_is_killed(lenet5: PublishedModel) -> None:
+    command = [sys.executable, "-c", DECODER, str(lenet5.folder)]
+    with subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout
+        decoder = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+        deadline = time.monotonic() + 10
+        with suppress(psutil.NoSuchProcess):
+            while decoder.status() != psutil.STATUS_ZOMBIE:  # which the first process of a container may leave
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
 
 
 def test_what_is_no_source_or_no_place_for_answers_is_said(
