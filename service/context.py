@@ -30,6 +30,7 @@ from service.refusals import Refusals
 from service.remote import RemoteDevice
 from service.scheduler import Admission
 from service.settings import Settings
+from service.traffic_split import TrafficSplits
 
 MAX_NAME = 100  # characters of an unknown parameter's name in an error
 
@@ -44,6 +45,7 @@ class ServerContext:
     decoders: Decoders
     bodies: Bodies
     clients: Clients
+    splits: TrafficSplits
     refusals: Refusals
     metrics: Metrics
     tracer: Tracer
@@ -78,6 +80,7 @@ def with_device(
         device=device,
         decoders=Decoders(settings.decoders, settings.max_pixels),
         bodies=Bodies(settings.max_body_bytes, settings.max_bodies_bytes),
+        splits=TrafficSplits(settings.routes),
         clients=Clients(settings.clients, folder / "clients" if folder else None),
         refusals=Refusals(device.admission.clock),
         metrics=metrics,

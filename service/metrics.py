@@ -74,6 +74,13 @@ class Metrics:
             registry=self._registry,
         )
 
+        self._shadows = Counter(
+            "convserve_shadow_images",
+            "Images that a shadow got too: it agrees, differs, was refused or failed",
+            ["model", "shadow", "outcome"],
+            registry=self._registry,
+        )
+
     def failed(self, model: str, code: str) -> None:
         """Count a request that was answered with the problem `code`."""
         self._requests.labels(model, code).inc()
@@ -90,6 +97,10 @@ class Metrics:
     def asked(self, client: str, status: int) -> None:
         """Count a request of a named client."""
         self._clients.labels(client, status).inc()
+
+    def compared(self, model: str, shadow: str, outcome: str) -> None:
+        """Count an image of a model that its shadow got too."""
+        self._shadows.labels(model, shadow, outcome).inc()
 
     def tried(self, model: str, result: str, cpu_s: float) -> None:
         """Count an engine that self-tuning has tried, and the processor seconds of the trial."""

@@ -12,7 +12,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
     BeforeValidator,
+    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
@@ -34,6 +36,7 @@ from service.clients import ClientLimits
 
 EMBEDDED_DATASET = "mnist5k"  # training has a recipe of this data set for every architecture
 PREFIX = "CONVSERVE_"
+TAG_FORM = "[a-z0-9_]+:[a-z0-9_]+-[0-9a-f]{8}"
 MOST_CLIENTS = 256  # each is a label of metrics
 DAY_S = 86_400.0  # longest time that a setting may name
 TAG = re.compile(r"(?P<architecture>[a-z0-9_]+):(?P<dataset>[a-z0-9_]+)-[0-9a-f]{8}")
@@ -154,6 +157,23 @@ def decoding_threads() -> int:
     return min(max(cores(), 2), 16)
 
 
+class Split(BaseModel):
+    """Share of the requests for a name that another model answers (`to`), or whose images it gets too (`shadow`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    to: Annotated[str, Field(pattern=f"^{TAG_FORM}$")] | None = None
+    shadow: Annotated[str, Field(pattern=f"^{TAG_FORM}$")] | None = None
+    share: Annotated[float, Field(gt=0, le=1)]
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        """Raise ValueError unless one of the two models is named."""
+        if (self.to is None) == (self.shadow is None):
+            raise ValueError("name either a model that answers, with `to`, or one that is compared, with `shadow`")
+        return self
+
+
 class Settings(BaseSettings):
     """Settings of the server; each field is read from CONVSERVE_<NAME IN CAPITALS>."""
 
@@ -167,6 +187,9 @@ class Settings(BaseSettings):
     scan_s: Seconds = 10.0
     dataset: Annotated[str, Field(pattern="^[a-z0-9_]+$")] = EMBEDDED_DATASET
     pins: Annotated[dict[str, str], NoDecode, BeforeValidator(paired), AfterValidator(of_its_architecture)] = {}
+    routes: Annotated[
+        dict[Annotated[str, Field(pattern="^[a-z0-9_@:-]{1,100}$")], Split], NoDecode, BeforeValidator(json_object)
+    ] = {}
     tune: Literal["auto", "off"] = "auto"
     max_batch: Annotated[int, Field(ge=1, le=4096, default_factory=largest_batch)]
     max_waiting: Annotated[int, Field(ge=1, le=65536)] = 1024
@@ -227,7 +250,7 @@ def read_settings() -> Settings:
 def line_of(item: Any) -> str:
     """Return an error of pydantic's as a line that names the variable, without its value."""
     message = item["msg"].removeprefix("Value error, ")
-    if item["loc"][:1] == ("clients",) and item["loc"][1:]:  # names of a client and its limit; the value may be secret
+    if item["loc"][:1] in {("clients",), ("routes",)} and item["loc"][1:]:  # the value itself may be secret
         message = f"{'.'.join(map(str, item['loc'][1:]))}: {message}"
     return f"{PREFIX}{str(item['loc'][0]).upper()}: {message}" if item["loc"] else message
 

@@ -105,6 +105,13 @@ def test_a_token_from_a_file_may_end_in_a_line_break(monkeypatch: pytest.MonkeyP
         ("MEMORY_MB", "", "Input should be a valid number"),
         ("MODELS", "models", "the form is s3://BUCKET/FOLDER"),
         ("MODELS", "gs://models", "gs:// needs gcsfs, which is not installed: pip install '.[gcs]'"),
+        ("ROUTES", '{"lenet5": {"share": 0.5}}', "lenet5: name either a model that answers"),
+        (
+            "ROUTES",
+            f'{{"lenet5": {{"to": "{TAG}", "share": 2}}}}',
+            "lenet5.share: Input should be less than or equal to 1",
+        ),
+        ("ROUTES", '{"lenet5": {"to": "resnet18", "share": 0.5}}', "lenet5.to: String should match pattern"),
         ("CLIENTS", "shop", "not JSON"),
         ("CLIENTS", "[]", "Input should be a valid dictionary"),
         ("CLIENTS", '{"shop": {"key_sha256": "s3cret"}}', "shop.key_sha256: String should match pattern"),
