@@ -5,7 +5,7 @@ MODELS ?= lenet5
 comma := ,
 OVER_HTTP := $(addprefix tests/service/test_,server.py several_images.py hostile.py lifecycle.py upgrade.py engines.py fuzz.py access.py)
 
-.PHONY: serve test test-all test-fronts test-gpu check report bento architectures protocol clean
+.PHONY: serve test test-all test-fronts test-gpu check report bento architectures protocol lock clean
 
 serve: $(VENV)/training.installed images/mnist5k ## install, train and publish lenet5 if none is, and serve on port $BENTOML_PORT
 	@$(BIN)/python -m service.address
@@ -48,6 +48,12 @@ protocol: $(VENV)/dev.installed ## write service/inference_protocol/inference.bi
 	$(BIN)/python -m grpc_tools.protoc -I service/inference_protocol \
 		--descriptor_set_out=service/inference_protocol/inference.binpb inference.proto
 
+LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --generate-hashes --python-version 3.11 \
+	--python-platform x86_64-manylinux_2_28 --custom-compile-command 'make lock' --extra s3 --extra gcs
+lock: $(VENV)/dev.installed ## write the locks with hashes of the container images, deploy/container/requirements*.txt
+	$(LOCK) --output-file deploy/container/requirements.txt
+	$(LOCK) --extra tensorrt --extra gpu-jpeg --output-file deploy/container/requirements-cuda.txt
+
 images/mnist5k: | $(VENV)/training.installed
 	$(BIN)/python -m training images mnist5k
 
@@ -61,6 +67,6 @@ $(VENV)/training.installed: pyproject.toml
 	@touch $@
 
 $(VENV)/dev.installed: $(VENV)/training.installed tests/stubs.py
-	$(BIN)/pip install --disable-pip-version-check '.[training,loadtest,peers,tensorrt-rtx,gpu-jpeg,dev]'
+	$(BIN)/pip install --disable-pip-version-check '.[training,loadtest,peers,tensorrt-rtx,gpu-jpeg,s3,ray,dev]'
 	$(BIN)/python -m tests.stubs $(VENV)/stubs
 	@touch $@

@@ -148,7 +148,8 @@ class DeviceService(Lifecycle):
         self.server = make_context(SETTINGS, processes.folder())
         assert isinstance(self.server.device, LocalDevice)
         path = processes.socket_of(number)
-        self._process = DeviceProcess(self.server.device, self.server.catalog, path, LAYOUT.fronts)
+        clients = self.server.clients.by_number
+        self._process = DeviceProcess(self.server.device, self.server.catalog, path, LAYOUT.fronts, clients)
         self._tasks: set[asyncio.Task[None]] = set()
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]

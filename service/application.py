@@ -12,6 +12,7 @@ from service.fast_path import FastPath
 from service.inference_protocol import routes as inference_protocol
 from service.request_log import RequestLog
 from service.routes import classify, explain, models, page
+from service.state_metrics import state_text
 
 DESCRIPTION = "Every CNN architecture of a lecture, LeNet-5 to SENet-154: predictions, costs and measured speed."
 
@@ -23,17 +24,19 @@ def create_application(server: ServerContext) -> ASGIApp:
     api = FastAPIOffline(title="convserve", description=DESCRIPTION, redoc_url=None)
     api.state.server = server
     known = Depends(known_parameters)
-    keys = [Depends(needs_key)] if server.settings.api_keys else []
+    keys = [Depends(needs_key)] if server.settings.needs_key else []
+    refusals = (422, 429) if server.settings.clients else (422,)
+    responses = problems(*refusals)
     api.include_router(page.router)
     for routes in (classify.router, explain.router, models.router):
-        api.include_router(routes, dependencies=[*keys, known], responses=problems(422))
+        api.include_router(routes, dependencies=[*keys, known], responses=responses)
     api.include_router(inference_protocol.health)
     api.include_router(inference_protocol.refused, dependencies=keys)
-    of_protocol = inference_protocol.errors(422)
+    of_protocol = inference_protocol.errors(*refusals)
     api.include_router(inference_protocol.router, dependencies=[*keys, known], responses=of_protocol)
     if server.settings.metrics_public:
         keys = []
-    api.include_router(router, dependencies=[*keys, known], responses=problems(422))
+    api.include_router(router, dependencies=[*keys, known], responses=responses)
     errors.install(api, refuse)
     return RequestLog(HeadAsGet(FastPath(api)), server.metrics, server.settings.access_log, server.leaving)
 
@@ -66,5 +69,5 @@ class HeadAsGet:
 @router.get("/metrics", response_class=Response, responses=problems(401))
 async def metrics(server: Shared) -> Response:
     """Return the metrics in Prometheus' text format."""
-    text = server.metrics.text(server.catalog.slots, server.device.left())
+    text = server.metrics.text(server.catalog.slots, server.device.left()) + state_text(server)
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")

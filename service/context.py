@@ -22,6 +22,7 @@ from starlette.datastructures import Headers, State
 from service import errors, schema
 from service.body import Bodies
 from service.catalog import Catalog
+from service.clients import Clients, current
 from service.device import Device, LocalDevice
 from service.errors import Problem
 from service.framework_patches import tracer_provider
@@ -31,6 +32,7 @@ from service.refusals import Refusals
 from service.remote import RemoteDevice
 from service.scheduler import Admission
 from service.settings import Settings
+from service.traffic_split import TrafficSplits
 
 MAX_NAME = 100  # characters of an unknown parameter's name in an error
 
@@ -44,6 +46,8 @@ class ServerContext:
     device: Device
     decoders: Decoders
     bodies: Bodies
+    clients: Clients
+    splits: TrafficSplits
     refusals: Refusals
     metrics: Metrics
     tracer: Tracer
@@ -70,23 +74,28 @@ class ServerContext:
 def make_context(settings: Settings, shared_metrics: Path | None = None) -> ServerContext:
     """Build the shared state of a process with a device; `shared_metrics` is the folder of the server's metrics."""
     catalog, metrics = Catalog(settings), Metrics(shared_metrics)
-    return with_device(settings, catalog, metrics, LocalDevice(settings, catalog, metrics))
+    return with_device(settings, catalog, metrics, LocalDevice(settings, catalog, metrics), shared_metrics)
 
 
 def make_front(settings: Settings, devices: Sequence[Path], shared_metrics: Path) -> ServerContext:
     """Build the shared state of a front, whose devices are processes that listen on these sockets."""
     catalog = Catalog(settings)
-    return with_device(settings, catalog, Metrics(shared_metrics), RemoteDevice(settings, catalog, devices))
+    device = RemoteDevice(settings, catalog, devices)
+    return with_device(settings, catalog, Metrics(shared_metrics), device, shared_metrics)
 
 
-def with_device(settings: Settings, catalog: Catalog, metrics: Metrics, device: Device) -> ServerContext:
-    """Build the shared state around a device."""
+def with_device(
+    settings: Settings, catalog: Catalog, metrics: Metrics, device: Device, folder: Path | None
+) -> ServerContext:
+    """Build the shared state around a device; `folder` is that in which several processes of a server meet."""
     return ServerContext(
         settings=settings,
         catalog=catalog,
         device=device,
         decoders=Decoders(settings.decoders, settings.max_pixels),
         bodies=Bodies(settings.max_body_bytes, settings.max_bodies_bytes),
+        splits=TrafficSplits(settings.routes),
+        clients=Clients(settings.clients, folder / "clients" if folder else None),
         refusals=Refusals(device.admission.clock),
         metrics=metrics,
         tracer=tracer_provider().get_tracer("convserve"),
@@ -119,17 +128,24 @@ def bearer(headers: Headers) -> str:
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
-def let_in(server: ServerContext, headers: Headers) -> None:
-    """Raise Problem 401 unless the request has a configured API key, or the administrator's token.
+def let_in(server: ServerContext, headers: Headers, state: State) -> None:
+    """Raise Problem 401 unless the request has a configured API key, a client's key, or the administrator's token.
 
-    Either may stand in the header X-API-Key or be a bearer token.
+    Each may stand in the header X-API-Key or be a bearer token. Raises LimitReached for a client that has used up a
+    limit; the task knows the client from now on, and `state` the name for the log.
     """
     presented = [headers.get("X-API-Key", "").strip(), bearer(headers)]
+    if client := server.clients.find(presented):
+        current.set(client)
+        state.client = client.name
+        client.admit(server.scheduler.clock())
+        return
     known = [*server.settings.api_keys, *filter(None, [server.settings.admin_token])]
     # Every key is compared, each in constant time, so that timing does not reveal which key was close.
     if not sum(same(value, secret) for value in presented for secret in known):
         detail = "an API key is needed, as the header X-API-Key or as a bearer token"
         raise Problem(401, "unauthorized", detail, headers={"WWW-Authenticate": "Bearer"})
+    current.set(server.clients.by_number[0])
 
 
 def check_admin(server: ServerContext, token: str) -> None:
@@ -149,7 +165,7 @@ async def needs_key(
     server: Shared, request: Request, _: Annotated[object, Depends(KEYS[0])], __: Annotated[object, Depends(KEYS[1])]
 ) -> None:
     """Raise Problem 401 as `let_in` does; as a dependency of a route, show both ways to send a key in OpenAPI."""
-    let_in(server, request.headers)
+    let_in(server, request.headers, request.state)
 
 
 def check_parameters(given: Iterable[str], known: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from service.batches import Picture, RefusedJpeg
 from service.catalog import Catalog
+from service.clients import NOBODY, Client
 from service.device import LocalDevice
 from service.errors import Problem
 from service.frames import ANSWER, CANCEL, HELLO, HELLO_S, IMAGE, JPEG, AnswerStatus, FramedProtocol, Kind, packed
@@ -39,8 +40,14 @@ class LoadedEngine(NamedTuple):
 class DeviceProcess:
     """Server on a Unix socket for the fronts of one device."""
 
-    def __init__(self, device: LocalDevice, catalog: Catalog, path: Path, fronts: int = 1) -> None:
-        """Listen at `path` for a number of fronts. Until all have been connected the process is not ready."""
+    def __init__(
+        self, device: LocalDevice, catalog: Catalog, path: Path, fronts: int = 1, clients: Sequence[Client] = (NOBODY,)
+    ) -> None:
+        """Listen at `path` for a number of fronts. Until all have been connected the process is not ready.
+
+        `clients` are those of the settings, by their numbers.
+        """
+        self.clients = clients
         self.device, self.catalog, self.path, self._expected_fronts = device, catalog, path, fronts
         self._table_descriptor = anonymous(Expectations.SIZE)
         self.table = Expectations(self._table_descriptor)
@@ -313,11 +320,13 @@ class FrontConnection(FramedProtocol):
         """Enqueue images, withdraw images, or answer a call."""
         match kind:
             case Kind.IMAGES:
-                for slot, generation, number, *shape, deadline, decode_ms in IMAGE.iter_unpack(payload):
-                    self._enqueue(slot, generation, number, self.slots.pixels(slot, tuple(shape)), deadline, decode_ms)
+                for slot, generation, number, client, *shape, deadline, decode_ms in IMAGE.iter_unpack(payload):
+                    pixels = self.slots.pixels(slot, tuple(shape))
+                    self._enqueue(slot, generation, number, client, pixels, deadline, decode_ms)
             case Kind.JPEGS:
-                for slot, generation, number, length, deadline, decode_ms in JPEG.iter_unpack(payload):
-                    self._enqueue(slot, generation, number, self.slots.jpeg(slot, length), deadline, decode_ms)
+                for slot, generation, number, client, length, deadline, decode_ms in JPEG.iter_unpack(payload):
+                    jpeg = self.slots.jpeg(slot, length)
+                    self._enqueue(slot, generation, number, client, jpeg, deadline, decode_ms)
             case Kind.CANCELS:
                 for slot, generation in CANCEL.iter_unpack(payload):
                     answer = self._pending.get(slot)
@@ -329,7 +338,14 @@ class FrontConnection(FramedProtocol):
                 task.add_done_callback(self._calls.discard)
 
     def _enqueue(
-        self, slot: int, generation: int, number: int, picture: Picture, deadline: float, decode_ms: float
+        self,
+        slot: int,
+        generation: int,
+        number: int,
+        client: int,
+        picture: Picture,
+        deadline: float,
+        decode_ms: float,
     ) -> None:
         """Enqueue an image, and write what is expected of the engines from now on."""
         engine = self.process.engines.get(number)
@@ -339,7 +355,8 @@ class FrontConnection(FramedProtocol):
         scheduler = self.process.device.scheduler
         now = scheduler.clock()
         answer = SlotAnswer(self, engine, slot, generation)
-        answer.image = PendingImage(picture, now, deadline, answer, decode_ms)
+        whose = self.process.clients[client]
+        answer.image = PendingImage(picture, now, deadline, answer, decode_ms, whose)
         self._pending[slot] = answer
         engine.queue.users += 1
         engine.slot.used_at = now

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from service.clients import LimitReached
 from service.scheduler import Late, Overloaded
 from service.schema import ProblemDetails
 
@@ -50,7 +51,8 @@ def worst_of(problems: Sequence[Problem], **more: Any) -> Problem:
 
 def install(api: FastAPI, refuse: Callable[[Request, Exception], Awaitable[Response]]) -> None:
     """Register `refuse` as the handler of every error of `api`."""
-    for kind in (Problem, RequestValidationError, HTTPException, ClientDisconnect, Overloaded, Late, TimeoutError):
+    kinds = (Problem, RequestValidationError, HTTPException, ClientDisconnect)
+    for kind in (*kinds, Overloaded, Late, LimitReached, TimeoutError):
         api.add_exception_handler(kind, refuse)
     api.add_exception_handler(Exception, refuse)
 
@@ -68,6 +70,8 @@ def as_problem(error: Exception) -> Problem:
             problem = overloaded(error)
         case Late() | TimeoutError():
             problem = Problem(504, "timeout", str(error) or "no answer in time", headers={"Connection": "close"})
+        case LimitReached():
+            problem = Problem(429, "limit_reached", str(error), headers=error.headers)
         case ClientDisconnect():
             problem = Problem(400, "disconnected", "the client went away")
         case _:

@@ -72,8 +72,8 @@ class FastPath:
         return None
 
     async def _answer(self, request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-        if self._server.settings.api_keys:
-            let_in(self._server, request.headers)
+        if self._server.settings.needs_key:
+            let_in(self._server, request.headers, request.state)
         return await answer(request)
 
     async def _classify(self, request: Request) -> Response:

@@ -176,6 +176,7 @@ async def infer(
 ) -> ImageAnswer:
     """Wait for the device and return the answer; count the answer in metrics and spans."""
     answer = await place.infer(picture, decode_ms)
+    server.splits.copy(server, model, picture, answer)
     timing = schema.Timing(
         decode=round(decode_ms, 3), queue=round(answer.queue_ms, 3), inference=round(answer.inference_ms, 3)
     )

@@ -72,11 +72,12 @@ class DeviceLink(FramedProtocol):
         generation = self._generations[slot] = self._generations[slot] + 1 & 0xFFFFFFFF
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting[slot] = answer
+        place = slot, generation, number, image.client.number
         if isinstance(picture, Jpeg):
-            record = JPEG.pack(slot, generation, number, size, image.deadline, image.decode_ms)
+            record = JPEG.pack(*place, size, image.deadline, image.decode_ms)
             self.send_record(Kind.JPEGS, record)
         else:
-            record = IMAGE.pack(slot, generation, number, *picture.shape, image.deadline, image.decode_ms)
+            record = IMAGE.pack(*place, *picture.shape, image.deadline, image.decode_ms)
             self.send_record(Kind.IMAGES, record)
         try:
             return await answer

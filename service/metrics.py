@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from engines.runtimes.machine import processor
+from service.clients import current
 from service.loading import Slot
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -82,9 +83,25 @@ class Metrics:
         self._tuning = Counter(
             "convserve_tuning_cpu_seconds", "Processor time of self-tuning", ["model"], registry=self._registry
         )
-        # A request looks up eight children, each of which would take a lock and make texts of the labels.
+        clients = Counter(
+            "convserve_client_requests", "Requests of named clients", ["client", "status"], registry=self._registry
+        )
+        device = Counter(
+            "convserve_client_device_seconds",
+            "Device time of named clients' images, each its share of its batch",
+            ["client"],
+            registry=self._registry,
+        )
+        self._shadows = Counter(
+            "convserve_shadow_images",
+            "Images that a shadow got too: it agrees, differs, was refused or failed",
+            ["model", "shadow", "outcome"],
+            registry=self._registry,
+        )
+        # A request looks up up to ten children, each of which would take a lock and make texts of the labels.
         self._images, self._ran, self._last = cache(images.labels), cache(ran.labels), cache(last.labels)
         self._stages, self._batches, self._http = cache(stages.labels), cache(batches.labels), cache(http.labels)
+        self._clients, self._client_device = cache(clients.labels), cache(device.labels)
 
     def failed(self, model: str, code: str) -> None:
         """Count an image, or a request that was refused as a whole, that was answered with the problem `code`."""
@@ -96,8 +113,18 @@ class Metrics:
         self._batches(model).observe(batch_size)
         self._ran(model).inc(1 / batch_size)
         self._last(model).set(time.time())
+        if client := current.get().name:
+            self._client_device(client).inc(stages_ms["inference"] / 1000 / batch_size)
         for stage, milliseconds in stages_ms.items():
             self._stages(model, stage).observe(milliseconds / 1000)
+
+    def asked(self, client: str, status: int) -> None:
+        """Count a request of a named client."""
+        self._clients(client, status).inc()
+
+    def compared(self, model: str, shadow: str, outcome: str) -> None:
+        """Count an image of a model that its shadow got too."""
+        self._shadows.labels(model, shadow, outcome).inc()
 
     def tried(self, model: str, result: str, cpu_s: float) -> None:
         """Count an engine that self-tuning has tried, and the processor seconds of the trial."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from engines.published.maps import outputs_with_maps
 from engines.published.plain_jpeg import Sampling
 from service.catalog import Catalog
+from service.clients import Client
 from service.cost import BatchCost
 from service.device import Device, keep_from_collections
 from service.errors import Problem
@@ -114,8 +115,8 @@ class RemoteQueue(EngineQueue):
         """Images that have not started to run, in all device processes and in the decoders of all fronts."""
         return self.decoding_everywhere() + sum(int(replica.figures()[0]) for replica in self.replicas)
 
-    def ahead(self, images: int) -> int:
-        """Return the images before a new request's as `EngineQueue.ahead` does, with those of all fronts."""
+    def ahead(self, images: int, client: Client | None = None) -> int:
+        """Return the images before a new request's as `EngineQueue.ahead` does, those of all fronts and all clients."""
         if images == 1:
             return self.depth
         return self.depth + (self.replicas[0].reserved() if self.replicas else self.reserved)
@@ -177,9 +178,9 @@ class RemoteAdmission(Admission):
         assert isinstance(queue, RemoteQueue)
         queue.tell()
 
-    def reserved(self, queue: EngineQueue, images: int) -> None:
+    def reserve(self, queue: EngineQueue, client: Client, images: int) -> None:
         """Note the reserved images, for all fronts to see."""
-        super().reserved(queue, images)
+        super().reserve(queue, client, images)
         assert isinstance(queue, RemoteQueue)
         queue.tell()
 

@@ -60,6 +60,8 @@ class RequestLog:
             route = getattr(scope.get("route"), "path", "")
             method = scope["method"] if scope["method"] in METHODS else ""
             self._metrics.served(route, method, status, seconds)
+            if client := scope.get("state", {}).get("client"):
+                self._metrics.asked(client, status)
             if self._log:
                 write(scope.get("state", {}), route, method, status, seconds, request_id)
 
@@ -71,7 +73,7 @@ def id_of(headers: Headers) -> str:
 
 
 def write(state: Mapping[str, Any], route: str, method: str, status: int, seconds: float, request_id: str) -> None:
-    """Write the line of a request to the log; `state` has the code of its problem and the model's tag."""
+    """Write the line of a request to the log; `state` has the code of its problem, the model's tag and the client."""
     line = {
         "timestamp": datetime.now(UTC),
         "request_id": request_id,
@@ -82,6 +84,8 @@ def write(state: Mapping[str, Any], route: str, method: str, status: int, second
         "model": state.get("tag"),
         "ms": round(1000 * seconds, 3),
     }
+    if client := state.get("client"):
+        line["client"] = client
     with suppress(OSError):  # a log that cannot be written fails no request
         sys.stdout.write(to_json(line).decode() + "\n")
         sys.stdout.flush()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +14,8 @@ from typing import Protocol, Self, cast
 from engines.published.plain_jpeg import Sampling
 from engines.runtimes.engine import Engine
 from service.batches import Inputs, JpegDecoder, Logits, Outcome, Picture, RefusedJpeg, RunBatch, in_threads
+from service.client_queue import ClientQueue
+from service.clients import Client, current
 from service.cost import BatchCost
 
 
@@ -64,7 +65,7 @@ class Pending(Protocol):
 class PendingImage:
     """Image in a queue, with its arrival time and deadline in seconds on the scheduler's clock.
 
-    `decode_ms` is the time that decoding the image took.
+    `decode_ms` is the time that decoding the image took, `start` its place in the shares of all clients.
     """
 
     picture: Picture
@@ -72,6 +73,8 @@ class PendingImage:
     deadline: float
     answer: Pending
     decode_ms: float = 0.0
+    client: Client = field(default_factory=current.get)
+    start: float = 0.0
 
 
 @dataclass(eq=False)
@@ -79,17 +82,16 @@ class EngineQueue:
     """Queue of one engine.
 
     `waiting` holds decoded images, and JPEGs for the device's `decoder`; `decoding` counts admitted images that are
-    still being decoded, `reserved` those that wait for earlier images of their request. `users` counts the requests
-    that hold the queue, from before their bodies are read until they are answered. `share` is the device time that the
-    queue has used, in seconds; time that it left unused while nothing waited is not kept for it.
+    still being decoded. `users` counts the requests that hold the queue, from before their bodies are read until they
+    are answered. `share` is the device time that the queue has used, in seconds over the weights of the clients; time
+    that it left unused while nothing waited is not kept for it.
     """
 
     engine: Engine
     cost: BatchCost
     decoder: JpegDecoder | None = None
-    waiting: deque[PendingImage] = field(default_factory=deque)
+    waiting: ClientQueue[PendingImage] = field(default_factory=ClientQueue)
     decoding: int = 0
-    reserved: int = 0
     users: int = 0
     share: float = 0.0
 
@@ -98,8 +100,18 @@ class EngineQueue:
         """Number of admitted images that have not started to run."""
         return len(self.waiting) + self.decoding
 
-    def ahead(self, images: int) -> int:
-        """Return the number of images before those of a new request; a single image passes the reserved ones."""
+    @property
+    def reserved(self) -> int:
+        """Number of images that wait for earlier images of their request."""
+        return self.waiting.reserved
+
+    def ahead(self, images: int, client: Client | None = None) -> int:
+        """Return the number of images before those of a new request; a single image passes the reserved ones.
+
+        Of a request of `client`, the images count that will run before; without a client all of them.
+        """
+        if client:
+            return self.decoding + self.waiting.ahead(client, images)
         return self.depth if images == 1 else self.depth + self.reserved
 
     @property
@@ -133,9 +145,10 @@ class Admission(ABC):
         """Return the answer to a decoded image. A cancelled caller leaves the queue."""
 
     def check(self, queue: EngineQueue, deadline: float, decoder_wait_s: float = 0.0, images: int = 1) -> None:
-        """Raise Overloaded if a new request of `images` would miss `deadline`, or if the queue has no room for them.
+        """Raise Overloaded if a new request of `images` would miss `deadline`, or if there is no room for them.
 
-        `decoder_wait_s` is the expected wait for a free decoder thread, in seconds.
+        Each client has a part of the queue's places; a client without any other image there has room for one request
+        however small the part. `decoder_wait_s` is the expected wait for a free decoder thread, in seconds.
         """
         left = deadline - self.clock()
         expected = decoder_wait_s + self.expected_answer_s(queue, images)
@@ -143,18 +156,23 @@ class Admission(ABC):
             queue.cost.forget(self.clock())
             reason = f"an answer would take {1000 * expected:.0f} ms, of which {1000 * max(0.0, left):.0f} ms are left"
             raise Overloaded(reason, queue.depth, expected - left)
-        ahead = queue.ahead(images)
+        client, ahead = current.get(), queue.ahead(images)
+        own, reason = queue.waiting.of(client, images), ""
         if ahead + images > self.max_waiting:
-            raise Overloaded(f"{ahead} images wait already", ahead, queue.cost.backlog_s(queue.cost.best_batch))
+            reason = f"{ahead} images wait already"
+        elif own + images > max(images, client.part * self.max_waiting):
+            reason = f"{own} images of this client wait already"
+        if reason:
+            raise Overloaded(reason, ahead, queue.cost.backlog_s(queue.cost.best_batch))
 
     def admit(self, queue: EngineQueue, deadline: float, decoder_wait_s: float = 0.0) -> QueuePlace:
         """Reserve a place for an image that is about to be decoded. Raises Overloaded as `check` does."""
         self.check(queue, deadline, decoder_wait_s)
         return QueuePlace(self, queue, deadline)
 
-    def reserved(self, queue: EngineQueue, images: int) -> None:
-        """Note that `images` more, or fewer, wait for earlier images of their request."""
-        queue.reserved += images
+    def reserve(self, queue: EngineQueue, client: Client, images: int) -> None:
+        """Note that `images` more, or fewer, of a client wait for earlier images of their request."""
+        queue.waiting.reserve(client, images)
 
     def began(self, queue: EngineQueue) -> None:
         """Note that the decoding of an image for this queue has begun."""
@@ -200,11 +218,14 @@ class Scheduler(Admission):
 
         They are the rest of the running batches, this queue's backlog, and the fair share of every other queue.
         """
-        return max(0.0, self.free_at - self.clock()) + self.backlog_s(queue, images)
+        return max(0.0, self.free_at - self.clock()) + self.backlog_s(queue, images, current.get())
 
-    def backlog_s(self, queue: EngineQueue, images: int = 1) -> float:
-        """Return the seconds of this queue's images with `images` more, and of the other queues' shares meanwhile."""
-        own = queue.cost.backlog_s(queue.ahead(images) + images)
+    def backlog_s(self, queue: EngineQueue, images: int = 1, client: Client | None = None) -> float:
+        """Return the seconds of this queue's images with `images` more, and of the other queues' shares meanwhile.
+
+        Of this queue, the images count that will run before those of `client`; without a client all of them.
+        """
+        own = queue.cost.backlog_s(queue.ahead(images, client) + images)
         backlogs = (other.cost.backlog_s(other.depth + other.reserved) for other in self._active if other is not queue)
         return own + sum(min(own, backlog) for backlog in backlogs)
 
@@ -260,7 +281,7 @@ class Scheduler(Admission):
         """Run batches until nothing waits, or until the next engine has no lane beside the batches that run."""
         try:
             while waiting := [queue for queue in self._active if queue.waiting]:
-                queue = min(waiting, key=lambda queue: (queue.share, queue.waiting[0].since))
+                queue = min(waiting, key=lambda queue: (queue.share, queue.waiting.first().since))
                 if len(self._running) >= queue.engine.lanes:
                     break  # the loop of a running batch goes on
                 if batch := self._next_batch(queue):
@@ -272,11 +293,11 @@ class Scheduler(Admission):
             self._loops.discard(cast(asyncio.Task[None], asyncio.current_task()))
 
     def _next_batch(self, queue: EngineQueue) -> list[PendingImage]:
-        """Take the oldest images that can still meet their deadlines; drop the rest before they cost device time."""
+        """Take the next images that can still meet their deadlines; drop the rest before they cost device time."""
         now, until = max(self.clock(), self.free_at), inf  # a second lane computes when the first has done so
         batch: list[PendingImage] = []
         while queue.waiting and len(batch) < queue.cost.best_batch:
-            image = queue.waiting[0]
+            image = queue.waiting.first()
             if image.deadline < now + queue.cost(1):
                 settle(image, Late(LATE))
             elif batch and min(until, image.deadline) < now + queue.cost(len(batch) + 1):
@@ -328,7 +349,7 @@ class Scheduler(Admission):
         finally:
             now = self.clock()
             took = now - max(started, self._freed_at)
-            queue.share += took
+            queue.share += took * (sum(1 / image.client.weight for image in batch) / len(batch))
             self._freed_at = now
             self._running.remove(this)
             self.free_at = now + sum(other.cost_s for other in self._running) if self._running else 0.0
@@ -359,6 +380,8 @@ class QueuePlace:
         """Return the answer to one image. Raises Late if its deadline passes, RefusedJpeg if no device decodes it."""
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         image = PendingImage(picture, self._admission.clock(), self._deadline, answer, decode_ms)
+        cost = self.queue.cost
+        image.client.charge(cost(cost.best_batch) / cost.best_batch, image.since)
         self.__exit__()
         return await self._admission.infer(self.queue, image)
 
@@ -368,19 +391,20 @@ class QueuePlaces:
 
     def __init__(self, admission: Admission, queue: EngineQueue, deadline: float, images: int) -> None:
         self._admission, self._queue, self._deadline, self._left = admission, queue, deadline, images
+        self._client = current.get()
 
     def __enter__(self) -> Self:
-        self._admission.reserved(self._queue, self._left)
+        self._admission.reserve(self._queue, self._client, self._left)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._admission.reserved(self._queue, -self._left)
+        self._admission.reserve(self._queue, self._client, -self._left)
         self._left = 0
 
     def take(self) -> QueuePlace:
         """Return the place of the next image, which is about to be decoded."""
         self._left -= 1
-        self._admission.reserved(self._queue, -1)
+        self._admission.reserve(self._queue, self._client, -1)
         return QueuePlace(self._admission, self._queue, self._deadline)
 
 

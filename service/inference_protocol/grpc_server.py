@@ -37,6 +37,7 @@ CODES = {
     413: StatusCode.RESOURCE_EXHAUSTED,
     415: StatusCode.INVALID_ARGUMENT,
     422: StatusCode.INVALID_ARGUMENT,
+    429: StatusCode.RESOURCE_EXHAUSTED,
     500: StatusCode.INTERNAL,
     501: StatusCode.UNIMPLEMENTED,
     503: StatusCode.UNAVAILABLE,
@@ -148,6 +149,8 @@ class GrpcServer:
             seconds = time.perf_counter() - started
             route = f"/{SERVICE}/{method}"
             self._server.metrics.served(route, "gRPC", status, seconds)
+            if client := noticed.get("client"):
+                self._server.metrics.asked(client, status)
             if self._server.settings.access_log:
                 write(noticed, route, "gRPC", status, seconds, request_id)
         await call.abort(CODES[status], problem.detail, (*call.trailing_metadata(), *advice(problem)))
@@ -156,8 +159,8 @@ class GrpcServer:
     async def _answer(self, method: str, call: Any, headers: Headers, state: State) -> bytes:
         """Return the answer to a call. Raises Problem, and errors as `infer` does."""
         server = self._server
-        if server.settings.api_keys and method not in OPEN:
-            let_in(server, headers)
+        if server.settings.needs_key and method not in OPEN:
+            let_in(server, headers, state)
         if method in ADMIN:
             check_admin(server, bearer(headers))
         if method in SHARED_MEMORY:

@@ -1,0 +1,61 @@
+"""Tests of the Containerfile and the workflow that builds it, as far as they can be without a container engine."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import pytest
+import yaml
+
+from tests.serving import ROOT
+
+CONTAINER = ROOT / "deploy" / "container"
+TEXT = (CONTAINER / "Containerfile").read_text()
+TARGETS = ("cpu", "cuda")
+
+
+def test_what_is_copied_is_there_and_is_what_the_service_imports() -> None:
+    copied = [line.split()[1:-1] for line in TEXT.splitlines() if line.startswith("COPY") and "--from" not in line]
+    sources = {source for line in copied for source in line}
+    locks = {source for source in sources if source.startswith("deploy/container/requirements")}
+    assert locks == {"deploy/container/requirements.txt", "deploy/container/requirements-cuda.txt"}
+    included = {path.strip("/") for path in yaml.safe_load((ROOT / "bentofile.yaml").read_text())["include"]}
+    assert {source.strip("/") for source in sources - locks} == included
+    assert all((ROOT / source).exists() for source in sources - locks)
+    ignored = (CONTAINER / "Containerfile.dockerignore").read_text().split()
+    assert all(f"!{source.partition('/')[0]}" in ignored for source in sources - locks)
+
+
+def test_both_targets_run_without_rights() -> None:
+    stages = re.findall(r"^FROM (\S+) AS (\S+)$", TEXT, re.MULTILINE)
+    bases = {name: base for base, name in stages}
+    for target in TARGETS:
+        assert bases[target] == "server"
+        assert "USER" not in TEXT.partition(f" AS {target}\n")[2].partition("\nFROM ")[0]
+    server = TEXT.partition(" AS server\n")[2].partition("\nFROM ")[0]
+    assert "\nUSER 10001:10001\n" in server
+    assert server.index("USER 10001") > server.index("RUN useradd")
+
+
+def test_the_workflow_builds_and_tests_both_targets() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "images.yml").read_text())
+    image = workflow["jobs"]["image"]
+    assert image["strategy"]["matrix"]["target"] == list(TARGETS)
+    commands = [step.get("run", "") for step in image["steps"]]
+    assert any(command.startswith("deploy/container/smoke_test.sh convserve:") for command in commands)
+
+
+@pytest.mark.parametrize(
+    ("linter", "paths"),
+    [
+        ("hadolint", ["deploy/container/Containerfile"]),
+        ("shellcheck", ["deploy/container/smoke_test.sh", "deploy/slurm/train.sbatch"]),
+    ],
+)
+def test_a_linter_finds_nothing(linter: str, paths: list[str]) -> None:
+    if not shutil.which(linter):
+        pytest.skip(f"{linter} is not installed")
+    done = subprocess.run([linter, *paths], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
