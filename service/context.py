@@ -20,6 +20,7 @@ from pydantic import SecretStr
 from starlette.datastructures import Headers, State
 
 from service import errors, schema
+from service.admission import Admission
 from service.body import Bodies
 from service.catalog import Catalog
 from service.clients import Clients, current
@@ -30,7 +31,6 @@ from service.images import Decoders
 from service.metrics import Metrics
 from service.refusals import Refusals
 from service.remote import RemoteDevice
-from service.scheduler import Admission
 from service.settings import Settings
 from service.traffic_split import TrafficSplits
 

@@ -8,12 +8,13 @@ import logging
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 
+from service.admission import Admission, EngineQueue
 from service.catalog import Catalog
 from service.loading import ServedModel
 from service.metrics import Metrics
 from service.pulling import Puller
 from service.recent import Recent, Stages
-from service.scheduler import Admission, EngineQueue, Scheduler
+from service.scheduler import Scheduler
 from service.schema import Tuning
 from service.settings import Settings
 from service.tuning import Tuner

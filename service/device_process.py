@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from service.admission import Answer, EngineQueue, Late, PendingImage
 from service.batches import Picture, RefusedJpeg
 from service.catalog import Catalog
 from service.clients import NOBODY, Client
@@ -20,7 +21,6 @@ from service.device import LocalDevice
 from service.errors import Problem
 from service.frames import ANSWER, CANCEL, HELLO, HELLO_S, IMAGE, JPEG, AnswerStatus, FramedProtocol, Kind, packed
 from service.loading import ServedModel, Slot
-from service.scheduler import Answer, EngineQueue, Late, PendingImage
 from service.slots import FRONTS, ROWS, Expectations, Slots, anonymous
 
 GRACE_S = 2.0  # for which an unloaded engine answers fronts that have not heard yet

@@ -13,8 +13,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from service.admission import Late, Overloaded
 from service.clients import LimitReached
-from service.scheduler import Late, Overloaded
 from service.schema import ProblemDetails
 
 MEDIA_TYPE = "application/problem+json"

@@ -22,12 +22,12 @@ from PIL import Image
 from engines.published.maps import MAPS, map_edge
 from engines.published.preprocess import Preprocess
 from service import schema
+from service.admission import Answer, EngineQueue, QueuePlace
 from service.batches import Pixels
 from service.context import ServerContext
 from service.errors import Problem
 from service.inference import while_connected
 from service.loading import ServedModel
-from service.scheduler import Answer, EngineQueue, QueuePlace
 
 LEAST_EDGE = 4  # cells: a coarser map, as of a picture of 64 pixels in a ResNet, shows less than hiding does
 EDGES = (7, 5, 4)  # cells of the grid on which parts are hidden, the finest that the time allows

@@ -15,12 +15,12 @@ from starlette.requests import ClientDisconnect
 
 from engines.runtimes.engine import Engine
 from service import schema
+from service.admission import EngineQueue, Overloaded, QueuePlace
 from service.batches import Logits, Picture, RefusedJpeg
 from service.context import ServerContext
 from service.errors import Problem
 from service.loading import ServedModel
 from service.request_log import trace
-from service.scheduler import EngineQueue, Overloaded, QueuePlace
 
 PATIENCE_S = 0.05  # seconds before the server checks that a client is still connected
 

@@ -12,10 +12,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from service.admission import LATE, Answer, Late, Overloaded, PendingImage
 from service.batches import Jpeg, RefusedJpeg
 from service.errors import Problem
 from service.frames import ANSWER, CANCEL, HELLO, HELLO_S, IMAGE, JPEG, AnswerStatus, FramedProtocol, Kind, unpacked
-from service.scheduler import LATE, Answer, Late, Overloaded, PendingImage
 from service.slots import Expectations, Slots, anonymous
 
 logger = logging.getLogger("bentoml.convserve")

@@ -21,10 +21,10 @@ from engines.published.maps import MAPS
 from engines.published.store import PublishedModel
 from engines.runtimes.engine import Engine, EngineError, GpuEngine
 from engines.runtimes.registry import EngineSpec, open_engine
+from service.admission import EngineQueue
 from service.cost import BatchCost, batch_sizes, cost_of
 from service.errors import Problem
 from service.gpu_jpeg import open_decoder
-from service.scheduler import EngineQueue
 from service.schema import Status
 from service.settings import Settings
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from engines.published.maps import outputs_with_maps
 from engines.published.plain_jpeg import Sampling
+from service.admission import Admission, Answer, EngineQueue, PendingImage
 from service.catalog import Catalog
 from service.clients import Client
 from service.cost import BatchCost
@@ -24,7 +25,6 @@ from service.errors import Problem
 from service.link import DeviceLink, NoEngine, gone, linked
 from service.loading import ServedModel, Slot, check_precision
 from service.recent import WINDOW, Stages
-from service.scheduler import Admission, Answer, EngineQueue, PendingImage
 from service.schema import Tuning
 from service.settings import Settings
 from service.slots import SLOT_BYTES

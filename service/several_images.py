@@ -13,12 +13,12 @@ from http import HTTPStatus
 
 from fastapi import Request
 
+from service.admission import EngineQueue, QueuePlace, QueuePlaces
 from service.batches import Pixels
 from service.context import ServerContext
 from service.errors import Problem, as_problem
 from service.inference import ImageAnswer, infer, refusal, undecoded, while_connected
 from service.loading import ServedModel
-from service.scheduler import EngineQueue, QueuePlace, QueuePlaces
 
 # A file in a supported format, the pixels that the model's graph takes, or the problem of an image that is neither.
 ImageInput = bytes | Pixels | Problem

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from random import random
 from typing import TYPE_CHECKING
 
+from service.admission import Answer, Late, Overloaded
 from service.batches import Picture
 from service.catalog import Catalog
 from service.clients import Client, current
 from service.errors import Problem
 from service.loading import ServedModel
-from service.scheduler import Answer, Late, Overloaded
 from service.settings import Split
 
 if TYPE_CHECKING:

@@ -15,13 +15,13 @@ from pydantic import BaseModel, Field
 
 from service import schema
 from service.accuracy import IMAGENET, accuracy_of
+from service.admission import EngineQueue
 from service.context import ServerContext, Shared, problems
 from service.errors import Problem, as_problem, worst_of
 from service.image_forms import images_of, shape_of
 from service.images import FORMATS
 from service.inference import ImageAnswer, answers, answers_read, classification, deadline_of, top
 from service.loading import ServedModel, check_precision
-from service.scheduler import EngineQueue
 from service.select_model import AUTO, choose_model
 from service.several_images import check, infer_read
 

@@ -12,9 +12,10 @@ from time import perf_counter
 import pytest
 
 from engines.published.store import PublishedModel
+from service.admission import Overloaded
 from service.client_queue import ClientQueue
 from service.clients import NOBODY, Client, ClientLimits, Clients, LimitReached, Usage, current
-from service.scheduler import Overloaded, Scheduler
+from service.scheduler import Scheduler
 from service.settings import Settings
 from tests.service.stubs import client_of
 from tests.service.test_access import DIGIT, served

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from starlette.types import Message
 
 from engines.published.store import PublishedModel
+from service.admission import EngineQueue
 from service.application import create_application
 from service.context import ServerContext, make_context
 from service.loading import Slot
-from service.scheduler import EngineQueue
 from service.settings import Settings
 from tests.service.stubs import StubEngine, client_of, put
 from tests.serving import ROOT

@@ -17,11 +17,11 @@ from engines.published.maps import MAPS
 from engines.published.preprocess import Preprocess
 from engines.published.store import PublishedModel
 from models.cost import LayerCost
+from service.admission import EngineQueue
 from service.context import ServerContext, make_context
 from service.cost import BatchCost
 from service.explain import FramedPreprocess
 from service.loading import Slot
-from service.scheduler import EngineQueue
 from service.settings import Settings
 from tests.service.stubs import StubEngine, client_of, put
 from tests.serving import ROOT

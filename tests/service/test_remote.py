@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from engines.published.store import PublishedModel
 from service import device_process
+from service.admission import Late, Overloaded, PendingImage
 from service.batches import Jpeg
 from service.context import ServerContext, make_context, make_front
 from service.device import LocalDevice
@@ -27,7 +28,6 @@ from service.frames import AnswerStatus
 from service.link import DeviceLink
 from service.loading import Slot
 from service.remote import RemoteDevice, RemoteQueue
-from service.scheduler import Late, Overloaded, PendingImage
 from service.settings import Settings
 from service.slots import SLOT_BYTES, Expectations, Slots, anonymous
 from tests.service.stubs import StubEngine, put

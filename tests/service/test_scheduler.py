@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from service.admission import Answer, EngineQueue, Late, Overloaded
 from service.batches import Inputs, Outcome, run
 from service.cost import BatchCost
-from service.scheduler import Answer, EngineQueue, Late, Overloaded, Scheduler
+from service.scheduler import Scheduler
 
 
 class Clock(selectors.SelectSelector):

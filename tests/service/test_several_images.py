@@ -15,11 +15,12 @@ import pytest
 from starlette.types import Message
 
 from engines.published.store import PublishedModel
+from service.admission import EngineQueue, Overloaded
 from service.application import create_application
 from service.context import ServerContext, make_context
 from service.errors import Problem
 from service.inference import ImageAnswer
-from service.scheduler import EngineQueue, Overloaded, Scheduler
+from service.scheduler import Scheduler
 from service.settings import Settings
 from service.several_images import ImageInput, infer_read
 from tests.service.problems import problem
