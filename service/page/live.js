@@ -5,7 +5,7 @@ import { factList } from "./card.js";
 import { $, amount, bytes, el, fill, ms, sum, svg, table } from "./dom.js";
 
 const EACH_S = 2, KEPT = 31; // between two samples, and how many make a minute
-const IMAGES = "convserve_requests_total", TIMES = "convserve_stage_seconds_bucket", WAITING = "convserve_queue_depth";
+const IMAGES = "convserve_images_total", TIMES = "convserve_stage_duration_seconds_bucket", WAITING = "convserve_queue_depth";
 const LINE = /^(\w+?)(?:\{(.*)\})? ([^ ]+)$/;
 const LABEL = /(\w+)="((?:[^"\\]|\\.)*)"/g;
 
