@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
@@ -22,11 +20,10 @@ from PIL import Image
 from engines.published.maps import MAPS, map_edge
 from engines.published.preprocess import Preprocess
 from service import schema
-from service.admission import Answer, EngineQueue, QueuePlace
+from service.admission import Answer, EngineQueue, QueuePlace, QueuePlaces
 from service.batches import Pixels
 from service.context import ServerContext
-from service.errors import Problem
-from service.inference import while_connected
+from service.inference import refusal, while_connected
 from service.loading import ServedModel
 
 LEAST_EDGE = 4  # cells: a coarser map, as of a picture of 64 pixels in a ResNet, shows less than hiding does
@@ -71,23 +68,27 @@ async def explain(
     """Read and decode the request's image; return the explanation, and the pixels that the network saw.
 
     `index` is the class to explain, None for the most probable. Raises Problem 422 or Overloaded, before the body is
-    read and again after, if the images of the explanation cannot be answered by the deadline.
+    read and again after, if the images of the explanation cannot be answered by the deadline. No shadow gets these
+    images, whose answers say nothing of another model.
     """
     deadline = until.when()
     assert deadline is not None
     plan = await plan_for(server, model, deadline)
-    with plan.queue.in_use():
-        with places(server, model, plan, deadline):
-            pass  # there are places for all images, so the body is worth reading
-        with server.bodies.hold() as body:
-            image = await body.read(request)
-            with places(server, model, plan, deadline) as held, while_connected(request, until):
-                framed = FramedPreprocess(**vars(model.manifest.preprocess))
-                content_type, alone = request.headers.get("content-type", ""), server.bodies.count == 1
-                (pixels,), decode_ms = await server.decoders(image, content_type, [framed], scaled=False, alone=alone)
-                began = perf_counter()
-                answers = await run_all(server, model, plan, held, pixels, decode_ms)
-                took_ms = (perf_counter() - began) * 1000
+    with plan.queue.in_use(), server.bodies.hold() as body:
+        check(server, model, plan, deadline)  # the body is worth reading
+        image = await body.read(request)
+        check(server, model, plan, deadline)
+        with (
+            QueuePlaces(server.scheduler, plan.queue, deadline, plan.images) as places,
+            places.take() as first,
+            while_connected(request, until),
+        ):
+            framed = FramedPreprocess(**vars(model.manifest.preprocess))
+            content_type, alone = request.headers.get("content-type", ""), server.bodies.count == 1
+            (pixels,), decode_ms = await server.decoders(image, content_type, [framed], scaled=False, alone=alone)
+            began = perf_counter()
+            answers = await run_all(server, model, plan, first, places, pixels, decode_ms)
+            took_ms = (perf_counter() - began) * 1000
     logits, grid = evidence(plan, answers, len(model.manifest.labels), index)
     engine, queue_ms = plan.queue.engine, min(answer.queue_ms for answer in answers)
     explained = schema.Explanation(
@@ -118,51 +119,40 @@ async def plan_for(server: ServerContext, model: ServedModel, deadline: float) -
     return ExplanationPlan("occlusion", queue, edge, edge**2 + 1)
 
 
-@contextmanager
-def places(
-    server: ServerContext, model: ServedModel, plan: ExplanationPlan, deadline: float
-) -> Iterator[list[QueuePlace]]:
-    """Hold a place in the queue for each image of an explanation.
-
-    Raises Problem 422 `impossible_deadline` if even an idle server would miss the deadline, Overloaded if this one
-    would at its current load. Each place counts when the next is asked for.
-    """
-    left_s = deadline - server.scheduler.clock()
-    alone_s = plan.queue.cost.uncorrected_backlog_s(plan.images)
-    if alone_s > left_s:
-        images = "an image" if plan.images == 1 else f"the {plan.images} images of an explanation"
-        reason = f"needs {1000 * alone_s:.1f} ms for {images}; {1000 * max(0.0, left_s):.1f} ms are left"
-        raise Problem(422, "impossible_deadline", f"{model.manifest.tag} {reason}")
-    wait_s = server.decoders.wait_s()
-    with ExitStack() as held:
-        yield [held.enter_context(server.scheduler.admit(plan.queue, deadline, wait_s)) for _ in range(plan.images)]
+def check(server: ServerContext, model: ServedModel, plan: ExplanationPlan, deadline: float) -> None:
+    """Raise Problem 422 `impossible_deadline` or Overloaded if the images cannot all be answered by the deadline."""
+    if error := refusal(server, model, plan.queue, deadline, plan.images):
+        raise error
 
 
 async def run_all(
     server: ServerContext,
     model: ServedModel,
     plan: ExplanationPlan,
-    held: list[QueuePlace],
+    first: QueuePlace,
+    places: QueuePlaces,
     pixels: Pixels,
     decode_ms: float,
 ) -> list[Answer]:
     """Return the answers to the picture and to each picture with a part hidden, and count them in the metrics.
 
-    Two batches are under way at a time, so that images of other requests get between. If one image fails, the others
-    leave the queue.
+    The picture has the place `first`, which counts since before its decoding; the others take theirs in turn. Two
+    batches are under way at a time, so that images of other requests get between. If one image fails, the others leave
+    the queue.
     """
     under_way = asyncio.Semaphore(2 * plan.queue.cost.best_batch)
 
-    async def one(number: int, place: QueuePlace) -> Answer:
+    async def one(number: int) -> Answer:
         own_ms = 0.0 if number else decode_ms
         async with under_way:
+            place = places.take() if number else first
             answer = await place.infer(hidden(pixels, plan.edge, number - 1) if number else pixels, own_ms)
         stages = {"decode": own_ms, "queue": answer.queue_ms, "inference": answer.inference_ms}
         server.metrics.answered(model.manifest.tag, answer.batch_size, stages)
         server.device.answered(model, tuple(stages.values()))
         return answer
 
-    tasks = [asyncio.create_task(one(number, place)) for number, place in enumerate(held)]
+    tasks = [asyncio.create_task(one(number)) for number in range(plan.images)]
     try:
         return await asyncio.gather(*tasks)
     finally:
