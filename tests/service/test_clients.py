@@ -8,16 +8,17 @@ import json
 import random
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import pytest
 
 from engines.published.store import PublishedModel
-from service.admission import Overloaded
+from service.admission import Overloaded, QueuePlaces
 from service.client_queue import ClientQueue
 from service.clients import NOBODY, Client, ClientLimits, Clients, LimitReached, Usage, current
 from service.scheduler import Scheduler
 from service.settings import Settings
-from tests.service.stubs import client_of
+from tests.service.stubs import StubEngine, client_of, put
 from tests.service.test_access import DIGIT, served
 from tests.service.test_scheduler import ExactDevice, ask, now, simulated
 
@@ -178,6 +179,53 @@ def test_a_flood_of_one_client_neither_refuses_nor_delays_another() -> None:
         assert "of this client wait already" in str(too_many[0])
 
     simulated(main())
+
+
+def test_large_requests_of_one_client_refuse_nobody_elses() -> None:
+    async def main() -> None:
+        device = ExactDevice()
+        queue, scheduler = device.queue(0.1, gain=1.0), Scheduler(1000, device, now)
+        flooding, other = Client(1, "flood", 1.0, part=0.25), Client(2, "other", 1.0, part=0.25)
+        current.set(flooding)
+        with QueuePlaces(scheduler, queue, 1000.0, 200):
+            assert queue.ahead(1, other) == 0
+            assert (queue.ahead(8), queue.ahead(8, flooding), queue.ahead(8, other)) == (200, 200, 8)
+            scheduler.check(queue, 1000.0, images=50)
+            with pytest.raises(Overloaded, match="200 images of this client wait already"):
+                scheduler.check(queue, 1000.0, images=60)
+            current.set(other)
+            scheduler.check(queue, 1.7, images=8)  # behind as many of the flood's
+            scheduler.check(queue, 1000.0, images=300)  # more than its part, but the client has no other images
+            with pytest.raises(Overloaded, match="would take 1600 ms"):
+                scheduler.check(queue, 1.5, images=8)
+        assert queue.reserved == queue.depth == 0
+
+    simulated(main())
+
+
+@pytest.mark.anyio
+async def test_each_image_is_charged_to_its_client(lenet5: PublishedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = {"key_sha256": hashlib.sha256(b"one").hexdigest(), "device_ms_per_s": 1.0}
+    server, key = served(lenet5, clients={"shop": shop}), {"X-API-Key": "one"}
+    queue = put(server, lenet5.manifest.tag, StubEngine(), 0.001)
+    monkeypatch.setattr(queue.cost, "observe", lambda *_: None)  # each image is predicted to take 1 ms
+    usage = server.clients.by_number[1].usage
+    assert usage
+    requests: list[tuple[str, dict[str, Any], int]] = [
+        ("/classify?model=lenet5", {"files": [("image", DIGIT)] * 3}, 3),
+        ("/explain?model=lenet5", {"content": DIGIT}, 50),
+    ]
+    async with client_of(server) as client:
+        for path, body, images in requests:
+            with usage.of(1) as until:
+                until[:] = 0
+            assert (await client.post(path, headers=key, **body)).status_code == 200
+            with usage.of(1) as until:
+                assert until[1] - server.scheduler.clock() == pytest.approx(images, abs=1)
+            limited = await client.post(path, headers=key, **body)
+            assert (limited.status_code, limited.json()["code"]) == (429, "limit_reached")
+        limited = await client.post("/v2/models/lenet5/infer", headers=key, json={})
+        assert (limited.status_code, limited.json()) == (429, {"error": "the client has used up its device-ms"})
 
 
 @pytest.mark.anyio

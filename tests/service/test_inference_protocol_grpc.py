@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +264,23 @@ async def test_keys_and_the_admins_token_are_metadata(three: list[str]) -> None:
         assert code == StatusCode.UNAUTHENTICATED
         await ask(channel, "RepositoryModelUnload", ("authorization", "Bearer root"), model_name=three[0])
         assert not (await ask(channel, "ModelReady", ("x-api-key", "one"), name=three[0])).ready
+
+
+async def test_a_client_with_limits_is_named_and_refused(three: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    shop = {"key_sha256": sha256(b"one").hexdigest(), "rate": 0.001, "burst": 1}
+    server = make_context(Settings.model_validate({"clients": {"shop": shop}, "metrics_public": True}))
+    put(server, three[0], StubEngine())
+    right, key = request_of(three[0], [DIGIT] * 2), ("x-api-key", "one")
+    async with channel_to(server) as (channel, _), client_of(server) as client:
+        assert (await refused(channel, "ModelInfer", **right))[0] == StatusCode.UNAUTHENTICATED
+        await ask(channel, "ModelInfer", key, **right)
+        code, details = await refused(channel, "ModelInfer", key, **right)
+        assert (code, details) == (StatusCode.RESOURCE_EXHAUSTED, "the client has used up its requests")
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        metrics = (await client.get("/metrics")).text
+    assert [(line["status"], line.get("client")) for line in lines] == [(401, None), (200, "shop"), (429, "shop")]
+    assert 'convserve_client_requests_total{client="shop",status="429"} 1.0' in metrics
+    assert 'convserve_client_device_seconds_total{client="shop"}' in metrics
 
 
 async def test_a_call_that_is_given_up_leaves_the_queue(
