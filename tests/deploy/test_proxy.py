@@ -138,7 +138,8 @@ def test_large_bodies_and_the_routes_of_operators_end_at_the_proxy(
         connection.endheaders()  # the answer comes before the body
         refused = connection.getresponse()
         assert (refused.status, json.loads(refused.read())["code"]) == (413, "body_too_large")
-    for path in ("/metrics", "/models/lenet5/load", "/models/lenet5@mnist5k/unload"):
+    by_protocol = "/v2/repository/models/lenet5/load"
+    for path in ("/metrics", "/models/lenet5/load", "/models/lenet5@mnist5k/unload", by_protocol):
         assert httpx.get(proxy.url + path, verify=proxy.trusted).status_code == 403
     assert httpx.get(f"{proxy.url}/models/lenet5", verify=proxy.trusted).status_code == 200
     assert not [head for server in servers for head in server.heads]
