@@ -85,7 +85,9 @@ class ClientQueue(Generic[Image]):
         A single image passes the reserved ones.
         """
         own = self.of(client, images)
-        others = {*self._waiting, *(self._reserved if images > 1 else ())}
+        others = set(self._waiting)
+        if images > 1:
+            others |= self._reserved.keys()
         return own + sum(
             min(self.of(other, images), ceil((own + images) * other.weight / client.weight))
             for other in others

@@ -61,13 +61,13 @@ class LimitReached(Exception):
 
 
 class Spent(IntEnum):
-    """Column of `Usage`: what a client spends."""
+    """Column of `ClientUsage`: what a client spends."""
 
     REQUESTS = 0
     DEVICE = 1
 
 
-class Usage:
+class ClientUsage:
     """Times, on the machine's clock, until which clients have used up what they spend; all fronts share one file."""
 
     def __init__(self, clients: int, path: Path | None = None) -> None:
@@ -101,7 +101,7 @@ class Client:
     weight: float = 1.0
     part: float = 1.0  # of the weights of all clients: the part of a queue's places that this client may have
     limits: ClientLimits | None = None
-    usage: Usage | None = None
+    usage: ClientUsage | None = None
 
     def admit(self, now: float) -> None:
         """Count a request at the time `now`. Raises LimitReached if it is one too many, or if the quota is used up.
@@ -143,7 +143,7 @@ class Clients:
 
     def __init__(self, limits: Mapping[str, ClientLimits], path: Path | None = None) -> None:
         """Share what the clients use in the file at `path`, or count in this process."""
-        usage = Usage(1 + len(limits), path) if limits else None
+        usage = ClientUsage(1 + len(limits), path) if limits else None
         all_weights = NOBODY.weight + sum(own.weight for own in limits.values())
         named = [
             Client(number, name, own.weight, own.weight / all_weights, own, usage)

@@ -157,7 +157,7 @@ def decoding_threads() -> int:
     return min(max(cores(), 2), 16)
 
 
-class Split(BaseModel):
+class TrafficShare(BaseModel):
     """Share of the requests for a name that another model answers (`to`), or whose images it gets too (`shadow`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -188,7 +188,9 @@ class Settings(BaseSettings):
     dataset: Annotated[str, Field(pattern="^[a-z0-9_]+$")] = EMBEDDED_DATASET
     pins: Annotated[dict[str, str], NoDecode, BeforeValidator(paired), AfterValidator(of_its_architecture)] = {}
     routes: Annotated[
-        dict[Annotated[str, Field(pattern="^[a-z0-9_@:-]{1,100}$")], Split], NoDecode, BeforeValidator(json_object)
+        dict[Annotated[str, Field(pattern="^[a-z0-9_@:-]{1,100}$")], TrafficShare],
+        NoDecode,
+        BeforeValidator(json_object),
     ] = {}
     tune: Literal["auto", "off"] = "auto"
     max_batch: Annotated[int, Field(ge=1, le=4096, default_factory=largest_batch)]

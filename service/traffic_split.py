@@ -14,7 +14,7 @@ from service.catalog import Catalog
 from service.clients import Client, current
 from service.errors import Problem
 from service.loading import ServedModel
-from service.settings import Split
+from service.settings import TrafficShare
 
 if TYPE_CHECKING:
     from service.context import ServerContext
@@ -27,7 +27,7 @@ logger = logging.getLogger("bentoml.convserve")
 class TrafficSplits:
     """Splits of the settings, and the shadows' images that are under way."""
 
-    def __init__(self, splits: Mapping[str, Split]) -> None:
+    def __init__(self, splits: Mapping[str, TrafficShare]) -> None:
         self._canaries = {name: split for name, split in splits.items() if split.to}
         self._shadows = {name: split for name, split in splits.items() if split.shadow}
         self._running: set[asyncio.Task[None]] = set()

@@ -22,7 +22,7 @@ from tests.serving import ROOT, free_port, is_ready
 DRAIN_S = 2
 
 
-class Replica:
+class ServedReplica:
     """Server on one port: started, stopped by SIGTERM, and killed with all of its processes."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from engines.published.store import PublishedModel
 from tests.deploy.proxies import STARTS, Proxy
-from tests.deploy.replicas import Replica, StandIn, eventually, stand_ins
+from tests.deploy.replicas import ServedReplica, StandIn, eventually, stand_ins
 from tests.serving import ROOT, free_port
 
 DIGIT = (ROOT / "docs" / "digit.png").read_bytes()
@@ -40,9 +40,9 @@ def before_stand_ins(kind: str, tmp_path: Path) -> Iterator[tuple[Proxy, list[St
 
 
 @pytest.fixture(scope="module")
-def replicas(lenet5: PublishedModel) -> Iterator[list[Replica]]:
+def replicas(lenet5: PublishedModel) -> Iterator[list[ServedReplica]]:
     """Yield three servers with lenet5."""
-    started = [Replica() for _ in range(3)]
+    started = [ServedReplica() for _ in range(3)]
     try:
         for replica in started:
             replica.start()
@@ -156,7 +156,7 @@ def test_without_a_replica_clients_are_told_to_come_again(kind: str, tmp_path: P
 
 
 def test_three_replicas_are_restarted_in_turn_without_a_failed_request(
-    kind: str, replicas: list[Replica], tmp_path: Path
+    kind: str, replicas: list[ServedReplica], tmp_path: Path
 ) -> None:
     ports = [replica.port for replica in replicas]
     with STARTS[kind](tmp_path, ports) as proxy, load(proxy) as seen:
@@ -180,7 +180,7 @@ def test_three_replicas_are_restarted_in_turn_without_a_failed_request(
 
 
 def test_of_a_killed_replica_only_what_was_in_flight_is_lost(
-    kind: str, replicas: list[Replica], tmp_path: Path
+    kind: str, replicas: list[ServedReplica], tmp_path: Path
 ) -> None:
     with STARTS[kind](tmp_path, [replica.port for replica in replicas]) as proxy, load(proxy) as seen:
         time.sleep(2)

@@ -15,7 +15,7 @@ import pytest
 from engines.published.store import PublishedModel
 from service.admission import Overloaded, QueuePlaces
 from service.client_queue import ClientQueue
-from service.clients import NOBODY, Client, ClientLimits, Clients, LimitReached, Usage, current
+from service.clients import NOBODY, Client, ClientLimits, Clients, ClientUsage, LimitReached, current
 from service.scheduler import Scheduler
 from service.settings import Settings
 from tests.service.stubs import StubEngine, client_of, put
@@ -282,7 +282,7 @@ def test_a_refusal_costs_less_than_a_third_of_a_millisecond(tmp_path: Path) -> N
 
 
 def test_without_limits_nothing_is_counted() -> None:
-    usage = Usage(2)
+    usage = ClientUsage(2)
     client = Client(1, "shop", 1.0, 1.0, limits("one"), usage)
     client.admit(1.0)
     client.charge(1.0, 1.0)

@@ -19,7 +19,7 @@ from training.errors import DataError
 
 
 def picture(seed: int) -> bytes:
-    """Return noise as PNG."""
+    """Return the bytes of a PNG with noise."""
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(file, "PNG")
     return file.getvalue()
