@@ -74,3 +74,12 @@ async def test_a_shadow_that_fails_is_counted_and_harms_nobody(three: list[str])
     async with client_of(server) as client:
         assert await answering(client, 3) == {three[USUAL]: 3}
         assert await shadowed(client) == {"failed": 3.0}
+
+
+async def test_a_shadow_gets_every_image_of_a_request_and_none_of_an_explanation(three: list[str]) -> None:
+    async with client_of(split(three, shadow=three[0], share=1)) as client:
+        assert (await client.post("/explain?model=lenet5", content=DIGIT)).json()["images"] == 50
+        assert await shadowed(client) == {}
+        answer = await client.post("/classify?model=lenet5", files=[("image", DIGIT)] * 3)
+        assert len(answer.json()["images"]) == 3
+        assert await shadowed(client) == {"differs": 3.0}
