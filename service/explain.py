@@ -121,7 +121,7 @@ async def plan_for(server: ServerContext, model: ServedModel, deadline: float) -
 
 def check(server: ServerContext, model: ServedModel, plan: ExplanationPlan, deadline: float) -> None:
     """Raise Problem 422 `impossible_deadline` or Overloaded if the images cannot all be answered by the deadline."""
-    if error := refusal(server, model, plan.queue, deadline, plan.images):
+    if error := refusal(server, model, plan.queue, deadline, plan.images, to_decode=1):
         raise error
 
 

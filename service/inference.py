@@ -96,9 +96,17 @@ async def answers_read(
 
 
 def refusal(
-    server: ServerContext, model: ServedModel, queue: EngineQueue, deadline: float, images: int = 1
+    server: ServerContext,
+    model: ServedModel,
+    queue: EngineQueue,
+    deadline: float,
+    images: int = 1,
+    to_decode: int | None = None,
 ) -> Exception | None:
-    """Return the error of a model that cannot answer all images by the deadline, else None."""
+    """Return the error of a model that cannot answer all images by the deadline, else None.
+
+    All images are decoded, or only `to_decode` of them.
+    """
     left = deadline - server.scheduler.clock()
     alone_s = queue.cost.uncorrected_backlog_s(images)
     if alone_s > left:
@@ -106,7 +114,7 @@ def refusal(
         reason = f"{needed}; {1000 * max(0.0, left):.1f} ms are left"
         return Problem(422, "impossible_deadline", f"{model.manifest.tag} {reason}")
     try:
-        server.scheduler.check(queue, deadline, server.decoders.wait_s(images), images)
+        server.scheduler.check(queue, deadline, server.decoders.wait_s(to_decode or images), images)
     except Overloaded as error:
         return error
     return None
