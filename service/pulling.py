@@ -15,7 +15,7 @@ logger = logging.getLogger("bentoml.convserve")
 class Puller:
     """Downloads of new models from the bucket of the settings into the model store, where the catalogue finds them.
 
-    `problem` is the reason why the bucket could not be read when it was last looked at, or None.
+    `problem` is the reason why the bucket, or a model in it, could not be read when it was last looked at, or None.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -26,19 +26,19 @@ class Puller:
     async def pull(self, *, wait: bool = False) -> None:
         """Download what is new, in a thread; `wait` for another process that does so.
 
-        What cannot be downloaded is logged, and `problem` says why the bucket cannot be read.
+        What cannot be downloaded is logged, and `problem` says why.
         """
         if not self._url:
             return
         try:
-            pulled = await asyncio.to_thread(self._pull, self._url, wait)
+            pulled, error_of_a_model = await asyncio.to_thread(self._pull, self._url, wait)
         except Exception as error:  # the models that are here are served
             problem = f"CONVSERVE_MODELS: {error}"
             if self.problem != problem:
                 logger.warning("%s", problem, exc_info=not isinstance(error, BucketError | OSError))
             self.problem = problem
         else:
-            self.problem = None
+            self.problem = error_of_a_model and f"CONVSERVE_MODELS: {error_of_a_model}"
             for tag in pulled:
                 logger.info("pulled %s from %s", tag, self._url)
 
@@ -48,7 +48,9 @@ class Puller:
             await asyncio.sleep(self._scan_s)
             await self.pull()
 
-    def _pull(self, url: str, wait: bool) -> list[str]:
+    def _pull(self, url: str, wait: bool) -> tuple[list[str], str | None]:
+        """Return the tags of the models that were downloaded, and the error of a model that could not be, or None."""
         if self._bucket is None:  # here, since some file systems ask for credentials when they are opened
             self._bucket = ModelBucket(url)
-        return self._bucket.pull_new(wait)
+        pulled = self._bucket.pull_new(wait)
+        return pulled, next(iter(self._bucket.errors.values()), None)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +22,9 @@ SCHEMES = {
     "http": ("aiohttp", None),
     "file": ("fsspec", None),
 }
+RETRY_S = 60.0  # after which a model that could not be downloaded is tried again, unless it has changed before
+FILE_NAME = re.compile("[A-Za-z0-9_][A-Za-z0-9_.-]*")
+OF_THE_STORE = {manifest.FILE, "model.yaml"}  # files that the model store itself writes
 FORM = "the form is s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or https://HOST/FOLDER"
 logger = logging.getLogger("bentoml.convserve")
 
@@ -38,7 +43,8 @@ def check_url(url: str) -> str:
 class ModelBucket:
     """Store of published models at a URL: `<architecture>/<version>/` with the files of each, its manifest last.
 
-    A model without a manifest is not seen, so that a push that was interrupted is none.
+    A model without a manifest is not seen, so that a push that was interrupted is none. `errors` has an error for each
+    model that could not be downloaded, by the name of its manifest.
     """
 
     def __init__(self, url: str) -> None:
@@ -46,7 +52,8 @@ class ModelBucket:
         self._files, root = open_url(url)
         self._root = root.rstrip("/")
         self._seen: dict[str, str] = {}  # description of each manifest that was taken up
-        self._errors: dict[str, str] = {}  # by the name of the manifest, so that each is logged once
+        self._failed: dict[str, tuple[str, float]] = {}  # description and time of each that could not be
+        self.errors: dict[str, str] = {}
 
     def push(self, model: PublishedModel) -> list[str]:
         """Upload a published model, its manifest last, and return the names of the files that were not there.
@@ -97,7 +104,8 @@ class ModelBucket:
         """Download the models that the store lacks, or has in an older form, and return their tags.
 
         While another process does so, `wait` for its end, or return at once. A model that cannot be downloaded is
-        logged, and tried again by the next call. Raises BucketError if the bucket cannot be read.
+        logged once, and tried again by a call a minute later, or as soon as its manifest is another. Raises BucketError
+        if the bucket cannot be read.
         """
         if wait:
             with files.locked(downloads() / "lock"):
@@ -108,27 +116,36 @@ class ModelBucket:
     def _pull_new(self) -> list[str]:
         with reported(self.url):
             found = self._manifests()
+        self.errors = {name: error for name, error in self.errors.items() if name in found}
         pulled = []
         for name, description in found.items():
-            if self._seen.get(name) == description:
+            failed, failed_at = self._failed.get(name, (None, 0.0))
+            if failed == description and time.monotonic() < failed_at + RETRY_S:
+                continue
+            if description and self._seen.get(name) == description:
                 continue
             try:
                 new = self._pull(name)
             except (BucketError, ManifestError, OSError) as error:
-                if self._errors.get(name) != str(error):
+                if self.errors.get(name) != str(error):
                     logger.warning("not pulled: %s", error)
-                self._errors[name] = str(error)
+                self.errors[name] = str(error)
+                self._failed[name] = description, time.monotonic()
             else:
                 self._seen[name] = description
-                self._errors.pop(name, None)
+                self.errors.pop(name, None)
+                self._failed.pop(name, None)
                 pulled += [":".join(name.split("/")[-3:-1])] if new else []
         return pulled
 
     def _manifests(self) -> dict[str, str]:
-        """Return the manifests in the bucket, each with what the listing says of it: its ETag, size or time."""
+        """Return the manifests in the bucket, each with what the listing says of it: its ETag, size or time.
+
+        A web server's listing says nothing of them, so that each is read again.
+        """
         depth = self._root.count("/") + 3
         return {
-            name: repr(sorted((key, str(value)) for key, value in details.items()))
+            name: repr(sorted((key, str(value)) for key, value in details.items())) if details.get("size") else ""
             for name, details in files_below(self._files, self._root).items()
             if name.endswith(f"/{manifest.FILE}") and name.count("/") == depth
         }
@@ -141,7 +158,7 @@ class ModelBucket:
         if found.tag.replace(":", "/") != "/".join(name.split("/")[-3:-1]):
             raise ManifestError(f"{self.url}: {name} belongs to another model, {found.tag}")
         for file in found.files:  # a name becomes a path
-            if Path(file).name != file or file == manifest.FILE:
+            if not FILE_NAME.fullmatch(file) or file in OF_THE_STORE:
                 raise ManifestError(f"{self.url}: {name} is not valid: {file!r} is no name of a file")
         return found
 
@@ -158,12 +175,15 @@ class ModelBucket:
             path = work / file
             if path.exists() and manifest.sha256(path) == expected.sha256:
                 continue  # of a pull that was interrupted
-            with reported(self.url):
-                self._files.get_file(f"{name.removesuffix(manifest.FILE)}{file}", str(path))
-            if manifest.sha256(path) != expected.sha256:
-                path.unlink()
-                remedy = "remove the model there, and push it again"
-                raise ManifestError(f"{self.url}: {file} of {found.tag} is not the file that was pushed; {remedy}")
+            try:
+                with reported(self.url):
+                    self._files.get_file(f"{name.removesuffix(manifest.FILE)}{file}", str(path))
+                if manifest.sha256(path) != expected.sha256:
+                    remedy = "remove the model there, and push it again"
+                    raise ManifestError(f"{self.url}: {file} of {found.tag} is not the file that was pushed; {remedy}")
+            except (BucketError, ManifestError):
+                path.unlink(missing_ok=True)  # half a file is of no use to the next try, and may fill the disk
+                raise
         with store.staging() as stage:
             store.add(work, found, stage)
         shutil.rmtree(work, ignore_errors=True)

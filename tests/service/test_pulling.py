@@ -36,6 +36,21 @@ async def test_what_cannot_be_read_is_a_problem_until_it_can(
 
 
 @pytest.mark.anyio
+async def test_a_server_that_could_download_no_model_is_not_ready(
+    lenet5: PublishedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "home" / "models"
+    root.mkdir(parents=True)
+    monkeypatch.setattr(store, "root", lambda: root)
+    ModelBucket(f"file://{tmp_path}/bucket").push(lenet5)
+    (tmp_path / "bucket" / lenet5.manifest.tag.replace(":", "/") / "model.onnx").write_bytes(b"half of it")
+    puller = Puller(Settings(models=f"file://{tmp_path}/bucket"))
+    await puller.pull(wait=True)
+    assert puller.problem
+    assert f"model.onnx of {lenet5.manifest.tag} is not the file that was pushed" in puller.problem
+
+
+@pytest.mark.anyio
 async def test_without_a_bucket_nothing_is_pulled() -> None:
     puller = Puller(Settings())
     await puller.pull()
