@@ -74,7 +74,7 @@ class Lifecycle:
         processes.end_with_parent()
         if problem := self.server.nothing_readable:
             logger.error(problem)
-        elif not self.server.catalog.models:
+        elif not self.server.catalog.models and not SETTINGS.models:
             logger.warning("no model is published: run `make serve`, or `python -m training publish`")
         self._running = asyncio.create_task(self.server.device.run())
         self._running.add_done_callback(ended)
@@ -89,6 +89,9 @@ class Lifecycle:
         for name, tag in SETTINGS.pins.items():
             if tag not in catalog.models:
                 logger.warning("CONVSERVE_PINS: %s is %s, which is not published", name, tag)
+        for name, split in SETTINGS.routes.items():
+            if (tag := split.to or split.shadow) not in catalog.models:
+                logger.warning("CONVSERVE_ROUTES: %s, for a share of %s, is not published", tag, name)
         if "dataset" in SETTINGS.model_fields_set and SETTINGS.dataset not in catalog.datasets:
             logger.warning("CONVSERVE_DATASET: no published model is of %s", SETTINGS.dataset)
 

@@ -33,7 +33,7 @@ class ClientLimits(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     key_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    weight: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
     rate: Annotated[float, Field(gt=0, le=1e6)] | None = None
     burst: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     device_ms_per_s: Annotated[float, Field(gt=0, le=1e6)] | None = None
@@ -135,6 +135,7 @@ class Client:
 
 
 NOBODY = Client()
+SHADOWS = Client(number=0xFFFF, weight=0.1)  # whose images give way to those that somebody waits for
 current: ContextVar[Client] = ContextVar("client", default=NOBODY)  # of the request that this task answers
 
 

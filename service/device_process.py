@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from service.admission import Answer, EngineQueue, Late, PendingImage
 from service.batches import Picture, RefusedJpeg
 from service.catalog import Catalog
-from service.clients import NOBODY, Client
+from service.clients import NOBODY, SHADOWS, Client
 from service.device import LocalDevice
 from service.errors import Problem
 from service.frames import ANSWER, CANCEL, HELLO, HELLO_S, IMAGE, JPEG, AnswerStatus, FramedProtocol, Kind, packed
@@ -355,7 +355,7 @@ class FrontConnection(FramedProtocol):
         scheduler = self.process.device.scheduler
         now = scheduler.clock()
         answer = SlotAnswer(self, engine, slot, generation)
-        whose = self.process.clients[client]
+        whose = SHADOWS if client == SHADOWS.number else self.process.clients[client]
         answer.image = PendingImage(picture, now, deadline, answer, decode_ms, whose)
         self._pending[slot] = answer
         engine.queue.users += 1

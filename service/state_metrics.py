@@ -21,8 +21,8 @@ class ServerState(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield readiness, models that cannot be loaded or served, the memory budget, and the state of the GPUs."""
         server = self._server
-        ready = server.device.problem is None and not server.leaving.is_set()
-        yield GaugeMetricFamily("convserve_ready", "1 if requests may be sent here, as /readyz says", int(ready))
+        ready = int(server.not_ready is None)
+        yield GaugeMetricFamily("convserve_ready", "1 if requests may be sent here, as /readyz says", ready)
         failed = GaugeMetricFamily(
             "convserve_model_failed", "1 if an engine of the model could not be loaded", None, ("model",)
         )

@@ -9,9 +9,9 @@ from random import random
 from typing import TYPE_CHECKING
 
 from service.admission import Answer, Late, Overloaded
-from service.batches import Picture
+from service.batches import Picture, RefusedJpeg
 from service.catalog import Catalog
-from service.clients import Client, current
+from service.clients import SHADOWS, current
 from service.errors import Problem
 from service.loading import ServedModel
 from service.settings import TrafficShare
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from service.context import ServerContext
 
 MOST_SHADOWS = 64  # images under way; beyond them none is copied
-BEHIND = Client(weight=0.1)  # images of shadows give way to those that somebody waits for
 logger = logging.getLogger("bentoml.convserve")
 
 
@@ -44,13 +43,18 @@ class TrafficSplits:
         return model if model and model.chosen.queue else None
 
     def copy(self, server: ServerContext, model: ServedModel, picture: Picture, answer: Answer) -> None:
-        """Let the shadow of a model have a share of its pictures too, if it takes the same pixels."""
+        """Let the shadow of a model have a share of its pictures too, if it takes the same pixels and has its classes.
+
+        A shadow that is not loaded is passed over, since its loading could unload a model that is asked for.
+        """
         for name, split in self._shadows.items():
             shadow = server.catalog.models.get(split.shadow or "")
             if (
                 shadow
                 and shadow is not model
+                and shadow.chosen.queue
                 and shadow.manifest.preprocess == model.manifest.preprocess
+                and shadow.manifest.labels == model.manifest.labels
                 and len(self._running) < MOST_SHADOWS
                 and random() < split.share  # noqa: S311 (no secret)
                 and is_name_of(server.catalog, name, model)
@@ -63,7 +67,7 @@ class TrafficSplits:
         self, server: ServerContext, model: ServedModel, shadow: ServedModel, picture: Picture, answer: Answer
     ) -> None:
         """Run a picture on the shadow, and count whether its first class is the model's."""
-        current.set(BEHIND)
+        current.set(SHADOWS)
         try:
             queue = await server.device.queue(shadow)
             with queue.in_use(), server.device.request():
@@ -72,7 +76,7 @@ class TrafficSplits:
                     with server.scheduler.admit(queue, deadline) as place:
                         found = await place.infer(picture)
             outcome = "agrees" if found.logits.argmax() == answer.logits.argmax() else "differs"
-        except (Late, Overloaded, Problem, TimeoutError):
+        except (Late, Overloaded, Problem, RefusedJpeg, TimeoutError):
             outcome = "refused"
         except Exception:
             logger.exception("%s cannot answer as a shadow", shadow.manifest.tag)

@@ -119,7 +119,7 @@ def test_a_token_from_a_file_may_end_in_a_line_break(monkeypatch: pytest.MonkeyP
         (
             "CLIENTS",
             f'{{"shop": {{"key_sha256": "{HASH}", "weight": 0}}}}',
-            "shop.weight: Input should be greater than 0",
+            "shop.weight: Input should be greater than or equal to 0.001",
         ),
         ("CLIENTS", f'{{"Shop": {{"key_sha256": "{HASH}"}}}}', "Shop.[key]: String should match pattern"),
         (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -66,6 +67,22 @@ async def test_a_shadow_gets_the_images_and_answers_nobody(three: list[str], pla
         assert await shadowed(client) == {outcome: 10.0}
         await client.post(f"/classify?model={three[1 - place]}", content=DIGIT)  # is another model's image
         assert sum((await shadowed(client)).values()) == 10
+
+
+async def test_a_shadow_that_is_not_loaded_or_has_other_classes_is_passed_over(three: list[str]) -> None:
+    server = split(three, shadow=three[0], share=1)
+    shadow = server.catalog.models[three[0]]
+    queue = shadow.chosen.queue
+    shadow.chosen.release()
+    async with client_of(server) as client:
+        assert await answering(client, 2) == {three[USUAL]: 2}
+        assert await shadowed(client) == {}
+        assert shadow.chosen.queue is None
+        shadow.chosen.queue = queue
+        other = shadow.published.manifest.model_copy(update={"labels": tuple("abcdefghij")})
+        shadow.published = replace(shadow.published, manifest=other)
+        assert await answering(client, 2) == {three[USUAL]: 2}
+        assert await shadowed(client) == {}
 
 
 async def test_a_shadow_that_fails_is_counted_and_harms_nobody(three: list[str]) -> None:
