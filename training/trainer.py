@@ -6,12 +6,14 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer, RMSprop
 from tqdm import tqdm
@@ -157,10 +159,13 @@ class Trainer:
         self.class_weights = None if weights is None else weights.to(processes.device)
         self.average = Average(self.net, recipe.ema * recipe.epochs * len(data.batches)) if recipe.ema else None
         self.model: Network = self.net
+        self.unshared: Callable[[], AbstractContextManager[None]] = nullcontext  # keeps gradients in the process
         if processes.size > 1:
-            self.model = DistributedDataParallel(
-                self.net, find_unused_parameters=drops_blocks(net), broadcast_buffers=False
-            )
+            dropping = drops_blocks(self.net)
+            parallel = DistributedDataParallel(self.net, find_unused_parameters=dropping, broadcast_buffers=False)
+            self.model = parallel
+            if not dropping:  # Of dropped blocks, all parts' gradients are shared: the last part may not use a weight.
+                self.unshared = parallel.no_sync
         if compiled:
             self.model = torch.compile(self.model, mode=self.mode_of_compilation())
         self.optimizer = make_optimizer(recipe, self.net)
@@ -211,6 +216,9 @@ class Trainer:
         """Yield images and targets of the parts of a batch that are computed one after another, mixed beforehand."""
         targets = batch.targets.to(self.processes.device, non_blocking=True)
         images, targets = self.mixing(self.inputs(batch.pixels), targets)
+        if self.class_weights is not None and not targets.is_floating_point():
+            # The loss by shares of classes is divided by images, not by their weights, so that parts add up.
+            targets = F.one_hot(targets, self.data.classes).float()
         parts = self.recipe.accumulate
         yield from zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)
 
@@ -218,10 +226,12 @@ class Trainer:
         """Run one step of the optimizer, and return this process's part of the batch's loss."""
         self.optimizer.zero_grad()
         total = torch.zeros((), device=self.processes.device)
-        for images, targets in self.parts(batch):
-            minimised, loss = self.loss(images, targets, batch.whole)
-            # DistributedDataParallel averages over processes, but the batch's loss is the sum of the processes' parts.
-            self.scaler.scale(minimised * self.processes.size).backward()
+        for number, (images, targets) in enumerate(self.parts(batch), 1):
+            # Processes exchange their gradients once a step, with the last part's.
+            with nullcontext() if number == self.recipe.accumulate else self.unshared():
+                minimised, loss = self.loss(images, targets, batch.whole)
+                # DistributedDataParallel averages over processes, but the batch's loss is the sum of their parts.
+                self.scaler.scale(minimised * self.processes.size).backward()
             total += loss.detach()
         if self.recipe.clip:
             self.scaler.unscale_(self.optimizer)

@@ -95,12 +95,14 @@ def test_the_averages_are_measured_and_saved(digits: DataSet, tmp_path: Path) ->
     assert kept.weights.sha256 != without.weights.sha256
 
 
-def test_a_batch_in_parts_is_the_same_step(digits: DataSet) -> None:
+@pytest.mark.parametrize("balanced", [False, True])
+def test_a_batch_in_parts_is_the_same_step(balanced: bool, digits: DataSet) -> None:
     """The network has no batch norm, whose statistics are of each part."""
     data = few(digits, 40)
+    data = replace(data, train=replace(data.train, targets=data.train.targets.clip(0, 2)))  # most are of one class
     weights = []
     for parts in (1, 3):
-        tried = trainer("lenet5_modern", replace(PLAIN, accumulate=parts), data)
+        tried = trainer("lenet5_modern", replace(PLAIN, accumulate=parts, balanced=balanced), data)
         loss = tried.step(next(tried.data.batches.epoch(1)))
         weights.append([loss, *tried.net.parameters()])
     for whole, in_parts in zip(*weights, strict=True):
