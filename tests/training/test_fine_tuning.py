@@ -19,7 +19,7 @@ from training import checkpoint, compare
 from training.data import Arrays, DataSet, Images
 from training.errors import CheckpointError, RecipeError
 from training.known_weights import known_weights
-from training.recipes import Recipe, quick, recipe_of, shortened
+from training.recipes import Recipe, override, quick, recipe_of, shortened
 from training.schedule import phases
 from training.train import TrainingOptions, TrainingRun, train
 
@@ -93,6 +93,7 @@ def test_the_head_first_then_all_at_a_tenth_of_the_rate() -> None:
     assert phases(shortened(TUNE, 1)) == phases(replace(shortened(TUNE, 1), head_epochs=0))
     plain = replace(TUNE, head_epochs=0, body=1)
     assert [phase.recipe for phase in phases(plain)] == [plain]
+    assert override(TUNE, {"freeze": "head-only", "epochs": 2}).epochs == 2  # no epoch of the others is missing
 
 
 def test_head_only_leaves_every_other_tensor_to_the_bit(high: DataSet, source: Path, tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def override(recipe: Recipe, values: Mapping[str, object]) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         raise RecipeError(f"{first['loc'][0]}: {first['msg']}") from error
-    if overridden.head_epochs >= overridden.epochs:
+    if overridden.freeze != HEAD_ONLY and overridden.head_epochs >= overridden.epochs:
         raise RecipeError(
             f"head_epochs: {overridden.head_epochs} of {overridden.epochs} epochs leave none for the other layers; "
             f"--freeze {HEAD_ONLY} trains the head alone"
