@@ -85,6 +85,10 @@ def test_numbers_are_classes_in_their_order(flat: Path) -> None:
         "path,label\n" + "\n".join(f"{number}.png,{number % 2 * 8 + 2}" for number in range(8))
     )
     assert load(f"csv:{flat / 'list.csv'}").labels == ("2", "10")
+    (flat / "list.csv").write_text(
+        "path,label\n" + "\n".join(f"{number}.png,{'7' * (1 + 5000 * (number % 2))}" for number in range(8))
+    )
+    assert load(f"csv:{flat / 'list.csv'}").labels == ("7", 5001 * "7")
 
 
 @pytest.mark.parametrize(
@@ -95,6 +99,8 @@ def test_numbers_are_classes_in_their_order(flat: Path) -> None:
         ("path,label\n0.png,robin\n1.png\n", "line 3: a row has a path and a label"),
         ("path,label\n0.png,robin\n1.png,robin\n", "the table has 1 classes, two at least"),
         ("path,label\n0.png,robin\n9.png,tit\n", "1 of 2 pictures are not there, such as 9.png in line 3"),
+        (f"path,label\n0.png,robin\n{300 * 'x'},tit\n", "1 of 2 pictures are not there, such as x"),
+        ("path,label,split\n0.png,robin,\n1.png,tit,train\n", "line 2: a row has a path and a label, and a half"),
         ("path,label,split\n0.png,robin,fold1\n1.png,tit,train\n", "halves are train and val, not fold1"),
         ("path,label,split\n0.png,robin,val\n1.png,tit,train\n", "no picture to train on in robin"),
         ("path,label,split\n0.png,robin,train\n1.png,tit,train\n", "no picture is held out"),
@@ -162,6 +168,8 @@ def test_one_shard_with_labels_in_json_is_split_by_name(tmp_path: Path) -> None:
     ("files", "message"),
     [
         ({"0.png": picture(0)}, "0 has a picture and no label: 0.cls holds a class's number"),
+        ({"0.png": picture(0), "0.json": b'{"label": null}'}, "0 has a picture and no label"),
+        ({"0.png": picture(0), "0.json": 10_000 * b"["}, "0 has a picture and no label"),
         ({"0.png": picture(0), "0.cls": b"1"}, "the shards have 1 classes, two at least"),
     ],
 )

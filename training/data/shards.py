@@ -25,7 +25,7 @@ from training.data.samples import (
     split_by_name,
     warn_of_doubles,
 )
-from training.data.tables import check_halves, natural
+from training.data.tables import check_halves, is_number, natural
 from training.errors import DataError
 
 NAMES = ("classes.txt", "labels.txt")  # files beside the shards: a class on each line, by number
@@ -142,11 +142,11 @@ def label_of(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> str |
             return text or None
         try:
             content = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # not JSON, or too deep
             continue
-        found = [content[key] for key in KEYS if isinstance(content, dict) and key in content]
+        found = [content[key] for key in KEYS if isinstance(content, dict) and isinstance(content.get(key), str | int)]
         if found:
-            return str(found[0])
+            return str(found[0]).strip() or None
     return None
 
 
@@ -160,7 +160,7 @@ def labels_of(names: set[str], folder: Path) -> tuple[tuple[str, ...], dict[str,
     if len(ordered) < 2:
         raise DataError(f"{folder}: the shards have {len(ordered)} classes, two at least are needed")
     file = next((folder / name for name in NAMES if (folder / name).is_file()), None)
-    if file is None or not all(name.isascii() and name.isdigit() for name in ordered):
+    if file is None or not all(map(is_number, ordered)):
         return tuple(ordered), {name: number for number, name in enumerate(ordered)}
     labels = tuple(line.strip() for line in file.read_text("utf-8", "replace").splitlines() if line.strip())
     if int(ordered[-1]) >= len(labels):

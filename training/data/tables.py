@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,7 @@ PATHS = ("path", "file", "filename", "file_name", "filepath", "image", "image_pa
 LABELS = ("label", "class", "class_name", "target", "category", "species")
 SPLITS = ("split", "set", "subset", "half", "part")
 FILES = ("labels.csv", "labels.tsv", "labels.txt")
+DIGITS = 18  # of a label that is a number; Python converts no text of thousands
 COMMON_NAMES = {"labels", "label", "data", "index", "metadata", "train", "all"}  # of files, which say nothing
 
 
@@ -83,11 +85,12 @@ def rows_of(file: Path) -> list[TableRow]:
         start = 1
     if path is None or label is None:
         raise DataError(f"{file}, line 1: columns are named path and label, and perhaps split, not {', '.join(head)}")
+    wanted = [column for column in (path, label, half) if column is not None]
     rows = []
     for number, cells in enumerate(lines[start:], start + 1):
         if not any(cells):
             continue
-        if len(cells) <= max(path, label, half or 0) or not (cells[path].strip() and cells[label].strip()):
+        if len(cells) <= max(wanted) or not all(cells[column].strip() for column in wanted):
             raise DataError(
                 f"{file}, line {number}: a row has a path and a label{', and a half' if half is not None else ''}"
             )
@@ -107,7 +110,8 @@ def split_of_rows(
     labels = tuple(sorted({row.label for row in rows}, key=natural))
     if len(labels) < 2:
         raise DataError(f"{root}: the table has {len(labels)} classes, two at least are needed")
-    if missing := [row for row in rows if not (root / row.path).is_file()]:
+    # Path.is_file raises errors for names that are too long.
+    if missing := [row for row in rows if not os.path.isfile(root / row.path)]:
         raise DataError(
             f"{root}: {len(missing)} of {len(rows)} pictures are not there, such as {missing[0].path} in line "
             f"{missing[0].line}: paths count from the table's folder"
@@ -141,5 +145,10 @@ def check_halves(root: Path, labels: tuple[str, ...], train: Sequence[Sample], h
 
 def natural(label: str) -> tuple[bool, int, str]:
     """Return the key that sorts whole numbers by their value, before other labels."""
-    number = label.isascii() and label.isdigit()
+    number = is_number(label)
     return not number, int(label) if number else 0, label
+
+
+def is_number(label: str) -> bool:
+    """Return True for a label that is a whole number."""
+    return label.isascii() and label.isdigit() and len(label) <= DIGITS
