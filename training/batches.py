@@ -106,7 +106,8 @@ def fits(device: torch.device, size: int) -> bool:
     if device.type == "cpu":
         return False
     free, _ = torch.cuda.mem_get_info(device)
-    return size <= OF_FREE * min(free, psutil.virtual_memory().available)
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun on this machine
+    return size <= OF_FREE * min(free, psutil.virtual_memory().available / processes)
 
 
 def array(pixels: list[Tensor]) -> NDArray[np.uint8]:
