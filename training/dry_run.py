@@ -20,6 +20,9 @@ def dry_run(run: TrainingRun, data: DataSet) -> str:
     Raises what a training would raise for want of memory, or if recipe, weights and data do not fit.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        torch.cuda.init()
+        torch.cuda.reset_peak_memory_stats(device)  # of the networks before
     training = set_up(run, data, Processes(0, 1, device))
     lines, seconds = [], 0.0
     for phase in phases(run.recipe):

@@ -104,7 +104,8 @@ def train_command(arguments: list[str]) -> None:
         data_set.check_train()
         runs = [run_from(name, data_set, options) for name in names]
         if options.dry_run or options.find_rate:
-            trial_command(runs, data_set, dry=options.dry_run)
+            if processes.first:
+                trial_command(runs, data_set, dry=options.dry_run)
             return
         training_options = TrainingOptions(
             resume=options.resume,
