@@ -25,7 +25,7 @@ class Teacher(nn.Module):
         super().__init__()
         assert known.input
         assert known.labels
-        self.net = ZOO[known.architecture].build(len(known.labels))
+        self.net = ZOO[known.architecture].build(len(known.labels)).to(memory_format=torch.channels_last)
         fit(self.net, known.state, f"{known.origin.spec} does not fit {known.architecture}")
         self.size = known.input.preprocess.shape[:2]
         self.taught, self.normalise = Normalise(taught.mean, taught.std), Normalise(known.input.mean, known.input.std)
