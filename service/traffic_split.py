@@ -31,16 +31,18 @@ class TrafficSplits:
         self._shadows = {name: split for name, split in splits.items() if split.shadow}
         self._running: set[asyncio.Task[None]] = set()
 
-    def canary(self, catalog: Catalog, name: str) -> ServedModel | None:
+    def canary(self, catalog: Catalog, name: str, precision: str | None) -> ServedModel | None:
         """Return the model that answers a request for a name in the usual model's place, or None.
 
-        A canary that is not loaded, or not published, is passed over.
+        A canary that is not published, or not loaded in the requested precision, is passed over.
         """
         split = self._canaries.get(name)
         if split is None or random() >= split.share:  # noqa: S311 (no secret)
             return None
         model = catalog.models.get(split.to or "")
-        return model if model and model.chosen.queue else None
+        slots = model.slots if model else {}
+        loaded = (slots[key].queue for key in (None, precision) if key in slots)
+        return model if any(queue and precision in {None, queue.engine.precision} for queue in loaded) else None
 
     def copy(self, server: ServerContext, model: ServedModel, picture: Picture, answer: Answer) -> None:
         """Let the shadow of a model have a share of its pictures too, if it takes the same pixels and has its classes.

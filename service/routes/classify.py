@@ -177,7 +177,7 @@ def model_for(server: ServerContext, query: ClassifyQuery) -> tuple[ServedModel,
         return choose_model(server, server.catalog.dataset(dataset), query.max_latency_ms, query.min_accuracy)
     if query.max_latency_ms is not None or query.min_accuracy is not None:
         raise Problem(422, "invalid_parameter", "max_latency_ms and min_accuracy are for model=auto")
-    model = server.splits.canary(server.catalog, query.model) or server.catalog.find(query.model)
+    model = server.splits.canary(server.catalog, query.model, query.precision) or server.catalog.find(query.model)
     check_precision(model, query.precision)
     return model, None
 

@@ -56,6 +56,13 @@ async def test_a_canary_that_is_not_loaded_is_passed_over(three: list[str]) -> N
     server.catalog.models[three[0]].chosen.release()
     async with client_of(server) as client:
         assert await answering(client, 5) == {three[USUAL]: 5}
+    server = split(three, to=three[0], share=1)
+    slots = server.catalog.models[three[USUAL]].slots
+    slots["bf16"] = slots[None]
+    async with client_of(server) as client:
+        for precision, place in (("fp32", 0), ("bf16", USUAL)):
+            answer = await client.post(f"/classify?model=lenet5&precision={precision}", content=DIGIT)
+            assert (answer.status_code, answer.json()["model"]) == (200, three[place])
     async with client_of(split(three, to="lenet5:mnist5k-00000000", share=1)) as client:
         assert await answering(client, 5) == {three[USUAL]: 5}
 
