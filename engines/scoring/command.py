@@ -48,12 +48,12 @@ def score(
     found = pictures.find(source)
     folder = AnswersFolder(out)
     wanted = Job(model=model.manifest.tag, precision=precision, top_k=top_k, embeddings=embeddings)
-    job = folder.recorded(wanted)
-    if job is None:
-        chosen = FEATURES_IN if embeddings else precision_of(model, precision)
-        job = wanted.model_copy(update={"precision": chosen})
-        folder.begin(job)
+    recorded = folder.recorded(wanted)
+    chosen = FEATURES_IN if embeddings else precision_of(model, precision)
+    job = recorded or wanted.model_copy(update={"precision": chosen})
     with folder.held():
+        if recorded is None:
+            folder.begin(job)
         scored = folder.scored()
         remaining = [path for path in found if text_of(path) not in scored]
         if len(remaining) < len(found):

@@ -22,6 +22,8 @@ from engines.published.preprocess import Preprocess
 from engines.scoring import pictures
 
 NICE = 10  # decoders leave the processor to an engine that runs on it, and never let it wait for a picture
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # for others Pillow would start programs, such as Ghostscript
+READ = 32  # pictures whose bytes a process holds at once
 PILLOW_BLOCKS = 4  # of up to 16 MiB, as the server keeps
 KILLED = "its decoder was killed, perhaps for want of memory"
 Errors = list[str | None]  # by picture; None for a picture that was decoded
@@ -56,15 +58,22 @@ def end_with_parent() -> None:
 def decode(slot: int, first: int, paths: Sequence[str]) -> Errors:
     """Read and decode pictures into the rows of a slot from `first` on, and return an error for each that is broken."""
     rows = DecodingProcess.memory[slot, first:]
-    return [decode_one(body, row) for body, row in zip(pictures.read(paths), rows, strict=False)]
+    errors: Errors = []
+    for start in range(0, len(paths), READ):
+        bodies = pictures.read(paths[start : start + READ])
+        errors += [decode_one(body, row) for body, row in zip(bodies, rows[start:], strict=False)]
+    return errors
 
 
 def decode_one(body: bytes | Exception, row: NDArray[np.uint8]) -> str | None:
-    """Decode one picture as the server does, upright and preprocessed, into `row`; return its error, or None."""
+    """Decode one picture as the server does, upright and preprocessed, into `row`; return its error, or None.
+
+    TIFF, which the server refuses, is decoded too.
+    """
     if isinstance(body, Exception):
         return f"it cannot be read: {described(body)}"
     try:
-        row[:] = DecodingProcess.preprocess(upright(open_picture(essentials(body))))
+        row[:] = DecodingProcess.preprocess(upright(open_picture(essentials(body), FORMATS)))
     except Exception as error:  # Pillow raises nearly anything on broken pictures
         return f"it cannot be decoded: {described(error)}"
     return None

@@ -47,7 +47,7 @@ class Class(NamedTuple):
 
 
 class ScoredPicture(NamedTuple):
-    """ScoredPicture to one picture: the most probable classes first, or the error of a broken picture."""
+    """Picture with its answer: the most probable classes first, or the error of a broken picture."""
 
     path: str
     top: list[Class]

@@ -116,15 +116,18 @@ def test_the_answers_are_those_of_the_engine_on_the_servers_pixels(
 def test_a_broken_picture_is_a_row_with_its_error(photos: Path, scored: Scored, tmp_path: Path) -> None:
     good = photos / "00.png"
     half, text, missing = tmp_path / "half.png", tmp_path / "text.jpg", tmp_path / "missing.png"
+    program = tmp_path / "program.jpg"
+    program.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
     half.write_bytes(good.read_bytes()[:100])
     text.write_text("no picture")
     listed = tmp_path / "list"
-    listed.write_text("\n".join(map(str, [half, good, text, missing, good, ""])))
+    listed.write_text("\n".join(map(str, [half, good, text, program, missing, good, ""])))
     rows = {row["path"]: row for row in scored(listed)}
-    assert rows.keys() == {str(half), str(good), str(text), str(missing)}
+    assert rows.keys() == {str(half), str(good), str(text), str(program), str(missing)}
     assert rows[str(good)]["label"]
     assert rows[str(half)]["error"].startswith("it cannot be decoded: ")
-    assert rows[str(text)]["error"] == "it cannot be decoded: cannot identify image file"
+    for other in (text, program):
+        assert rows[str(other)]["error"] == "it cannot be decoded: cannot identify image file"
     assert rows[str(missing)]["error"] == "it cannot be read: No such file or directory"
     assert [rows[str(path)]["top"] for path in (half, text, missing)] == [None, None, None]
 
