@@ -121,15 +121,21 @@ class EndedError(Exception):
     """End of a training, in the place of a kill after an epoch is saved."""
 
 
+@pytest.fixture(scope="module")
+def whole(high: DataSet, source: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingRun:
+    """Return a training that nothing has stopped, with random changes of every kind."""
+    recipe = replace(TUNE, ema=0.3, mixup=0.2, cutmix=1, erasing=0.5, accumulate=2, label_smoothing=0.1)
+    run = TrainingRun(LENET, recipe, 1, tmp_path_factory.mktemp("whole"), str(source))
+    train(run, high, ALONE)
+    return run
+
+
 @pytest.mark.parametrize("killed_after", [1, 2, 3])
 def test_resumed_in_either_phase_and_between_ends_as_without(
-    killed_after: int, high: DataSet, source: Path, tmp_path: Path
+    killed_after: int, whole: TrainingRun, high: DataSet, tmp_path: Path
 ) -> None:
     """Averages, MixUp, CutMix and random erasing go on exactly too."""
-    recipe = replace(TUNE, ema=0.3, mixup=0.2, cutmix=1, erasing=0.5, accumulate=2, label_smoothing=0.1)
-    run = TrainingRun(LENET, recipe, 1, tmp_path / "whole", str(source))
-    expected = train(run, high, ALONE)
-    left = [killed_after]
+    expected, left = checkpoint.load(whole.out), [killed_after]
 
     def killed(*_: object) -> str:
         left[0] -= 1
@@ -137,7 +143,7 @@ def test_resumed_in_either_phase_and_between_ends_as_without(
             raise EndedError
         return ""
 
-    run = run._replace(out=tmp_path / "killed")
+    run = whole._replace(out=tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("training.train.describe", killed)
         with pytest.raises(EndedError):
