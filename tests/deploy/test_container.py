@@ -47,6 +47,19 @@ def test_the_workflow_builds_and_tests_both_targets() -> None:
     assert any(command.startswith("deploy/container/smoke_test.sh convserve:") for command in commands)
 
 
+def test_no_action_is_named_by_a_tag_that_can_be_moved() -> None:
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        for action in re.findall(r"uses: (.+)", path.read_text()):
+            assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v[\d.]+", action)
+
+
+def test_only_the_job_that_publishes_may_write() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "images.yml").read_text())
+    assert workflow["permissions"] == {"contents": "read"}
+    assert [name for name, job in workflow["jobs"].items() if "permissions" in job] == ["publish"]
+    assert workflow["jobs"]["publish"]["if"] == "startsWith(github.ref, 'refs/tags/v')"
+
+
 @pytest.mark.parametrize(
     ("linter", "paths"),
     [

@@ -139,7 +139,8 @@ def test_large_bodies_and_the_routes_of_operators_end_at_the_proxy(
         refused = connection.getresponse()
         assert (refused.status, json.loads(refused.read())["code"]) == (413, "body_too_large")
     by_protocol = "/v2/repository/models/lenet5/load"
-    for path in ("/metrics", "/models/lenet5/load", "/models/lenet5@mnist5k/unload", by_protocol):
+    encoded = ("/m%65trics", "/models/lenet5/lo%61d")
+    for path in ("/metrics", "/models/lenet5/load", "/models/lenet5@mnist5k/unload", by_protocol, *encoded):
         assert httpx.get(proxy.url + path, verify=proxy.trusted).status_code == 403
     assert httpx.get(f"{proxy.url}/models/lenet5", verify=proxy.trusted).status_code == 200
     assert not [head for server in servers for head in server.heads]
