@@ -1,6 +1,6 @@
 // Card of one answer: the top classes as bars, the time by stage, and what the answer was computed with.
 
-import { inWords } from "./api.js";
+import { paragraph } from "./api.js";
 import { el, ms, parts, percent, sum } from "./dom.js";
 import { explain } from "./explain.js";
 import { emit, state } from "./state.js";
@@ -11,7 +11,7 @@ export function answerCard(answer) {
   const { architecture, dataset } = parts(answer.model);
   const why = el("div.why", { "aria-live": "polite" });
   return el(
-    "article.answer", { "data-model": answer.model },
+    "article.answer",
     el("h3",
       el("button.link", { onclick: () => emit("card", architecture) }, architecture),
       el("span.small", ` ${dataset}${accuracyOf(answer.model)}`)),
@@ -23,8 +23,7 @@ export function answerCard(answer) {
 }
 
 export function problemCard({ model, problem }) {
-  const { title, text } = inWords(problem);
-  return el("article.answer.failed", { "data-model": model }, el("h3", parts(model).architecture), el("p", el("strong", `${title}. `), text));
+  return el("article.answer.failed", el("h3", parts(model).architecture), paragraph(problem));
 }
 
 function accuracyOf(tag) {
@@ -48,7 +47,7 @@ function bar(answer, prediction, why) {
 function time(timing) {
   const strip = el("span.stages", { "aria-hidden": "true" }, STAGES.map((stage) => {
     const part = el(`span.${stage}`);
-    part.style.flexGrow = timing[stage];
+    part.style.flexGrow = 1000 * timing[stage]; // a sum below 1 would leave room
     return part;
   }));
   return el(

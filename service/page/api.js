@@ -1,11 +1,13 @@
 // Requests to the server that served this page, and its errors in words.
 
-import { sentence } from "./dom.js";
+import { bytes, el, sentence } from "./dom.js";
 
 const KEY = "convserve.key"; // in sessionStorage only: gone with the tab
 const TITLES = {
   gone: "The server does not answer",
+  no_replica: "The server does not answer",
   not_ready: "The server is starting",
+  forbidden: "This is for the server's operators",
   unauthorized: "This server needs an API key",
   broken_image: "This picture is broken",
   unsupported_format: "This file is not a picture that the server reads",
@@ -16,6 +18,7 @@ const TITLES = {
   impossible_deadline: "This network is too slow for that",
   no_choice: "No network fits the limit",
   overloaded: "The server is busy",
+  unknown_model: "This network is gone from the server",
   timeout: "The answer took too long",
 };
 
@@ -51,15 +54,16 @@ export const get = (path, options) => request("GET", path, options);
 export const post = (path, options) => request("POST", path, options);
 
 function problemOf(response, content) {
-  if (!response.headers.get("Content-Type")?.includes("problem+json")) return new Problem("not_ready", content.slice(0, 200));
+  const { status, headers } = response;
+  if (!headers.get("Content-Type")?.includes("problem+json")) return new Problem(status === 403 ? "forbidden" : "not_ready", `status ${status}`);
   const { code, detail, ...more } = JSON.parse(content);
-  return new Problem(code, detail, { retry_after_s: response.headers.get("Retry-After"), ...more });
+  return new Problem(code, detail, { retry_after_s: headers.get("Retry-After"), ...more });
 }
 
 /** Return the problem of a request without an answer. A server that refuses a large body closes the connection. */
 async function unanswered(body) {
   const large = body?.size > 1e6 && (await isReady());
-  return large ? new Problem("body_too_large", `the server ended the upload of ${(body.size / 1e6).toFixed(1)} MB`) : new Problem("gone", "");
+  return large ? new Problem("body_too_large", `the server ended the upload of ${bytes(body.size)}`) : new Problem("gone", "");
 }
 
 export const isReady = () => fetch(new URL("readyz", document.baseURI), { cache: "no-store" }).then(({ ok }) => ok, () => false);
@@ -71,4 +75,10 @@ export function inWords(problem) {
   const wait = more.retry_after_ms / 1000 || Number(more.retry_after_s);
   const again = wait ? `Try again in ${wait < 10 ? wait.toFixed(1) : Math.ceil(wait)} s.` : "";
   return { title: TITLES[code] ?? "That did not work", text: [sentence(detail), again].filter(Boolean).join(" "), command: more.command };
+}
+
+/** Return a problem in words as a paragraph. */
+export function paragraph(problem) {
+  const { title, text } = inWords(problem);
+  return el("p", el("strong", `${title}. `), text);
 }

@@ -17,7 +17,6 @@ export function setUpAsk() {
   $("choices").onsubmit = (event) => event.preventDefault();
   $("filter").oninput = filter;
   $("dataset").onchange = ask;
-  $("budget").value = (100 * Math.log(state.budget / LEAST_MS)) / Math.log(MOST_MS / LEAST_MS);
   $("budget").oninput = () => {
     readBudget();
     askSoon();
@@ -28,9 +27,11 @@ export function setUpAsk() {
   on("back", ask);
 }
 
-/** Read the catalogue. Throws Problem. */
+/** Read the catalogue, and tell the other parts if it has changed. Throws Problem. */
 export async function readModels() {
-  state.cards = await get("models");
+  const cards = await get("models");
+  if (JSON.stringify(cards) === JSON.stringify(state.cards)) return;
+  state.cards = cards;
   state.served = state.cards.flatMap((card) => card.models.map((model) => ({ ...model, card })));
   emit("models");
 }
@@ -98,20 +99,22 @@ async function ask() {
   asking = new AbortController();
   const { signal } = asking;
   const tags = state.served.map(({ tag }) => tag).filter((tag) => chosen.has(tag));
+  const budget = state.mode === "budget";
   if (!state.picture || !state.served.length) return;
+  if (!budget && !tags.length) return show("Choose a network above.");
+  const { blob } = state.picture;
+  const [path, query, shown] = budget
+    ? ["classify", { model: `auto@${$("dataset").value}`, max_latency_ms: state.budget }, showChoice]
+    : ["compare", { models: tags }, showRows];
   $("answers").setAttribute("aria-busy", "true");
   try {
-    if (state.mode === "budget") showChoice(await post("classify", { query: budgetQuery(), body: state.picture.blob, signal }));
-    else if (tags.length) showRows(await post("compare", { query: { models: tags }, body: state.picture.blob, signal }));
-    else show("Choose a network above.", [], []);
+    const answer = await post(path, { query, body: blob, signal });
+    state.asked = blob;
+    shown(answer);
   } catch (error) {
-    if (error.name === "AbortError") return;
-    showProblem(error);
+    if (!signal.aborted) showProblem(error);
   }
-  $("answers").removeAttribute("aria-busy");
 }
-
-const budgetQuery = () => ({ model: `auto@${$("dataset").value}`, max_latency_ms: state.budget });
 
 function showChoice(answer) {
   const { reason, front } = answer.choice;
@@ -139,8 +142,9 @@ function verdict(answers) {
   return answers.length > 1 ? `All ${answers.length} say ${said[0].label}.` : `${each}.`;
 }
 
-function show(text, more, answers, failed = []) {
+function show(text, more = [], answers = [], failed = []) {
   state.answers = answers;
+  $("answers").removeAttribute("aria-busy");
   fill($("verdict"), el("p.verdict", text), more.map((line) => el("p.small", line)));
   fill($("answers"), answers.map(answerCard), failed.map(problemCard));
   emit("answers");
@@ -148,7 +152,7 @@ function show(text, more, answers, failed = []) {
 
 function showProblem(problem) {
   const { title, text, command } = inWords(problem);
-  show(`${title}.`, [text, command && el("code", command)], []);
+  show(`${title}.`, [text, command && el("code", command)]);
   $("verdict").append(el("button", { onclick: ask }, "Ask again"));
   if (["gone", "unauthorized"].includes(problem.code)) emit("trouble", problem);
 }

@@ -1,21 +1,20 @@
 // Card of a network: its paper, what was new, accuracies with sources, layers as a picture, and the weights served.
 
-import { get, inWords } from "./api.js";
-import { $, amount, bytes, el, fill, ms, percent, table } from "./dom.js";
+import { get, paragraph } from "./api.js";
+import { $, amount, bytes, el, fill, percent, table } from "./dom.js";
 import { layerPicture } from "./layers.js";
 import { on, state } from "./state.js";
 
-const FIRST = "vgg16"; // whose picture says the most at a glance: memory early, parameters late
 const ADDRESSES = { arXiv: "https://arxiv.org/abs/", doi: "https://doi.org/" };
 const hashed = () => /^#card\/(\w+)$/.exec(location.hash)?.[1];
 
-const news = get("page/new.json"); // what was new, in a sentence, by architecture or family
-let shown = FIRST;
+const news = get("page/new.json").catch(() => ({})); // what was new, in a sentence, by architecture or family
+let shown = "vgg16"; // whose picture says the most at a glance: memory early, parameters late
 
 export function setUpCard() {
   on("models", () => {
     fill($("network"), state.cards.map((card) => el("option", card.name)));
-    open(hashed() ?? shown);
+    open(hashed() ?? shown, hashed() && !$("card-body").firstChild); // move at first only
   });
   on("card", (name) => {
     history.pushState(null, "", `#card/${name}`);
@@ -33,16 +32,17 @@ async function open(name, move) {
   const card = state.cards.find((each) => each.name === name);
   if (!card) return;
   $("network").value = shown = name;
-  if (move) $("card").focus();
-  const [layers, latencies] = [el("div", el("p.small", "Reading the layers …")), el("div")];
-  fill($("card-body"), head(card, await news), layers, weights(card), latencies);
+  if (move) {
+    $("card").scrollIntoView();
+    $("card").focus({ preventScroll: true }); // which would go to its middle
+  }
+  const layers = el("div", el("p.small", "Reading the layers …"));
+  fill($("card-body"), head(card, await news), layers, weights(card));
   try {
-    const [{ paper }, { models }] = await Promise.all([get(`models/${name}/complexity`), get(`models/${name}/latency`)]);
+    const { paper } = await get(`models/${name}/complexity`);
     fill(layers, layerPicture(paper, $("card-body").clientWidth));
-    fill(latencies, times(models));
   } catch (error) {
-    const { title, text } = inWords(error);
-    fill(layers, el("p", `${title}. ${text}`));
+    fill(layers, paragraph(error));
   }
 }
 
@@ -73,13 +73,16 @@ function head({ name, family, paper, published, input_shape: [channels, high, wi
 
 export const factList = (facts) => el("dl.facts", Object.entries(facts).map(([name, fact]) => el("div", el("dt", name), el("dd", fact))));
 
+/** Return the command that publishes weights of an architecture. */
+export const training = (name) => `python -m training ${name} --data mnist5k && python -m training publish checkpoints/${name}-mnist5k`;
+
 /** Return the published weights with their accuracies and engines; or the command that makes some. */
 function weights({ name, models, unserved }) {
   if (models.length) return [el("h4", "Weights served here"), models.map(({ tag, ...model }) => [el("p", el("code", tag)), el("p.small", stateOf(model))])];
   return [
     el("h4", "No weights are served here"),
     el("p", "This makes some of 4,000 digits, which the server then finds by itself; ", el("code", "python -m training import"), " lists the networks whose weights a library publishes."),
-    el("pre", `python -m training ${name} --data mnist5k && python -m training publish checkpoints/${name}-mnist5k`),
+    el("pre", training(name)),
     unserved.map((line) => el("p.small", line)),
   ];
 }
@@ -92,17 +95,4 @@ function stateOf({ accuracy, published_accuracy: authors, status, runtime, preci
     error,
     tuning.reason,
   ].filter(Boolean).join("; ");
-}
-
-function times(models) {
-  const rows = Object.entries(models).flatMap(([tag, { requests, stages_ms }]) =>
-    Object.entries(stages_ms).map(([stage, times]) => ({ tag, requests, stage, ...times })));
-  return rows.length > 0 && table("Time of the last requests", {
-    weights: ({ tag }) => tag,
-    requests: ({ requests }) => requests,
-    stage: ({ stage }) => stage,
-    p50: ({ p50 }) => ms(p50),
-    p90: ({ p90 }) => ms(p90),
-    p99: ({ p99 }) => ms(p99),
-  }, rows);
 }

@@ -1,28 +1,27 @@
 // Why a network said so: the picture with the parts that speak for a class, by POST /explain.
 
-import { inWords, post } from "./api.js";
+import { paragraph, post, Problem } from "./api.js";
 import { best, el, fill, ms, sum } from "./dom.js";
 import { state } from "./state.js";
 
-const HEAT = [213, 94, 0], OPACITY = 0.75; // as the server's own overlay
+const HEAT = [213, 94, 0], OPACITY = 0.7; // as the server's own overlay
 const LEAST = 280, WIDEST = 640; // pixels of the drawing
 
-/** Ask why a model named a class, and show the answer in `place`; `button` asked, and can ask again. */
+/** Ask why a model named a class, and show the answer in `place`; `button` asked. An earlier question there ends. */
 export async function explain(model, { index, label }, place, button) {
-  const { blob } = state.picture;
+  const blob = state.asked;
+  place.asking?.abort();
+  const { signal } = (place.asking = new AbortController());
   for (const bar of place.parentElement.querySelectorAll(".bar")) bar.setAttribute("aria-pressed", bar === button);
-  button.disabled = true;
   fill(place, el("p.small", `Asking why ${label} …`));
+  let shown;
   try {
-    const asked = post("explain", { query: { model, class: index }, body: blob });
-    const [answer, bitmap] = await Promise.all([asked, createImageBitmap(blob)]);
-    fill(place, figure(answer, bitmap));
+    const asked = post("explain", { query: { model, class: index }, body: blob, signal });
+    shown = figure(...(await Promise.all([asked, createImageBitmap(blob)])));
   } catch (error) {
-    const { title, text } = inWords(error.code ? error : { detail: "this browser cannot show the picture" });
-    fill(place, el("p", el("strong", `${title}. `), text));
+    shown = paragraph(error instanceof Problem ? error : { detail: "this browser cannot show the picture" });
   }
-  button.disabled = false;
-  if (document.activeElement === document.body) button.focus(); // a disabled button loses the focus
+  if (!signal.aborted) fill(place, shown);
 }
 
 function figure(answer, bitmap) {

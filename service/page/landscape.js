@@ -23,14 +23,15 @@ export function setUpLandscape() {
   on("budget", show);
   $("plot-table").ontoggle = show;
   new IntersectionObserver(([entry]) => { seen = entry.isIntersecting; }).observe($("plot"));
-  new ResizeObserver(debounced(show, 100)).observe($("plot"));
-  setInterval(() => seen && !document.hidden && look(), 1000 * EACH_S);
+  addEventListener("resize", debounced(show, 100));
+  setInterval(() => seen && !document.hidden && !document.activeElement?.closest("#plot, #plot-table div") && look(), 1000 * EACH_S);
 }
 
 /** Ask the server for the accuracies and the times of its models. */
 async function look() {
   const datasets = [...new Set(state.served.map(({ dataset }) => dataset))];
   const answers = await Promise.allSettled(datasets.map((dataset) => get("pareto", { query: { dataset } })));
+  if (paretos.length && answers.some(({ reason }) => reason)) return; // the server is away
   paretos = answers.flatMap(({ value }) => value ?? []).filter(({ models }) => models.length);
   showKinds();
   show();
@@ -56,7 +57,7 @@ function show() {
     ...point, x: point[cost], words: `${point.name}: top-1 ${point.y.toFixed(1)} %, ${words(point[cost])} ${cost === "ms" ? "to an answer now" : across}; ${point.source}`,
   }));
   const limit = cost === "ms" && state.mode === "budget" ? state.budget : null;
-  plot($("plot"), points, { across, limit, open: (point) => emit("card", point.architecture) });
+  plot($("plot"), points, { across, limit, open: ({ name }) => emit("card", name) });
   $("plot-note").textContent = [
     kind === "here" ? sentence(`${pareto?.accuracy.kind} accuracy: ${pareto?.accuracy.protocol}`) : "Accuracies as papers and authors state them, costs at the paper's input. Squares: another protocol, left out of the front.",
     "The line is the Pareto front: no network is as accurate for less. Orange: the networks that answered last.",
@@ -69,9 +70,8 @@ function show() {
 function ofWeights(pareto) {
   const asked = state.answers.map(({ model }) => model);
   return (pareto?.models ?? []).map(({ model, top1, macs, params, expected_ms, source, images }) => {
-    const { architecture } = parts(model);
     const where = source ?? `${images} held-out images`;
-    return { name: architecture, architecture, y: 100 * top1, macs, params, ms: expected_ms, comparable: true, lit: asked.includes(model), source: where };
+    return { name: parts(model).architecture, y: 100 * top1, macs, params, ms: expected_ms, comparable: true, lit: asked.includes(model), source: where };
   });
 }
 
@@ -87,7 +87,7 @@ function ofPapers(data) {
   return found.map((each) => {
     const { card: { name, macs, params }, result } = each;
     const source = `${result.protocol}; ${result.source}`;
-    return { name, architecture: name, y: result.top1, macs, params, comparable: timesUsed(each) === most, lit: asked.includes(name), source };
+    return { name, y: result.top1, macs, params, comparable: timesUsed(each) === most, lit: asked.includes(name), source };
   });
 }
 

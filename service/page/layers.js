@@ -51,7 +51,7 @@ function bars(layers, step, [title, value, words], top) {
   const path = (kind) => layers.map((layer, place) => (kindOf(layer) === kind && value(layer)
     ? `M${(place * step).toFixed(2)},${bottom}v${(-BAR * value(layer) / most).toFixed(2)}h${Math.max(step * 0.9, 0.6).toFixed(2)}V${bottom}z` : "")).join("");
   return [
-    heading(top, `${title}: ${words(sum(layers, value))}, up to ${words(most)} in a layer`),
+    heading(top, `${title}: ${words(sum(layers, value))}, at most ${words(most)}`),
     KINDS.map((kind) => svg(`path.${kind}`, { d: path(kind) })),
   ];
 }

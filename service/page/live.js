@@ -1,8 +1,8 @@
 // The last minute as the operator sees it, from /metrics alone.
 
-import { get, inWords } from "./api.js";
+import { get, paragraph } from "./api.js";
 import { factList } from "./card.js";
-import { $, amount, bytes, el, fill, ms, sum, svg, table } from "./dom.js";
+import { $, amount, el, fill, ms, sum, svg, table } from "./dom.js";
 
 const EACH_S = 2, KEPT = 31; // between two samples, and how many make a minute
 const IMAGES = "convserve_images_total", TIMES = "convserve_stage_duration_seconds_bucket", WAITING = "convserve_queue_depth";
@@ -26,8 +26,8 @@ async function look() {
     samples = samples.slice(-KEPT);
     fill($("live-body"), drawn());
   } catch (error) {
-    const { title, text } = inWords(error);
-    fill($("live-body"), el("p", `${title}. ${text}`));
+    samples = []; // a server that was started again counts from 0
+    fill($("live-body"), paragraph(error));
   }
 }
 
@@ -47,7 +47,7 @@ const total = ({ series }, name, wanted = () => true) => sum((series[name] ?? []
 const values = ({ series }, name, label) => [...new Set((series[name] ?? []).map((each) => each[label]))].filter(Boolean);
 
 const answered = ({ outcome }) => outcome === "ok";
-const refused = ({ outcome }) => outcome !== "ok";
+const refused = (each) => !answered(each);
 
 function drawn() {
   const [first, last] = [samples[0], samples.at(-1)];
@@ -69,9 +69,8 @@ function drawn() {
     }, ["decode", "queue", "inference"]),
     table("By network", {
       weights: (tag) => tag,
-      "images a second": (tag) => rate(({ model, outcome }) => model === tag && outcome === "ok"),
+      "images a second": (tag) => rate((each) => each.model === tag && answered(each)),
       waiting: (tag) => amount(total(last, WAITING, ({ model }) => model === tag)),
-      memory: (tag) => bytes(total(last, "convserve_loaded_bytes", ({ model }) => model === tag)),
     }, values(last, WAITING, "model")),
     table("Refusals and failures", { code: ([code]) => code, requests: ([, count]) => amount(count) }, refusals.filter(([code, count]) => code !== "ok" && count)),
   ];

@@ -1,8 +1,8 @@
 // The page: sets up its parts, reads the catalogue, and tells when the server is away and back.
 
-import { inWords, isReady, key } from "./api.js";
+import { isReady, key, paragraph } from "./api.js";
 import { readModels, setUpAsk } from "./ask.js";
-import { setUpCard } from "./card.js";
+import { setUpCard, training } from "./card.js";
 import { $, el, fill } from "./dom.js";
 import { setUpLandscape } from "./landscape.js";
 import { setUpLive } from "./live.js";
@@ -46,19 +46,18 @@ async function start() {
 const nothingPublished = () => [
   el("strong", "No network is published yet. "),
   "This trains LeNet-5 on 4,000 digits in half a minute; the page finds it by itself:",
-  el("pre", "python -m training lenet5 --data mnist5k && python -m training publish checkpoints/lenet5-mnist5k"),
+  el("pre", training("lenet5")),
   state.cards.flatMap((card) => card.unserved).map((line) => el("p.small", line)),
 ];
 
 async function trouble(problem) {
-  const { title, text } = inWords(problem);
   if (problem.code === "unauthorized") {
     $("key-form").hidden = false;
-    warn([el("strong", `${title}. `), key.get() ? "The one of this tab is not among the server's." : "Its operator has some."]);
+    warn([el("strong", "This server needs an API key. "), key.get() ? "The one of this tab is not among the server's." : "Its operator has some."]);
     $("key").focus();
     return;
   }
-  warn([el("strong", `${title}. `), text, " This page tries again until it does."]);
+  warn([paragraph(problem), "This page tries again until it does."]);
   if (away) return;
   away = true;
   do await new Promise((wake) => setTimeout(wake, 1000 * AGAIN_S));
@@ -68,6 +67,7 @@ async function trouble(problem) {
 }
 
 function warn(content) {
+  const said = el("div", content);
   $("banner").hidden = !content;
-  fill($("banner"), content);
+  if (said.textContent !== $("banner").textContent) fill($("banner"), said); // else a screen reader says it again
 }

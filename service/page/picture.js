@@ -12,7 +12,8 @@ export function setUpPicture() {
     };
   }
   for (const sample of document.querySelectorAll(".sample")) {
-    sample.onclick = async () => take(await (await fetch(sample.querySelector("img").src)).blob(), sample.textContent);
+    const { src } = sample.querySelector("img");
+    sample.onclick = async () => take(await (await fetch(src, { cache: "force-cache" })).blob(), sample.textContent);
   }
   const over = (event, inside) => {
     if (!event.dataTransfer?.types.includes("Files")) return;
@@ -36,15 +37,15 @@ export function setUpPicture() {
 /** Make a file, if there is one, the picture that is asked about. */
 function take(blob, name = blob?.name) {
   if (!blob) return;
-  keep(blob, name);
-  $("preview").src = state.picture.url;
+  URL.revokeObjectURL($("preview").src);
+  $("preview").src = URL.createObjectURL(blob);
   $("preview").alt = `The picture: ${name}`;
   show("preview");
+  keep(blob, name);
 }
 
 function keep(blob, name) {
-  if (state.picture) URL.revokeObjectURL(state.picture.url);
-  state.picture = { blob, name, url: URL.createObjectURL(blob) };
+  state.picture = { blob, name };
   emit("picture");
 }
 
@@ -74,7 +75,7 @@ function setUpDrawing() {
     stroke(event);
   };
   pad.onpointermove = (event) => {
-    if (pad.hasPointerCapture(event.pointerId)) event.getCoalescedEvents().forEach(stroke);
+    if (pad.hasPointerCapture(event.pointerId)) (event.getCoalescedEvents?.() ?? [event]).forEach(stroke); // over HTTPS only
   };
   pad.onpointerup = ask;
   $("clear").onclick = wipe;

@@ -1,4 +1,4 @@
-// Drawing of accuracy against a cost, with the Pareto front, with the Pareto front: filled points on the front, hollow ones elsewhere, squares
+// Drawing of accuracy against a cost, with the Pareto front: filled points on the front, hollow ones elsewhere, squares
 // for accuracies by another protocol, which are left out of the front.
 
 import { el, fill, short, svg } from "./dom.js";
@@ -13,7 +13,7 @@ const TARGET = 13; // pixels around a point in which the pointer finds the point
 const heightOf = (top1) => -Math.log10(Math.max(LEAST_ERROR, 100 - top1));
 
 /** Return the points that no other comparable point beats at the same or less cost, cheapest first. */
-export function front(points) {
+function front(points) {
   const kept = [];
   for (const point of points.filter(({ comparable }) => comparable).sort((a, b) => a.x - b.x || b.y - a.y)) {
     if (!kept.length || point.y > kept.at(-1).y) kept.push(point);
@@ -22,7 +22,7 @@ export function front(points) {
 }
 
 /**
- * Draw points { name, architecture, x, y, comparable, lit, words } into `container`. A point is a link, the arrow keys go
+ * Draw points { name, x, y, comparable, lit, words } into `container`. A point is a link, the arrow keys go
  * from one to the next, and `open` gets the point that is chosen. `limit` is a cost to draw as a line, or null.
  */
 export function plot(container, points, { across, limit, open }) {
@@ -84,9 +84,9 @@ const vertical = (x, tall) => svg(
 );
 
 function link(point, best, say, open) {
-  const { left, top, name, architecture, words, comparable, lit } = point;
+  const { left, top, name, words, comparable, lit } = point;
   const node = svg(
-    `a.point${best ? ".best" : ""}${lit ? ".lit" : ""}`, { href: `#card/${architecture}`, "aria-label": words, "data-name": name },
+    `a.point${best ? ".best" : ""}${lit ? ".lit" : ""}`, { href: `#card/${name}`, "aria-label": words, "data-name": name },
     svg("circle.target", { cx: left, cy: top, r: TARGET }),
     comparable ? svg("circle", { cx: left, cy: top, r: lit ? 7 : 4.5 }) : svg("rect", { x: left - 4, y: top - 4, width: 8, height: 8 }),
   );

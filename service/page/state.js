@@ -4,10 +4,11 @@
 export const state = {
   cards: [], // architectures, as GET /models lists them
   served: [], // published models, each with its architecture's `card`
-  picture: null, // { blob, url, name }
+  picture: null, // { blob, name }
   mode: "chosen", // or "budget"
-  budget: 20, // milliseconds
+  budget: 0, // milliseconds, of the slider
   answers: [], // to the last question
+  asked: null, // blob of the picture that the answers are about
 };
 
 const bus = new EventTarget();
