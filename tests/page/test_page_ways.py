@@ -117,6 +117,7 @@ def test_without_a_published_network_the_page_has_the_command(visit: Visit, thre
 def test_vgg16s_picture_says_where_memory_and_parameters_are(visit: Visit, stubs: ThreadedServer) -> None:
     page = visit(f"{stubs.address}#card/vgg16")
     expect(page.locator("#card-body h3")).to_have_text("vgg16")
+    expect(page.locator("#card-title")).to_be_in_viewport()
     glance = page.locator(".glance li")
     expect(glance.nth(0)).to_have_text("Parameters: 89 % in the linear layers; most, 74 %, in classifier.0.")
     expect(glance.nth(2)).to_contain_text("in the first third of the layers")
@@ -130,3 +131,10 @@ def test_the_last_minute_is_live(visit: Visit, stubs: ThreadedServer) -> None:
     ask(page)
     expect(page.locator("#live-body")).to_contain_text("inference")
     expect(page.locator("#live-body .facts dd").first).not_to_contain_text("0.0")
+
+
+def test_a_proxy_that_keeps_the_metrics_to_operators_is_in_words(visit: Visit, stubs: ThreadedServer) -> None:
+    page = visit(stubs.address)
+    page.route("**/metrics*", lambda route: route.fulfill(status=403, content_type="text/html", body="<h1>403</h1>"))
+    page.locator("#live-details summary").click()
+    expect(page.locator("#live-body")).to_have_text("This is for the server's operators. Status 403.")
