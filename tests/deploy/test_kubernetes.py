@@ -147,3 +147,10 @@ def test_no_pod_of_the_server_has_rights_that_it_does_not_need() -> None:
                     assert mounts == {"/var/lib/convserve", "/tmp", "/dev/shm"}
                     seen += 1
     assert seen == 2
+
+
+def test_no_service_looks_like_a_setting() -> None:
+    (deployment,) = documents((KUBERNETES / "base" / "deployment.yaml").read_text())
+    (service,) = documents((KUBERNETES / "kserve" / "inferenceservice.yaml").read_text())
+    for pod in (deployment["spec"]["template"]["spec"], service["spec"]["predictor"]):
+        assert pod["enableServiceLinks"] is False
