@@ -51,7 +51,8 @@ def test_a_dropped_digit_is_read_and_explained(visit: Visit, server: httpx.Clien
 def test_a_drawn_digit_is_read(visit: Visit, server: httpx.Client, lenet5: PublishedModel) -> None:
     page = visit(f"{server.base_url}/")
     only(page, lenet5.manifest.tag)
-    page.evaluate("delete PointerEvent.prototype.getCoalescedEvents")  # which no page has without HTTPS, but localhost's
+    # No page has it without HTTPS, except from this machine.
+    page.evaluate("delete PointerEvent.prototype.getCoalescedEvents")
     page.click("#draw")
     box = page.locator("#pad").bounding_box()
     assert box
