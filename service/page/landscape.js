@@ -5,7 +5,7 @@ import { $, amount, debounced, el, fill, ms, parts, percent, sentence, table } f
 import { plot } from "./plot.js";
 import { emit, on, state } from "./state.js";
 
-const EACH_S = 5; // between two looks at the server's times, while the drawing is seen
+const EACH_S = 5; // between two looks at the server's times
 const PAPERS = ["ImageNet", "CIFAR-10"]; // data sets on which papers state accuracies
 const COSTS = {
   macs: ["multiply-accumulates", amount],

@@ -26,7 +26,7 @@ async function look() {
     samples = samples.slice(-KEPT);
     fill($("live-body"), drawn());
   } catch (error) {
-    samples = []; // a server that was started again counts from 0
+    samples = []; // a new server counts from 0
     fill($("live-body"), paragraph(error));
   }
 }

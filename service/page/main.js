@@ -69,5 +69,5 @@ async function trouble(problem) {
 function warn(content) {
   const said = el("div", content);
   $("banner").hidden = !content;
-  if (said.textContent !== $("banner").textContent) fill($("banner"), said); // else a screen reader says it again
+  if (said.textContent !== $("banner").textContent) fill($("banner"), said); // else it is read out again
 }
