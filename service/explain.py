@@ -141,12 +141,13 @@ async def run_all(
     the queue.
     """
     under_way = asyncio.Semaphore(2 * plan.queue.cost.best_batch)
+    colour = pixels.mean((0, 1)).round().astype(np.uint8)
 
     async def one(number: int) -> Answer:
         own_ms = 0.0 if number else decode_ms
         async with under_way:
             place = places.take() if number else first
-            answer = await place.infer(hidden(pixels, plan.edge, number - 1) if number else pixels, own_ms)
+            answer = await place.infer(hidden(pixels, plan.edge, number - 1, colour) if number else pixels, own_ms)
         stages = {"decode": own_ms, "queue": answer.queue_ms, "inference": answer.inference_ms}
         server.metrics.answered(model.manifest.tag, answer.batch_size, stages)
         server.device.answered(model, tuple(stages.values()))
@@ -160,11 +161,11 @@ async def run_all(
             task.cancel()
 
 
-def hidden(pixels: Pixels, edge: int, cell: int) -> Pixels:
-    """Return a picture with a window of its mean colour over a cell of the grid and half of each cell around."""
+def hidden(pixels: Pixels, edge: int, cell: int, colour: NDArray[np.uint8]) -> Pixels:
+    """Return a picture with a window of one colour over a cell of the grid and half of each cell around."""
     row, column = divmod(cell, edge)
     covered = pixels.copy()
-    covered[span(row, edge, len(pixels)), span(column, edge, pixels.shape[1])] = pixels.mean((0, 1)).round()
+    covered[span(row, edge, len(pixels)), span(column, edge, pixels.shape[1])] = colour
     return covered
 
 
