@@ -264,7 +264,7 @@ def test_health_metrics_and_documentation(server: httpx.Client, lenet5: Publishe
     tag = lenet5.manifest.tag
     assert f'convserve_images_total{{model="{tag}",outcome="ok"}}' in metrics
     assert f'convserve_images_total{{model="{tag}",outcome="empty_image"}}' in metrics
-    page = server.get("/", follow_redirects=True).text
+    page = server.get("/docs").text
     assert "//cdn" not in page
     assert server.get("/static-offline-docs/swagger-ui-bundle.js").status_code == 200
     paths = server.get("/openapi.json").json()["paths"]
