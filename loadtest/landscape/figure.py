@@ -237,14 +237,12 @@ class Panel:
 
     def titles(self, fronts: Sequence[Records]) -> list[PanelText]:
         """Return the precisions' names above the upper ends of their fronts."""
-        ends = [(*self.pixels(best[-1]), f"front in {best[-1]['precision']}") for best in fronts]
-        return [
-            PanelText(
-                *(min(x, self.across.pixels - 0.55 * text_width(text, self.font)), y - 13),
-                *(text, "center", self.font, colour, "bold"),
-            )
-            for (x, y, text), colour in zip(ends, (BLUE, ORANGE), strict=True)
-        ]
+        texts = []
+        for best, colour in zip(fronts, (BLUE, ORANGE), strict=True):
+            (x, y), text = self.pixels(best[-1]), f"front in {best[-1]['precision']}"
+            inside = min(x, self.across.pixels - 0.55 * text_width(text, self.font))
+            texts.append(PanelText(inside, y - 13, text, "center", self.font, colour, "bold"))
+        return texts
 
     def budget_line(self) -> Any:
         """Return the line of model=auto's budget."""
