@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -157,7 +158,7 @@ def download(card: Architecture) -> dict[str, Tensor]:
             return dict(member.get_state_dict(progress=True, check_hash=True))
         if weights.library == "pytorch_resnet_cifar10":
             source = published(card).source
-            contents = load_state_dict_from_url(source, check_hash=True, weights_only=True)
+            contents = load_state_dict_from_url(source, map_location="cpu", check_hash=True, weights_only=True)
             return tensors_of(contents, Path(weights.model))
         return dict(timm.create_model(weights.model, pretrained=True).state_dict())
     except (OSError, RuntimeError) as error:
@@ -189,7 +190,8 @@ def import_weights(name: str, file: Path | None, data: DataSet | None, out: Path
     own = net.state_dict().keys()
     state = unwrapped(read(file) if file else download(card), own)
     if card.weights and not state.keys() <= own:
-        state = card.weights.translate(state)
+        with suppress(KeyError, IndexError):  # channels that cannot be put into order: `fit` says what differs
+            state = card.weights.translate(state)
     fit(net, state, f"{file or imported.name} does not fit {name} with {len(labels)} classes")
     fields = {
         "architecture": name,

@@ -96,7 +96,7 @@ def reading(rows: Rows) -> str:
         " front; filled points). Dashed: the front in the second precision. Dotted:"
         f" model=auto&max_latency_ms={BUDGET_MS:g}, with its choice, by the p50. Bars: from the least of the rounds to"
         " the largest. Equal distances upwards are equal ratios of the error."
-        + (f" Squares, not by one crop and so not compared: {sources}." if otherwise else "")
+        + (f" Squares, not by one crop of every validation image and so not compared: {sources}." if otherwise else "")
         + (f" Without a published accuracy, and not drawn: {', '.join(unknown)}." if unknown else "")
     )
 
