@@ -77,7 +77,8 @@ def alexnet(rows: Rows) -> Claim:
         "AlexNet: smaller compute, still memory heavy, lower accuracy",
         verdict(small, heavy, low),
         f"{gmacs(net)}. Of the {sum(row.family != net.family for row in rows)} networks of other families"
-        f" {count(fewer)} need fewer operations, {count(less)} need less memory, and {count(worse)} are less accurate than {percent(net)}."
+        f" {count(fewer)} need fewer operations, {count(less)} need less memory, and {count(worse)} are less accurate"
+        f" than {percent(net)}."
         f" The engine adds {memory_mb(net):,.0f} MB, with {4 * net.params / 1e6:,.0f} MB of weights; the median"
         f" network's {usual:,.0f} MB. The time is not small in proportion: {ms(net):.1f} ms,"
         f" {1e9 * ms(net) / net.macs:.1f} for each billion MACs, the median"
