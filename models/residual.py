@@ -47,6 +47,11 @@ class ResidualBlock(nn.Module):
         self.downsample = nn.Identity() if same else shortcut(inputs, outputs, stride)
         self.relu = nn.ReLU(inplace=True)
 
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """Batch norm before the addition."""
+        return [layer for layer in self.children() if isinstance(layer, nn.BatchNorm2d)][-1]
+
     def residual(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 

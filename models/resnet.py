@@ -7,11 +7,11 @@ pre-activation paper.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.card import Architecture, Paper, Published, Weights, on_cifar10, single_crop
 from models.preact_resnet import IDENTITY_MAPPINGS
@@ -50,7 +50,8 @@ def imagenet(name: str, block: Block, depths: Sequence[int], *published: Publish
 def zeros_last(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return a CIFAR network's tensors with the channels in the order of OptionA, which adds all zeros at the end.
 
-    In `state` half of the zeros come before the old channels, and half after. The answers stay the same.
+    In `state` half of the zeros come before the old channels, and half after. The network's logits stay the same.
+    Raises KeyError or IndexError for tensors of another network.
     """
     orders = [torch.arange(16)]
     for _ in range(2):
@@ -59,9 +60,9 @@ def zeros_last(state: dict[str, Tensor]) -> dict[str, Tensor]:
     reordered = {"fc.weight": state["fc.weight"][:, orders[-1]]}
     for key, value in state.items():
         if found := re.match(r"layer(\d)\.(\d+)\.(?:(conv1)|conv2|bn2)\.", key):
-            stage, before = int(found[1]) - 1, found[2] == "0" and found[1] != "1"
-            if found[3]:
-                reordered[key] = value[:, orders[stage - before]]
+            stage = int(found[1]) - 1
+            if found[3]:  # reads the block's input, in a stage's first block that of the stage before
+                reordered[key] = value[:, orders[max(stage - 1, 0) if found[2] == "0" else stage]]
             elif value.ndim:  # not the batch norm's counter
                 reordered[key] = value[orders[stage]]
     return state | reordered
@@ -86,18 +87,24 @@ cifar = partial(
     classes=10,
     smallest=1,
     small=32,
-    recipe="resnet_cifar",
 )
 
 
-def basic_blocks(blocks: int) -> Callable[[int], nn.Module]:
-    """Return the CIFAR network of section 4.2: stages of 16, 32 and 64 planes, 6 * `blocks` + 2 layers."""
-    return partial(
-        ResNet, block=partial(BasicBlock, shortcut=OptionA), depths=(blocks,) * 3, stem=cifar_stem, planes=16
+table_6 = partial(on_cifar10, source="paper, Table 6")
+
+
+def section_4_2(blocks: int, published: Published, weights: Weights, recipe: str = "resnet_cifar") -> Architecture:
+    """Return the card of a CIFAR network of section 4.2: stages of 16, 32 and 64 planes, 6 * `blocks` + 2 layers."""
+    return cifar(
+        name=f"resnet{6 * blocks + 2}_cifar",
+        build=partial(
+            ResNet, block=partial(BasicBlock, shortcut=OptionA), depths=(blocks,) * 3, stem=cifar_stem, planes=16
+        ),
+        recipe=recipe,
+        published=(published,),
+        weights=weights,
     )
 
-
-table_6 = partial(on_cifar10, source="paper, Table 6")
 
 ARCHITECTURES = (
     imagenet("resnet18", BasicBlock, (2, 2, 2, 2), single_crop(69.758, 89.078)),
@@ -110,44 +117,17 @@ ARCHITECTURES = (
         ten_crop(78.57, 94.29),
         Published(data="ImageNet", top5=96.43, protocol="test, 6 networks of several depths", source="paper, Table 5"),
     ),
-    cifar(
-        name="resnet20_cifar",
-        build=basic_blocks(3),
-        published=(table_6(91.25),),
-        weights=idelbayev("resnet20-12fca82f.th", 91.73),
-    ),
-    cifar(
-        name="resnet32_cifar",
-        build=basic_blocks(5),
-        published=(table_6(92.49),),
-        weights=idelbayev("resnet32-d509ac18.th", 92.63),
-    ),
-    cifar(
-        name="resnet44_cifar",
-        build=basic_blocks(7),
-        published=(table_6(92.83),),
-        weights=idelbayev("resnet44-014dd654.th", 93.10),
-    ),
-    cifar(
-        name="resnet56_cifar",
-        build=basic_blocks(9),
-        published=(table_6(93.03),),
-        weights=idelbayev("resnet56-4bfd9763.th", 93.39),
-    ),
-    cifar(
-        name="resnet110_cifar",
-        build=basic_blocks(18),
+    section_4_2(3, table_6(91.25), idelbayev("resnet20-12fca82f.th", 91.73)),
+    section_4_2(5, table_6(92.49), idelbayev("resnet32-d509ac18.th", 92.63)),
+    section_4_2(7, table_6(92.83), idelbayev("resnet44-014dd654.th", 93.10)),
+    section_4_2(9, table_6(93.03), idelbayev("resnet56-4bfd9763.th", 93.39)),
+    section_4_2(
+        18,
+        on_cifar10(93.57, "paper, Table 6, best of 5 runs"),
+        idelbayev("resnet110-1d1ed7c2.th", 93.68),
         recipe="warmed_up",
-        published=(on_cifar10(93.57, "paper, Table 6, best of 5 runs"),),
-        weights=idelbayev("resnet110-1d1ed7c2.th", 93.68),
     ),
-    cifar(
-        name="resnet1202_cifar",
-        build=basic_blocks(200),
-        recipe="warmed_up",
-        published=(table_6(92.07),),
-        weights=idelbayev("resnet1202-f3b1deed.th", 93.82),
-    ),
+    section_4_2(200, table_6(92.07), idelbayev("resnet1202-f3b1deed.th", 93.82), recipe="warmed_up"),
     cifar(  # the baseline of the pre-activation paper, its stride in the first 1x1
         name="resnet164_cifar",
         paper=IDENTITY_MAPPINGS,

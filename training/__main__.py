@@ -109,7 +109,9 @@ def import_command(arguments: list[str]) -> None:
     parser.add_argument("name", nargs="?", help="architecture")
     parser.add_argument("--file", type=Path, help="local safetensors or .pth file, instead of a download")
     parser.add_argument(
-        "--data", metavar="NAME[:PATH]", help="data set whose classes and statistics the file has (default: ImageNet's)"
+        "--data",
+        metavar="NAME[:PATH]",
+        help="data set whose classes and statistics the file has (default: the published weights')",
     )
     parser.add_argument("--random", action="store_true", help="random weights, to time a network without any")
     parser.add_argument("--out", type=Path, help="folder of the checkpoint (default: checkpoints/NAME-DATA)")

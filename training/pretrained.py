@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -158,7 +159,7 @@ def download(card: Architecture) -> dict[str, Tensor]:
             return dict(member.get_state_dict(progress=True, check_hash=True))
         if weights.library == "pytorch_resnet_cifar10":
             source = published(card).source
-            contents = load_state_dict_from_url(source, check_hash=True, weights_only=True)
+            contents = load_state_dict_from_url(source, map_location="cpu", check_hash=True, weights_only=True)
             return tensors_of(contents, Path(weights.model))
         return dict(timm.create_model(weights.model, pretrained=True).state_dict())
     except (OSError, RuntimeError) as error:
@@ -207,7 +208,10 @@ def under_own_names(card: Architecture, state: dict[str, Tensor]) -> dict[str, T
     with torch.random.fork_rng(devices=[]), torch.device("meta"):  # names only
         own = card.build(card.classes).state_dict().keys()
     state = unwrapped(state, own)
-    return card.weights.translate(state) if card.weights and not state.keys() <= own else state
+    if card.weights and not state.keys() <= own:
+        with suppress(KeyError, IndexError):  # channels that cannot be put into order: `fit` says what differs
+            return card.weights.translate(state)
+    return state
 
 
 def of_file(file: Path) -> Imported:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from engines.runtimes.torch import DTYPES, Normalise
 from models.card import Architecture
+from models.residual import ResidualBlock
 from models.stochastic_depth import StochasticBlock, StochasticDepthResNet
 from training.average import Average
 from training.batches import Batch, Source, TrainingBatches, held_out_batches
@@ -52,6 +53,8 @@ def make_net(card: Architecture, classes: int, recipe: Recipe) -> nn.Module:
     for layer in recipe.init_ones:
         if layer not in modules:
             raise RecipeError(f"init_ones: {card.name} has no layer {layer}")
+    if recipe.zero_init_residual and not any(isinstance(module, ResidualBlock) for module in modules.values()):
+        raise RecipeError(f"zero_init_residual: {card.name} has no residual blocks that end with batch norm")
     if recipe.survival is not None and isinstance(net, StochasticDepthResNet):
         net.survive(recipe.survival)
     for layer, module in modules.items():
@@ -63,6 +66,8 @@ def make_net(card: Architecture, classes: int, recipe: Recipe) -> nn.Module:
                 nn.init.zeros_(module.bias)
         if layer in recipe.init_ones:
             nn.init.ones_(net.get_parameter(f"{layer}.bias"))
+        if recipe.zero_init_residual and isinstance(module, ResidualBlock):
+            nn.init.zeros_(module.last_norm.weight)
     return net.to(memory_format=torch.channels_last)
 
 

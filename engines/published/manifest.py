@@ -102,8 +102,8 @@ class Manifest(Record):
         match fields:
             case {"provenance": {"imported": {"library": str(), "name": str(), "top1": float(top1)} as origin}}:
                 source = f"{origin['library']} {origin['name']}, {origin.get('source')}"
-                protocol, images = PROTOCOLS.get(fields.get("dataset"), PROTOCOLS["imagenet"])
-                found = {"top1": top1 / 100, "images": images, "protocol": protocol, "source": source}
+                protocol, images = PROTOCOLS.get(str(fields.get("dataset")), PROTOCOLS["imagenet"])
+                found = {"top1": round(top1 / 100, 6), "images": images, "protocol": protocol, "source": source}
                 return {"published": found, **fields}
         return fields
 

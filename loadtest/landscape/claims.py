@@ -76,10 +76,12 @@ def alexnet(rows: Rows) -> Claim:
     return Claim(
         "AlexNet: smaller compute, still memory heavy, lower accuracy",
         verdict(small, heavy, low),
-        f"{gmacs(net)}, {count(fewer)} of {len(rows)} networks need fewer; {memory_mb(net):,.0f} MB of memory, with"
-        f" {4 * net.params / 1e6:,.0f} MB of weights, where the median network needs {usual:,.0f} MB and"
-        f" {count(less)} need less; {percent(net)}, {count(worse)} are less accurate. In {ms(net):.1f} ms the time is"
-        f" not small in proportion: {1e9 * ms(net) / net.macs:.1f} ms for each billion MACs, the median"
+        f"{gmacs(net)}. Of the {sum(row.family != net.family for row in rows)} networks of other families"
+        f" {count(fewer)} need fewer operations, {count(less)} need less memory, and {count(worse)} are less accurate"
+        f" than {percent(net)}."
+        f" The engine adds {memory_mb(net):,.0f} MB, with {4 * net.params / 1e6:,.0f} MB of weights; the median"
+        f" network's {usual:,.0f} MB. The time is not small in proportion: {ms(net):.1f} ms,"
+        f" {1e9 * ms(net) / net.macs:.1f} for each billion MACs, the median"
         f" {median(1e9 * ms(row) / row.macs for row in rows):.1f}.",
     )
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
-
-import vl_convert
 
 from loadtest.landscape.claims import claims
 from loadtest.landscape.figure import BUDGET_MS, is_one_crop, landscape_figure
 from loadtest.landscape.fit import DEVIATES, by_family, deviations, fits, timed
 from loadtest.landscape.rows import LandscapeRound, LandscapeRow, read_landscape
 from loadtest.markdown import table
+from loadtest.report.png import write_png
 from loadtest.traffic import ScenarioError
 
 Rows = Sequence[LandscapeRow]
+
+KEY = (  # of the tables of fits
+    "Values moved are the weights, inputs and outputs of convolutions and linear layers, each once. `of predicted`:"
+    " time as a multiple of what MACs predict; `with values`: of what MACs and values moved together predict."
+    " `weights`: their share in the values moved. `8 at once`: images a second at batch 8 over batch 1."
+)
 
 
 def write_document(results: Path) -> list[Path]:
@@ -28,7 +32,7 @@ def write_document(results: Path) -> list[Path]:
     spec = landscape_figure(rows).to_dict()
     picture, page = results.with_suffix(".png"), results.with_suffix(".md")
     try:
-        picture.write_bytes(vl_convert.vegalite_to_png(json.dumps(spec), scale=2))
+        write_png(spec, picture)
         page.write_text(document(rows, results, picture))
     except OSError as error:
         raise ScenarioError(f"{error.filename}: {error.strerror}") from error
@@ -48,7 +52,7 @@ def document(rows: Rows, results: Path, picture: Path) -> str:
         f"![Published accuracy against measured time, and against three costs]({picture.name})",
         caption(rows),
         machine(rows),
-        *(["## How well multiply-accumulates predict time", *fits_of_all] if fits_of_all else []),
+        *(["## How well multiply-accumulates predict time", KEY, *fits_of_all] if fits_of_all else []),
     ]
     if statements:
         paragraphs += [
@@ -96,7 +100,7 @@ def reading(rows: Rows) -> str:
         " front; filled points). Dashed: the front in the second precision. Dotted:"
         f" model=auto&max_latency_ms={BUDGET_MS:g}, with its choice, by the p50. Bars: from the least of the rounds to"
         " the largest. Equal distances upwards are equal ratios of the error."
-        + (f" Squares, not by one crop and so not compared: {sources}." if otherwise else "")
+        + (f" Squares, not by one crop of every validation image and so not compared: {sources}." if otherwise else "")
         + (f" Without a published accuracy, and not drawn: {', '.join(unknown)}." if unknown else "")
     )
 
@@ -125,7 +129,6 @@ def fitted(rows: Rows, precision: str) -> Iterator[str]:
         f" MACs^{macs.powers[0]:.2f}, R² {macs.r_squared:.2f} on logarithmic scales; the usual prediction is wrong by a"
         f" factor of {macs.factor:.2f}."
     )
-    yield "Values moved are the weights, inputs and outputs of convolutions and linear layers, each once."
     yield table(
         ["time from", "power", "R²", "usual factor"],
         [
@@ -136,9 +139,8 @@ def fitted(rows: Rows, precision: str) -> Iterator[str]:
     )
     if far := deviations(networks):
         yield (
-            f"Networks that take {DEVIATES:g} times as long as their MACs predict or longer, or as much less. `with"
-            " values`: of what MACs and values moved together predict. `weights`: their share in the values moved."
-            " `8 at once`: images a second at batch 8 over batch 1."
+            f"Networks that take at least {DEVIATES:g} times as long as their MACs predict, or at most 1/{DEVIATES:g}"
+            " of that time:"
         )
         yield table(
             ["network", "ms", "of predicted", "with values", "weights", "8 at once", "why"],

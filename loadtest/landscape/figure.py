@@ -196,7 +196,7 @@ class Panel:
             layers += [self.step(second, ORANGE, [5, 3]), self.diamonds(second)]
             covered += [self.pixels(record) for record in second]
         if self.cost == "ms":
-            rule = chart_of(records).mark_rule(color=GREY, strokeWidth=1)
+            rule = chart_of(records).mark_rule(color=GREY, strokeWidth=1, clip=True)
             texts = [*self.budget([records, *others]), *(self.titles(fronts) if others else [])]
             layers = [self.budget_line(), *layers, rule.encode(**self.channels("least_ms"), x2="most_ms:Q")]
             layers += [self.write(text) for text in texts]
@@ -204,7 +204,14 @@ class Panel:
         lines = [point for each in fronts for point in steps([self.pixels(record) for record in each])]
         if self.cost == "ms":
             lines += [(self.across.place(BUDGET_MS), float(y)) for y in range(0, round(self.up.pixels), 8)]
+            lines += [point for record in records for point in self.bar(record)]
         return [*layers, *self.names(records, covered, lines), *self.points(records)]
+
+    def bar(self, record: dict[str, Any]) -> list[Point]:
+        """Return points, at most 8 pixels apart, along the bar from the least time to the largest, within the panel."""
+        left, right = (self.across.place(record[end]) for end in ("least_ms", "most_ms"))
+        right, y = min(right, self.across.pixels), self.pixels(record)[1]
+        return [(left + step, y) for step in range(0, round(right - left), 8)]
 
     def write(self, text: PanelText) -> Any:
         """Return a text at its place."""
@@ -230,11 +237,12 @@ class Panel:
 
     def titles(self, fronts: Sequence[Records]) -> list[PanelText]:
         """Return the precisions' names above the upper ends of their fronts."""
-        ends = [(*self.pixels(best[-1]), f"front in {best[-1]['precision']}") for best in fronts]
-        return [
-            PanelText(x, y - 13, text, "center", self.font, colour, "bold")
-            for (x, y, text), colour in zip(ends, (BLUE, ORANGE), strict=True)
-        ]
+        texts = []
+        for best, colour in zip(fronts, (BLUE, ORANGE), strict=True):
+            (x, y), text = self.pixels(best[-1]), f"front in {best[-1]['precision']}"
+            inside = min(x, self.across.pixels - 0.55 * text_width(text, self.font))
+            texts.append(PanelText(inside, y - 13, text, "center", self.font, colour, "bold"))
+        return texts
 
     def budget_line(self) -> Any:
         """Return the line of model=auto's budget."""

@@ -55,7 +55,7 @@ class TimedNetwork:
 
 @dataclass(frozen=True)
 class CostFit:
-    """Least-squares fit of log(time) to logarithms of costs: powers of the costs, R², and the usual factor of error."""
+    """Least-squares fit of a target's logarithm to those of costs: powers of the costs, R², usual factor of error."""
 
     costs: str
     powers: tuple[float, ...]
@@ -119,28 +119,37 @@ def fits(networks: Sequence[TimedNetwork]) -> list[CostFit]:
     return [fit(networks, costs)[0] for costs in COSTS] if len(networks) >= FEWEST else []
 
 
-def fit(networks: Sequence[TimedNetwork], costs: str, target: str = "batch1_ms") -> tuple[CostFit, list[float]]:
-    """Return the fit of a field of the networks to costs, and each network's value as a multiple of the predicted."""
+def fit(
+    networks: Sequence[TimedNetwork],
+    costs: str,
+    target: Callable[[TimedNetwork], float] = lambda network: network.batch1_ms,
+) -> tuple[CostFit, list[float]]:
+    """Return the fit of a target to costs, and each network's target as a multiple of the predicted one."""
     logs = np.log([COSTS[costs](network) for network in networks])
-    times = np.log([getattr(network, target) for network in networks])
+    targets = np.log([target(network) for network in networks])
     design = np.column_stack([np.ones(len(networks)), logs])
-    solution, *_ = np.linalg.lstsq(design, times, rcond=None)
-    errors = times - design @ solution
-    total = float(((times - times.mean()) ** 2).sum())
+    solution, *_ = np.linalg.lstsq(design, targets, rcond=None)
+    errors = targets - design @ solution
+    total = float(((targets - targets.mean()) ** 2).sum())
     r_squared = 1 - float((errors**2).sum()) / total if total else 1.0
     factor = float(np.exp(np.sqrt((errors**2).mean())))
     return CostFit(costs, tuple(map(float, solution[1:])), r_squared, factor), [float(r) for r in np.exp(errors)]
+
+
+def ratios_and_rests(networks: Sequence[TimedNetwork]) -> tuple[list[float], list[float]]:
+    """Return each network's time as a multiple of what MACs predict, and of what MACs and values moved predict."""
+    (_, ratios), (_, rests) = fit(networks, "MACs"), fit(networks, "MACs and values moved")
+    return ratios, rests
 
 
 def deviations(networks: Sequence[TimedNetwork]) -> list[Deviation]:
     """Return the networks that deviate from what their MACs predict by DEVIATES or more, the slowest first."""
     if len(networks) < FEWEST:
         return []
-    (_, ratios), (_, rests) = fit(networks, "MACs"), fit(networks, "MACs and values moved")
-    _, moved = fit(networks, "MACs", "moved")
+    _, usual = fit(networks, "MACs", lambda network: network.moved)
     far = [
-        Deviation(network, ratio, rest, reason(network, ratio, values))
-        for network, ratio, rest, values in zip(networks, ratios, rests, moved, strict=True)
+        Deviation(network, ratio, rest, reason(network, ratio, share))
+        for network, ratio, rest, share in zip(networks, *ratios_and_rests(networks), usual, strict=True)
         if ratio >= DEVIATES or ratio <= 1 / DEVIATES
     ]
     return sorted(far, key=lambda deviation: -deviation.ratio)
@@ -150,7 +159,7 @@ def by_family(networks: Sequence[TimedNetwork]) -> list[FamilyDeviations]:
     """Return the deviations of each family, those first that take longest for MACs and values moved."""
     if len(networks) < FEWEST:
         return []
-    (_, ratios), (_, rests) = fit(networks, "MACs"), fit(networks, "MACs and values moved")
+    ratios, rests = ratios_and_rests(networks)
     families = []
     for family in dict.fromkeys(network.family for network in networks):
         own = [place for place, network in enumerate(networks) if network.family == family]
@@ -159,24 +168,27 @@ def by_family(networks: Sequence[TimedNetwork]) -> list[FamilyDeviations]:
     return sorted(families, key=lambda each: -sum(each.rests))
 
 
-def reason(network: TimedNetwork, ratio: float, moved: float) -> str:
+def reason(network: TimedNetwork, ratio: float, usual: float) -> str:
     """Return a sentence on the cost by which a network that deviates differs from others.
 
-    `moved` is the values that the network moves, as a multiple of what networks with as many MACs usually move.
+    `usual` is the values that the network moves, as a multiple of what networks with as many MACs usually move.
     """
-    many = f"moves {moved:.1f} times the values of networks with as many MACs"
-    unexplained = f"Memory does not explain it: {many}; 8 images at once are {network.gain:.1f} times as fast."
+    many = f"moves {usual:.2f} times the values that networks with as many MACs usually move"
+    unexplained = (
+        f"Values moved do not explain the time: {many}; 8 images at once are {network.gain:.1f} times as fast as one by"
+        " one."
+    )
     if ratio < 1:
-        return f"Little memory: {many}." if moved * MANY < 1 else unexplained
-    if network.weights_share > LIES_IN_WEIGHTS and moved > MANY:
+        return f"Few values: {many}." if usual * MANY < 1 else unexplained
+    if network.weights_share > LIES_IN_WEIGHTS and usual > MANY:
         return (
-            f"Weights: {many}, {network.weights_share:.0%} of these weights, {network.params / 1e6:.0f} million;"
-            f" batches, which share the reading, are {network.gain:.1f} times as fast."
+            f"Weights: {many}; {network.weights_share:.0%} of the values are weights, {network.params / 1e6:.0f}"
+            f" million; batches, which share the reading, are {network.gain:.1f} times as fast."
         )
     if paths := IN_PATHS.search(network.name):
         return f"Groups: {paths[1]} paths of {paths[2]} maps, too narrow to fill a processor's vectors; {many}."
     if network.family in UNFOLDED:
         return f"{UNFOLDED[network.family]}; {many}, norms not counted."
-    if moved > MANY:
-        return f"Activations: {many}, {1 - network.weights_share:.0%} of these inputs and outputs."
+    if usual > MANY:
+        return f"Activations: {many}; {1 - network.weights_share:.0%} of the values are inputs and outputs."
     return unexplained

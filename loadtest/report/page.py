@@ -18,6 +18,7 @@ from loadtest.report import data
 from loadtest.report.answer import answer, landscape_answer
 from loadtest.report.charts import NARROW, WIDE
 from loadtest.report.data import Records
+from loadtest.report.png import write_png
 from loadtest.report.sections import (
     Section,
     details_section,
@@ -64,7 +65,7 @@ def write_report(results: Path, folder: Path, p99_ms: float | None = None) -> li
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, spec in specs.items():
-        (folder / f"{name}.png").write_bytes(vl_convert.vegalite_to_png(json.dumps(spec["wide"]), scale=2))
+        write_png(spec["wide"], folder / f"{name}.png")
     write_csv(folder / "measured.csv", data.measured(measurements))
     write_csv(folder / "published.csv", data.published(architectures))
     (folder / "index.html").write_text(html(answers, sections, specs, engines))

@@ -135,6 +135,13 @@ def test_imagenets_validation_images_suffice_to_evaluate(photos: Path, tmp_path:
     assert (data.labels, len(data.held_out), len(data.train)) == (("astronaut",), 12, 0)
     with pytest.raises(DataError, match="no images to train on, only 12 held-out ones"):
         data.check_train()
+    (tmp_path / "train" / "n00000001").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"the training images of ImageNet in .* cannot be used: .*n00000001"):
+        load(f"imagenet:{tmp_path}")
+    (tmp_path / "train").rename(tmp_path / "elsewhere")
+    (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(b"cut off")
+    with pytest.raises(DataError, match=r"the training images of ImageNet in .* cannot be used: .*corrupted"):
+        load(f"imagenet:{tmp_path}")
 
 
 def test_a_folder_is_split_once(photos: Path) -> None:

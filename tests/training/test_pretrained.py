@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -128,6 +129,8 @@ def test_a_file_that_holds_more_than_weights_is_not_loaded(tmp_path: Path) -> No
     [
         ("resnet18", {"conv1.weight": torch.zeros(2)}, "does not fit resnet18"),
         ("resnet18", [1, 2], "holds no state dict"),
+        ("resnet20_cifar", {"odd.weight": torch.zeros(2), "b": torch.zeros(2)}, "does not fit resnet20_cifar"),
+        ("resnet20_cifar", ZOO["resnet18"].build(10).state_dict(), "does not fit resnet20_cifar"),
         ("lenet5", {}, "no library known here has lenet5; they have alexnet_owt"),
     ],
 )
@@ -175,6 +178,11 @@ def for_cifar(tmp_path: Path) -> Path:
     file = tmp_path / "resnet20.th"
     wrapped = {f"module.{key.replace('fc.', 'linear.')}": value for key, value in net.state_dict().items()}
     torch.save({"state_dict": wrapped, "best_prec1": 91.78}, file)
+    with zipfile.ZipFile(file) as saved:
+        parts = {name: saved.read(name) for name in saved.namelist()}
+    with zipfile.ZipFile(file, "w") as saved:  # as saved on a GPU
+        for name, content in parts.items():
+            saved.writestr(name, content.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0"))
     return file
 
 

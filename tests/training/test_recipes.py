@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.residual import ResidualBlock
 from models.stochastic_depth import StochasticBlock
 from models.zoo import ZOO
 from tests.training.small import trainer
@@ -95,6 +96,17 @@ def test_the_network_starts_as_the_recipe_says() -> None:
     assert net.get_parameter("conv2.bias").eq(1).all()
     assert net.get_parameter("conv3.bias").eq(0).all()
     assert {module.p for module in net.modules() if isinstance(module, torch.nn.Dropout)} == {0.25}
+
+
+@pytest.mark.parametrize("name", ["resnet20_cifar", "se_resnet50", "resnext29_8x64d"])
+def test_residual_blocks_start_as_their_shortcuts(name: str) -> None:
+    net = make_net(ZOO[name], 10, replace(PAPERS["resnet_cifar"], zero_init_residual=True))
+    blocks = [module for module in net.modules() if isinstance(module, ResidualBlock)]
+    assert blocks
+    assert not any(block.last_norm.weight.any() for block in blocks)
+    block = next(block for block in blocks if isinstance(block.downsample, torch.nn.Identity))
+    inputs = torch.rand(2, block.outputs, 8, 8)
+    assert torch.equal(block(inputs), inputs)
 
 
 @pytest.mark.parametrize("name", ["nin_cifar10", "nin_imagenet"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,8 +78,8 @@ IN_MEMORY = {
 def imagenet(root: Path) -> DataSet:
     """Load ILSVRC 2012 as torchvision unpacks it: 1,281,167 training images; the 50,000 for validation are held out.
 
-    Without the training images there are none to train on. Raises DataError, which names the archives to put into
-    `root`, if the validation images are missing.
+    `train` is empty if only the validation images are there. Raises DataError, which names the archives to put into
+    `root`, if the validation images are missing; and if the training images are damaged or have other classes.
     """
     from torchvision import datasets
 
@@ -92,8 +91,14 @@ def imagenet(root: Path) -> DataSet:
             f"ILSVRC2012_devkit_t12.tar.gz, ILSVRC2012_img_val.tar and, to train, ILSVRC2012_img_train.tar into {root}"
         ) from error
     samples: list[Sample] = []
-    with suppress(RuntimeError, FileNotFoundError):
-        samples = datasets.ImageNet(root, "train").samples
+    if (root / "train").exists() or (root / "ILSVRC2012_img_train.tar").exists():
+        try:
+            train = datasets.ImageNet(root, "train")
+        except (RuntimeError, FileNotFoundError) as error:
+            raise DataError(f"the training images of ImageNet in {root} cannot be used: {error}") from error
+        if train.wnids != held_out.wnids:
+            raise DataError(f"{root}: the folders of train and val are not of the same classes")
+        samples = train.samples
     return DataSet(
         name="imagenet",
         spec=f"imagenet:{root}",

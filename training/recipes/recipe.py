@@ -45,8 +45,9 @@ class Recipe:
     `temperature`; that of the targets is 1 - `distil`.
 
     **Network.** None keeps the values of the network's own file. `init_std`: weights are drawn from N(0, init_std²),
-    biases are 0, or 1 in the layers of `init_ones`. `dropout` is the rate of every dropout layer. `survival` is the
-    probability with which stochastic depth keeps the last block in training.
+    biases are 0, or 1 in the layers of `init_ones`. `zero_init_residual`: the weights of each residual block's last
+    batch norm start at 0, and so every block as its shortcut (arXiv:1706.02677, section 5.1). `dropout` is the rate of
+    every dropout layer. `survival` is the probability with which stochastic depth keeps the last block in training.
 
     **Augmentation**, in this order. `area`: a random part of the picture, with a share of its area within these bounds
     and an aspect of 3/4 to 4/3. Or `shorter_edge`: resized to within these bounds for an input of 224, else in
@@ -96,6 +97,7 @@ class Recipe:
 
     init_std: Positive | None = None
     init_ones: tuple[str, ...] = ()
+    zero_init_residual: bool = False
     dropout: BelowOne | None = None
     survival: Share | None = None
 
