@@ -43,7 +43,7 @@ def begin(memory: Any, shape: tuple[int, ...], preprocess: Preprocess) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the command, which ends its processes
     warnings.filterwarnings("ignore", module="PIL")
     if "PILLOW_BLOCKS_MAX" not in os.environ:  # large photos decode 1.5 times as fast with memory that is kept
-        Image.core.set_blocks_max(PILLOW_BLOCKS)
+        Image.core.set_blocks_max(PILLOW_BLOCKS)  # type: ignore[attr-defined]
     DecodingProcess.memory = np.frombuffer(memory, np.uint8).reshape(shape)
     DecodingProcess.preprocess = preprocess
 

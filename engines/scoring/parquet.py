@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -138,5 +139,5 @@ def row_of(answer: ScoredPicture) -> dict[str, Any]:
     if answer.top:
         first = answer.top[0]
         row |= {"label": first.label, "probability": first.probability}
-        row["top"] = [one._asdict() for one in answer.top]
+        row["top"] = [asdict(one) for one in answer.top]
     return row

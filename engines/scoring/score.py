@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import islice
 from queue import SimpleQueue
 from typing import NamedTuple, Self
@@ -38,7 +39,8 @@ class Job(Record):
     embeddings: bool
 
 
-class Class(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Class:
     """Class of a picture with its softmax probability."""
 
     index: int
@@ -165,7 +167,8 @@ class Scorer:
             for one in running:
                 one.answering.cancel()
                 one.decoding.cancel()
-            wait(future for one in running for future in (one.decoding, one.answering))
+            wait([one.decoding for one in running])
+            wait([one.answering for one in running])
             self._slots.put(slots)
 
     def _batch(self, decoding: Future[Errors], slot: int, paths: Sequence[str]) -> list[ScoredPicture]:

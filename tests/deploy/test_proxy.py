@@ -54,10 +54,10 @@ def replicas(lenet5: PublishedModel) -> Iterator[list[ServedReplica]]:
             replica.end()
 
 
-def post(proxy: Proxy, body: bytes = DIGIT, **headers: str) -> httpx.Response:
+def post(proxy: Proxy, headers: dict[str, str] | None = None) -> httpx.Response:
     """Classify by a connection of its own."""
     return httpx.post(
-        f"{proxy.url}/classify?model=lenet5", content=body, headers=headers, verify=proxy.trusted, timeout=30
+        f"{proxy.url}/classify?model=lenet5", content=DIGIT, headers=headers, verify=proxy.trusted, timeout=30
     )
 
 
@@ -110,7 +110,7 @@ def test_the_log_and_the_replica_have_the_clients_address_and_one_request_id(
     before_stand_ins: tuple[Proxy, list[StandIn]],
 ) -> None:
     proxy, servers = before_stand_ins
-    post(proxy, **{"X-Forwarded-For": "1.2.3.4", "X-Request-ID": "mine"})
+    post(proxy, {"X-Forwarded-For": "1.2.3.4", "X-Request-ID": "mine"})
     post(proxy)
     first, second = (head for server in servers for head in server.heads)
     if second["x-request-id"] == "mine":
