@@ -161,7 +161,7 @@ class Decoders:
         self._max_pixels = max_pixels
         self._pool = ThreadPoolExecutor(threads, "decode")
         self.under_way = 0  # images that a thread decodes, or that wait for one
-        self.mean_s = 0.0  # moving average over images decoded in a thread
+        self.mean_s = 0.0  # moving average over all but small images
 
     def wait_s(self, images: int = 1) -> float:
         """Return the expected seconds until a thread is free for the last of `images`, from the mean decoding time."""
@@ -187,7 +187,10 @@ class Decoders:
         if len(body) <= most_bytes:
             picture = opened(image_of(body, content_type), self._max_pixels)
             if picture.width * picture.height <= most_pixels:
-                return decode(picture, preprocesses, scaled=scaled), (perf_counter() - started) * 1000
+                decoded, seconds = decode(picture, preprocesses, scaled=scaled), perf_counter() - started
+                if len(body) > SMALL[0]:
+                    self._observe(seconds)
+                return decoded, seconds * 1000
         loop = asyncio.get_running_loop()
         over = Event()
         job = self._pool.submit(self._decode, body, content_type, preprocesses, scaled, over)
@@ -198,7 +201,7 @@ class Decoders:
             pixels, seconds = await asyncio.wrap_future(job)
         finally:
             over.set()
-        self.mean_s += LEARNING * (seconds - self.mean_s)
+        self._observe(seconds)
         return pixels, (perf_counter() - started) * 1000
 
     async def plain_jpeg(
@@ -215,6 +218,9 @@ class Decoders:
             job = self._pool.submit(plain_jpeg, body, content_type, samplings, self._max_pixels)
             jpeg = await asyncio.wrap_future(job)
         return jpeg, (perf_counter() - started) * 1000
+
+    def _observe(self, seconds: float) -> None:
+        self.mean_s += LEARNING * (seconds - self.mean_s)
 
     def _ended(self) -> None:
         self.under_way -= 1
