@@ -14,9 +14,9 @@ def map_edge(cost: Complexity) -> int:
 
     A network has maps if it ends in global pooling, with one linear layer or none after the pooling.
     """
-    *_, pool, linear = (None, None, *cost.layers)
-    if linear and linear.type != "Linear":
-        pool, linear = linear, None
+    layers = list(cost.layers)
+    linear = layers.pop() if layers and layers[-1].type == "Linear" else None
+    pool = layers.pop() if layers else None
     if not pool or pool.type != "AdaptiveAvgPool2d" or tuple(pool.output_shape[1:]) != (1, 1):
         return 0
     channels = pool.output_shape[0]
