@@ -62,8 +62,8 @@ def certificate(folder: Path) -> ssl.SSLContext:
 def haproxy(folder: Path, replicas: Sequence[int]) -> Iterator[Proxy]:
     """Start HAProxy before replicas on three ports of 127.0.0.1."""
     executable, trusted, port = program("haproxy"), certificate(folder), free_port()
-    environment = os.environ | {f"CONVSERVE_REPLICA_{n}": f"127.0.0.1:{own}" for n, own in enumerate(replicas, 1)}
-    environment |= {"CONVSERVE_BIND": f"127.0.0.1:{port}", "CONVSERVE_CERTIFICATE": str(folder / "both.pem")}
+    environment = os.environ | {f"PROXY_REPLICA_{n}": f"127.0.0.1:{own}" for n, own in enumerate(replicas, 1)}
+    environment |= {"PROXY_BIND": f"127.0.0.1:{port}", "PROXY_CERTIFICATE": str(folder / "both.pem")}
     configuration = str(PROXY / "haproxy.cfg")
     checked = subprocess.run(
         [executable, "-c", "-f", configuration], env=environment, capture_output=True, text=True, check=False
