@@ -15,7 +15,7 @@ from engines.runtimes.engine import Engine
 from service.batches import JpegDecoder, Logits, Picture
 from service.client_queue import ClientQueue
 from service.clients import Client, current
-from service.cost import BatchCost
+from service.cost import BatchCost, WaitFactor
 
 
 class Overloaded(Exception):
@@ -64,7 +64,8 @@ class Pending(Protocol):
 class PendingImage:
     """Image in a queue, with its arrival time and deadline in seconds on the scheduler's clock.
 
-    `decode_ms` is the time that decoding the image took, `start` its place in the shares of all clients.
+    `decode_ms` is the time that decoding the image took, `start` its place in the shares of all clients, `wait_s` the
+    seconds that it was predicted to wait.
     """
 
     picture: Picture
@@ -74,6 +75,7 @@ class PendingImage:
     decode_ms: float = 0.0
     client: Client = field(default_factory=current.get)
     start: float = 0.0
+    wait_s: float = 0.0
 
 
 @dataclass(eq=False)
@@ -93,6 +95,7 @@ class EngineQueue:
     decoding: int = 0
     users: int = 0
     share: float = 0.0
+    wait_factor: WaitFactor = field(default_factory=WaitFactor)
 
     @property
     def depth(self) -> int:

@@ -81,6 +81,26 @@ class BatchCost:
         return batches * self(self.best_batch) + (self(rest) if rest else 0.0)
 
 
+class WaitFactor:
+    """Factor from predicted waits to those of the last batches, 1 at least.
+
+    A prediction counts the images that wait. Those that will come for other engines meanwhile, and run before because
+    their engines have used less of the device, show only in what is observed.
+    """
+
+    def __init__(self) -> None:
+        self._waited_s = self._predicted_s = 0.0
+
+    def __call__(self) -> float:
+        """Return the factor."""
+        return min(max(1.0, self._waited_s / self._predicted_s), OUTLIER) if self._predicted_s else 1.0
+
+    def observe(self, predicted_s: float, waited_s: float) -> None:
+        """Count the wait of one image, and those before a little less: long waits weigh most."""
+        self._predicted_s = (1 - LEARNING) * self._predicted_s + predicted_s
+        self._waited_s = (1 - LEARNING) * self._waited_s + waited_s
+
+
 def cost_of(
     engine: Engine, spec: EngineSpec, records: Iterable[EngineRecord], shape: tuple[int, int, int], max_batch: int
 ) -> BatchCost:

@@ -56,9 +56,14 @@ class Scheduler(Admission):
 
         Of this queue, the images count that will run before those of `client`; without a client all of them.
         """
+        wait_s = self._wait_s(queue, images, client)
+        return queue.cost.backlog_s(images) + queue.wait_factor() * wait_s
+
+    def _wait_s(self, queue: EngineQueue, images: int, client: Client | None) -> float:
+        """Return the seconds of what waits now and will run before `images` more."""
         own = queue.cost.backlog_s(queue.ahead(images, client) + images)
         backlogs = (other.cost.backlog_s(other.depth + other.reserved) for other in self._active if other is not queue)
-        return own + sum(min(own, backlog) for backlog in backlogs)
+        return own - queue.cost.backlog_s(images) + sum(min(own, backlog) for backlog in backlogs)
 
     def began(self, queue: EngineQueue) -> None:
         """Count an image that is being decoded, and consider its queue."""
@@ -85,6 +90,7 @@ class Scheduler(Admission):
         """Put an image into its queue, and start to run batches if a lane of the device is free."""
         if not queue.waiting:
             queue.share = max(queue.share, self._share)
+        image.wait_s = max(0.0, self.free_at - self.clock()) + self._wait_s(queue, 1, image.client)
         queue.waiting.append(image)
         self._active.add(queue)
         if len(self._loops) < queue.engine.lanes:
@@ -127,6 +133,8 @@ class Scheduler(Admission):
         """Take the next images that can still meet their deadlines; drop the rest before they cost device time."""
         now, until = max(self.clock(), self.free_at), inf  # a second lane computes when the first has done so
         batch: list[PendingImage] = []
+        first = queue.waiting.first()
+        queue.wait_factor.observe(first.wait_s, now - first.since)
         while queue.waiting and len(batch) < queue.cost.best_batch:
             image = queue.waiting.first()
             if image.deadline < now + queue.cost(1):
