@@ -84,7 +84,9 @@ class ThreadedServer:
         return f"http://127.0.0.1:{self._port}/"
 
     def start(self) -> None:
-        config = uvicorn.Config(self._answer, port=self._port, lifespan="off", ws="none", log_config=None)
+        config = uvicorn.Config(
+            self._answer, port=self._port, interface="asgi3", lifespan="off", ws="none", log_config=None
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run)
         self._thread.start()
