@@ -169,14 +169,15 @@ class DeviceProcess:
 
     def _expect_all(self) -> None:
         self._expected = False
-        for engine in self.engines.values():
-            self.expect(engine)
+        self.expect(*self.engines.values())
 
-    def expect(self, engine: LoadedEngine) -> None:
-        """Write what is expected of an engine into the table."""
-        queue, scheduler = engine.queue, self.device.scheduler
-        cost, backlog_s = queue.cost, scheduler.backlog_s(queue)
-        self.table.put(engine.row, len(queue.waiting), backlog_s, cost(1), cost(cost.best_batch))
+    def expect(self, *engines: LoadedEngine) -> None:
+        """Write what is expected of engines into the table."""
+        scheduler = self.device.scheduler
+        backlogs_s = scheduler.backlogs_s([engine.queue for engine in engines])
+        for engine, backlog_s in zip(engines, backlogs_s, strict=True):
+            queue, cost = engine.queue, engine.queue.cost
+            self.table.put(engine.row, len(queue.waiting), backlog_s, cost(1), cost(cost.best_batch))
         self.table.free_at = scheduler.free_at
 
     def began(self) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import inf
 from typing import cast
 
@@ -58,6 +60,19 @@ class Scheduler(Admission):
         """
         wait_s = self._wait_s(queue, images, client)
         return queue.cost.backlog_s(images) + queue.wait_factor() * wait_s
+
+    def backlogs_s(self, queues: Sequence[EngineQueue]) -> list[float]:
+        """Return what `backlog_s` returns for one image more in each of many queues, in one pass."""
+        of_active = {other: other.cost.backlog_s(other.depth + other.reserved) for other in self._active}
+        backlogs = sorted(of_active.values())
+        sums = [0.0, *accumulate(backlogs)]
+        expected = []
+        for queue in queues:
+            alone, own = queue.cost.backlog_s(1), queue.cost.backlog_s(queue.ahead(1) + 1)
+            smaller = bisect_right(backlogs, own)
+            shares = sums[smaller] + own * (len(backlogs) - smaller) - min(own, of_active.get(queue, 0.0))
+            expected.append(alone + queue.wait_factor() * (own - alone + shares))
+        return expected
 
     def _wait_s(self, queue: EngineQueue, images: int, client: Client | None) -> float:
         """Return the seconds of what waits now and will run before `images` more."""
