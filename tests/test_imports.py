@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "loadtest": {"loadtest"},
     "loadtest/landscape": {"loadtest", "engines"},
     "loadtest/peers": {"loadtest", "engines"},
+    "loadtest/scale": {"loadtest", "service"},  # the scheduler itself is simulated
     "convserve_client": {"convserve_client"},
 }
 WITHOUT_TORCH = ("engines/", "service/", "loadtest/", *(f"{name.replace('.', '/')}.py" for name in PLAIN))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from engines.published.store import PublishedModel
+from loadtest.scale.virtual_time import now, simulated
 from service.admission import Overloaded, QueuePlaces
 from service.client_queue import ClientQueue
 from service.clients import NOBODY, Client, ClientLimits, Clients, ClientUsage, LimitReached, current
@@ -20,7 +21,7 @@ from service.scheduler import Scheduler
 from service.settings import Settings
 from tests.service.stubs import StubEngine, client_of, put
 from tests.service.test_access import DIGIT, served
-from tests.service.test_scheduler import ExactDevice, ask, now, simulated
+from tests.service.test_scheduler import ExactDevice, ask
 
 
 def limits(key: str, **changes: float) -> ClientLimits:

@@ -15,6 +15,7 @@ import pytest
 from starlette.types import Message
 
 from engines.published.store import PublishedModel
+from loadtest.scale.virtual_time import now, simulated
 from service.admission import EngineQueue, Overloaded
 from service.application import create_application
 from service.context import ServerContext, make_context
@@ -28,7 +29,7 @@ from tests.service.stubs import client_of, put
 from tests.service.test_compare import SlowEngine
 from tests.service.test_images import LIMIT, to_pixels
 from tests.service.test_remote import WAITING, numbered, split
-from tests.service.test_scheduler import ExactDevice, ask, image, now, simulated
+from tests.service.test_scheduler import ExactDevice, ask, image
 from tests.serving import ROOT
 
 pytestmark = pytest.mark.anyio
