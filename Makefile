@@ -5,7 +5,7 @@ MODELS ?= lenet5
 comma := ,
 OVER_HTTP := $(addprefix tests/service/test_,server.py several_images.py hostile.py lifecycle.py upgrade.py engines.py fuzz.py access.py)
 
-.PHONY: serve test test-all test-fronts test-gpu check report bento architectures protocol lock clean
+.PHONY: serve test test-all test-fronts test-gpu check report bento architectures protocol lock audit sbom clean
 
 serve: $(VENV)/training.installed images/mnist5k ## install, train and publish lenet5 if none is, and serve on port $BENTOML_PORT
 	@$(BIN)/python -m service.address
@@ -53,6 +53,19 @@ LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --generate-hashes --python-
 lock: $(VENV)/dev.installed ## write the locks with hashes of the container images, deploy/container/requirements*.txt
 	$(LOCK) --output-file deploy/container/requirements.txt
 	$(LOCK) --extra tensorrt --extra gpu-jpeg --output-file deploy/container/requirements-cuda.txt
+
+audit: $(VENV)/dev.installed ## look for known vulnerabilities of the packages in the container images
+	for lock in requirements requirements-cuda; do \
+		$(BIN)/uv tool run pip-audit==2.10.1 --strict --disable-pip --require-hashes \
+			--requirement deploy/container/$$lock.txt || exit 1; \
+	done
+
+sbom: $(VENV)/dev.installed ## list the packages in the container images as CycloneDX, results/requirements*.cdx.json
+	mkdir -p results
+	for lock in requirements requirements-cuda; do \
+		$(BIN)/uv tool run --from cyclonedx-bom==7.5.0 cyclonedx-py requirements deploy/container/$$lock.txt \
+			--pyproject pyproject.toml --output-reproducible --output-file results/$$lock.cdx.json || exit 1; \
+	done
 
 images/mnist5k: | $(VENV)/training.installed
 	$(BIN)/python -m training images mnist5k

@@ -53,11 +53,21 @@ def test_no_action_is_named_by_a_tag_that_can_be_moved() -> None:
             assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v[\d.]+", action)
 
 
-def test_only_the_job_that_publishes_may_write() -> None:
-    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "images.yml").read_text())
+@pytest.mark.parametrize(("name", "job"), [("images", "publish"), ("release", "release")])
+def test_only_the_job_that_publishes_may_write(name: str, job: str) -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / f"{name}.yml").read_text())
     assert workflow["permissions"] == {"contents": "read"}
-    assert [name for name, job in workflow["jobs"].items() if "permissions" in job] == ["publish"]
-    assert workflow["jobs"]["publish"]["if"] == "startsWith(github.ref, 'refs/tags/v')"
+    assert [name for name, job in workflow["jobs"].items() if "permissions" in job] == [job]
+    tags_alone = workflow[True] == {"push": {"tags": ["v*"]}}  # `on`, as YAML reads it
+    assert tags_alone or workflow["jobs"][job]["if"] == "startsWith(github.ref, 'refs/tags/v')"
+
+
+@pytest.mark.parametrize("name", ["supply_chain", "release"])
+def test_targets_that_workflows_make_exist(name: str) -> None:
+    text = (ROOT / ".github" / "workflows" / f"{name}.yml").read_text()
+    targets = re.findall(r"make -o \.venv/dev\.installed (\w+)", text)
+    assert targets
+    assert all(re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE) for target in targets)
 
 
 @pytest.mark.parametrize(
