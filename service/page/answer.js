@@ -1,4 +1,4 @@
-// Card of one answer: the top classes as bars, the time by stage, and what the answer was computed with.
+// Card of one answer: the top classes as bars, and the time by stage.
 
 import { paragraph } from "./api.js";
 import { el, ms, parts, percent, sum } from "./dom.js";

@@ -3,9 +3,10 @@
 import { bytes, el, sentence } from "./dom.js";
 
 const KEY = "convserve.key"; // in sessionStorage only: gone with the tab
+const AWAY = "The server does not answer";
 const TITLES = {
-  gone: "The server does not answer",
-  no_replica: "The server does not answer",
+  gone: AWAY,
+  no_replica: AWAY,
   not_ready: "The server is starting",
   forbidden: "This is for the server's operators",
   unauthorized: "This server needs an API key",
@@ -68,7 +69,7 @@ async function unanswered(body) {
 
 export const isReady = () => fetch(new URL("readyz", document.baseURI), { cache: "no-store" }).then(({ ok }) => ok, () => false);
 
-/** Return a problem in words: a title, what the server said and when to ask again, and the command that helps. */
+/** Return a problem in words: a title, a text, and the command that helps. */
 export function inWords(problem) {
   const { code, detail, more = {} } = problem;
   if (!code && !detail) throw problem; // a mistake of this page's

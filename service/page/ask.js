@@ -6,7 +6,7 @@ import { $, debounced, el, fill, ms, parts, percent } from "./dom.js";
 import { emit, on, state } from "./state.js";
 
 const MOST = 16; // networks that /compare takes
-const FIRST = 3; // networks that are asked before anyone has chosen
+const FIRST = 3; // of them are asked at first
 const LEAST_MS = 0.5, MOST_MS = 2000; // ends of the time limit's slider
 
 const chosen = new Set(); // tags
@@ -51,7 +51,7 @@ function changeMode(event) {
   ask();
 }
 
-/** Show a box for each published network, by data set. At first a few are chosen. */
+/** Show a box for each published network, by data set. */
 function showNetworks() {
   const tags = state.served.map(({ tag }) => tag);
   for (const tag of chosen) if (!tags.includes(tag)) chosen.delete(tag);
@@ -93,7 +93,7 @@ function count() {
 
 const askSoon = debounced(ask, 250);
 
-/** Ask the chosen networks, or the one that the server chooses, about the picture. An earlier question ends. */
+/** Ask the chosen networks, or the one that the server chooses. An earlier question ends. */
 async function ask() {
   asking.abort();
   asking = new AbortController();
@@ -127,25 +127,23 @@ function showRows({ models }) {
   show(verdict(answers), [], answers, models.filter((row) => row.problem));
 }
 
-/** Return in a sentence which networks agree. ImageNet's classes agree by index: libraries spell them differently. */
+/** Return a line a data set: which networks agree. ImageNet's classes agree by index: libraries spell them differently. */
 function verdict(answers) {
-  const groups = new Map();
-  for (const { model, predictions: [{ index, label }] } of answers) {
-    const { architecture, dataset } = parts(model);
-    const same = dataset === "imagenet" ? index : label;
-    if (!groups.has(same)) groups.set(same, { label, names: [] });
-    groups.get(same).names.push(architecture);
-  }
-  const said = [...groups.values()].sort((one, other) => other.names.length - one.names.length);
-  const each = said.map(({ label, names }) => `${names.join(", ")} ${names.length > 1 ? "say" : "says"} ${label}`);
-  if (said.length > 1) return `They disagree: ${each.join("; ")}.`;
-  return answers.length > 1 ? `All ${answers.length} say ${said[0].label}.` : `${each}.`;
+  const all = answers.map(({ model, predictions: [first] }) => ({ ...parts(model), ...first }));
+  const datasets = Map.groupBy(all, ({ dataset }) => dataset);
+  return [...datasets].map(([dataset, asked]) => {
+    const groups = Map.groupBy(asked, ({ index, label }) => (dataset === "imagenet" ? index : label));
+    const said = [...groups.values()].sort((one, other) => other.length - one.length);
+    const each = said.map((group) => `${group.map(({ architecture }) => architecture).join(", ")} ${group[1] ? "say" : "says"} ${group[0].label}`);
+    const text = said[1] ? `They disagree: ${each.join("; ")}.` : asked[1] ? `All ${asked.length} say ${asked[0].label}.` : `${each}.`;
+    return el("div", datasets.size > 1 && el("span.small", `${dataset} `), text);
+  });
 }
 
 function show(text, more = [], answers = [], failed = []) {
   state.answers = answers;
   $("answers").removeAttribute("aria-busy");
-  fill($("verdict"), el("p.verdict", text), more.map((line) => el("p.small", line)));
+  fill($("verdict"), el("div.verdict", text), more.map((line) => el("p.small", line)));
   fill($("answers"), answers.map(answerCard), failed.map(problemCard));
   emit("answers");
 }

@@ -1,4 +1,4 @@
-// Card of a network: its paper, what was new, accuracies with sources, layers as a picture, and the weights served.
+// Card of a network: its paper, accuracies with sources, layers, and the weights served.
 
 import { get, paragraph } from "./api.js";
 import { $, amount, bytes, el, fill, percent, table } from "./dom.js";
@@ -76,7 +76,7 @@ export const factList = (facts) => el("dl.facts", Object.entries(facts).map(([na
 /** Return the command that publishes weights of an architecture. */
 export const training = (name) => `python -m training ${name} --data mnist5k && python -m training publish checkpoints/${name}-mnist5k`;
 
-/** Return the published weights with their accuracies and engines; or the command that makes some. */
+/** Return the published weights, or the command that makes some. */
 function weights({ name, models, unserved }) {
   if (models.length) return [el("h4", "Weights served here"), models.map(({ tag, ...model }) => [el("p", el("code", tag)), el("p.small", stateOf(model))])];
   return [

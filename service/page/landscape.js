@@ -27,7 +27,7 @@ export function setUpLandscape() {
   setInterval(() => seen && !document.hidden && !document.activeElement?.closest("#plot, #plot-table div") && look(), 1000 * EACH_S);
 }
 
-/** Ask the server for the accuracies and the times of its models. */
+/** Ask the server for its models' accuracies and times. */
 async function look() {
   const datasets = [...new Set(state.served.map(({ dataset }) => dataset))];
   const answers = await Promise.allSettled(datasets.map((dataset) => get("pareto", { query: { dataset } })));
@@ -37,12 +37,12 @@ async function look() {
   show();
 }
 
-/** Offer each kind of accuracy: of each data set as this server's weights have it, and as papers state it. */
+/** Offer each kind of accuracy: of this server's weights by data set, and as papers state it. */
 function showKinds() {
   const here = paretos.map(({ dataset, accuracy }) => [`here ${dataset}`, `${dataset}, ${accuracy.kind}, of the weights served here`]);
   const papers = PAPERS.map((data) => [`papers ${data}`, `${data}, as the papers state it`]);
   const options = [...here, ...papers];
-  const first = options.find(([value]) => value === $("accuracy").value) ?? (paretos[0]?.models.length > 2 ? here[0] : papers[0]);
+  const first = options.find(([value]) => value === $("accuracy").value) ?? here.find((_, place) => paretos[place].models.length > 2) ?? papers[0];
   if ($("accuracy").length === options.length) return;
   fill($("accuracy"), options.map(([value, text]) => el("option", { value, selected: value === first[0] }, text)));
 }

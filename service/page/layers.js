@@ -1,4 +1,4 @@
-// Layers of a network as a picture: parameters, multiply-accumulates, memory and receptive field along the depth.
+// Layers of a network as a picture along the depth.
 
 import { amount, best, bytes, el, fill, sentence, sum, svg, table } from "./dom.js";
 
@@ -14,7 +14,7 @@ const kindOf = ({ type }) => (type.startsWith("Conv") ? "convolution" : /Linear|
 const sizes = (numbers) => numbers.join(" x ");
 const typeOf = ({ type, kernel }) => `${type}${kernel ? ` ${sizes(kernel)}` : ""}`;
 
-/** Return the picture, `width` pixels wide, of a network's layers, a slider that goes through the layers, and their table. */
+/** Return the picture, `width` pixels wide, of a network's layers, a slider through them, and their table. */
 export function layerPicture({ layers, input_shape: [, ...edges] }, width) {
   const step = width / layers.length;
   const lines = glance(layers);

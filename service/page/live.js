@@ -31,7 +31,7 @@ async function look() {
   }
 }
 
-/** Return the series of a text in Prometheus' format: by name a list of { value, and each label }. */
+/** Return the series in Prometheus' format by name: lists of { value, and each label }. */
 function parse(text) {
   const series = {};
   for (const line of text.split("\n")) {
@@ -55,7 +55,7 @@ function drawn() {
   if (!seconds) return el("p.small", "Looking …");
   const grown = (name, wanted) => total(last, name, wanted) - total(first, name, wanted);
   const rate = (wanted) => (grown(IMAGES, wanted) / seconds).toFixed(1);
-  const refusals = values(last, IMAGES, "outcome").map((code) => [code, grown(IMAGES, ({ outcome }) => outcome === code)]);
+  const refusals = values(last, IMAGES, "outcome").map((code) => [code, grown(IMAGES, ({ outcome }) => outcome === code)]).filter(([code, count]) => code !== "ok" && count);
   return [
     factList({
       "images a second": [rate(answered), line(answered)],
@@ -72,7 +72,7 @@ function drawn() {
       "images a second": (tag) => rate((each) => each.model === tag && answered(each)),
       waiting: (tag) => amount(total(last, WAITING, ({ model }) => model === tag)),
     }, values(last, WAITING, "model")),
-    table("Refusals and failures", { code: ([code]) => code, requests: ([, count]) => amount(count) }, refusals.filter(([code, count]) => code !== "ok" && count)),
+    refusals.length > 0 && table("Refusals and failures", { code: ([code]) => code, requests: ([, count]) => amount(count) }, refusals),
   ];
 }
 
@@ -83,7 +83,7 @@ function line(wanted) {
   return svg("svg.spark", { viewBox: "0 0 120 32", "aria-hidden": "true" }, svg("polyline", { points }));
 }
 
-/** Return a quantile of a stage's time in ms, interpolated within the histogram's bucket; "" if nothing was answered. */
+/** Return a quantile of a stage's time in ms, interpolated in its bucket; "" if there is none. */
 function quantile(grown, last, stage, share) {
   const buckets = values(last, TIMES, "le").map((le) => [Number(le.replace("+Inf", "Infinity")), grown(TIMES, (each) => each.stage === stage && each.le === le)]);
   buckets.sort(([one], [other]) => one - other);

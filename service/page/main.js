@@ -1,4 +1,4 @@
-// The page: sets up its parts, reads the catalogue, and tells when the server is away and back.
+// The page: sets up its parts, and tells when the server is away and back.
 
 import { isReady, key, paragraph } from "./api.js";
 import { readModels, setUpAsk } from "./ask.js";

@@ -60,7 +60,7 @@ function setUpDrawing() {
   const context = pad.getContext("2d");
   const ask = debounced(() => pad.toBlob((blob) => pad.hidden || keep(blob, "drawing")), 250);
   const wipe = () => {
-    context.fillStyle = "#fff"; // paper; the server turns dark strokes into light ones where digits are light
+    context.fillStyle = "#fff"; // paper; the server inverts it where digits are light
     context.fillRect(0, 0, pad.width, pad.height);
   };
   const stroke = (event) => {

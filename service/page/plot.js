@@ -1,13 +1,13 @@
-// Drawing of accuracy against a cost, with the Pareto front: filled points on the front, hollow ones elsewhere, squares
-// for accuracies by another protocol, which are left out of the front.
+// Drawing of accuracy against a cost, with the Pareto front: filled points are on it; squares, of another protocol, are
+// left out of it.
 
 import { el, fill, short, svg } from "./dom.js";
 
 const LEFT = 46, RIGHT = 18, TOP = 18, BELOW = 44; // margins in pixels
-const ACCURACIES = [10, 30, 50, 60, 65, 70, 75, 78, 80, 82, 85, 88, 90, 92, 94, 96, 97, 98, 99, 99.5, 99.8];
+const ACCURACIES = [10, 30, 50, 60, 65, 70, 75, 78, 80, 82, 85, 88, 90, 91, 92, 93, 94, 95, 96, 97, 98, 99, 99.5, 99.8];
 const LEAST_ERROR = 0.02; // percent, for the scale's sake
-const LETTER = 6.6; // pixels of a letter in a name
-const TARGET = 13; // pixels around a point in which the pointer finds the point
+const LETTER = 7.2; // pixels of a letter in a name
+const TARGET = 13; // pixels around a point
 
 /** Return the height on the logarithmic scale of the error, on which networks of 76 to 81 % do not lie together. */
 const heightOf = (top1) => -Math.log10(Math.max(LEAST_ERROR, 100 - top1));
@@ -113,15 +113,18 @@ function setUpKeys(links) {
   });
 }
 
-/** Return names beside their points where there is room: first of the asked networks, then of the front. */
+/** Return names beside points where there is room: first of asked networks, then of the front. */
 function names(placed, best, width, tall) {
   const rank = (point) => (point.lit ? 0 : best.includes(point) ? 1 : 2);
   const taken = placed.map(({ left, top }) => ({ left: left - 5, right: left + 5, top: top - 5, bottom: top + 5 }));
   const free = (box) => box.left > LEFT && box.right < width && box.top > 0 && box.bottom < tall - BELOW
     && !taken.some((other) => box.left < other.right && other.left < box.right && box.top < other.bottom && other.top < box.bottom);
-  return [...placed].sort((one, other) => rank(one) - rank(other) || other.y - one.y).map(({ left, top, name, lit }) => {
+  return [...placed].sort((one, other) => rank(one) - rank(other) || other.y - one.y).map((point) => {
+    const { left, top, name, lit } = point;
     const long = LETTER * name.length;
-    const box = [[left + 9, top], [left - 9 - long, top], [left - long / 2, top - 14], [left - long / 2, top + 14]]
+    const places = [[left - 9 - long, top], [left - long / 2, top - 14], [left - long / 2, top + 14]];
+    places[best.includes(point) ? "push" : "unshift"]([left + 9, top]); // where the front's line is
+    const box = places
       .map(([from, middle]) => ({ left: from, right: from + long, top: middle - 7, bottom: middle + 7 }))
       .find(free);
     if (!box) return null;

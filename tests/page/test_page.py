@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 import httpx
 from playwright.sync_api import Page, expect
@@ -68,13 +69,15 @@ def test_a_drawn_digit_is_read(visit: Visit, server: httpx.Client, lenet5: Publi
 
 
 def test_garbage_and_a_large_file_are_refused_in_words(
-    visit: Visit, server: httpx.Client, lenet5: PublishedModel
+    visit: Visit, server: httpx.Client, lenet5: PublishedModel, tmp_path: Path
 ) -> None:
     page = visit(f"{server.base_url}/")
     only(page, lenet5.manifest.tag)
     choose(page, b"\0" + os.urandom(1000), "garbage.bin")
     expect(page.locator("#verdict")).to_contain_text("This file is not a picture that the server reads.")
-    choose(page, b"\0" * 20_000_000, "large.bin")
+    large = tmp_path / "large.bin"
+    large.write_bytes(bytes(20_000_000))
+    page.set_input_files("#file", large)
     expect(page.locator("#verdict")).to_contain_text("This file is too large.")
     choose(page, DIGIT)
     expect(page.locator("#verdict")).to_contain_text("lenet5 says")
@@ -88,6 +91,8 @@ def test_three_networks_are_compared(visit: Visit, stubs: ThreadedServer, three:
     expect(page.locator("#verdict")).to_contain_text("They disagree: lenet5, lenet5 say 1; lenet5 says 0.")
     only(page, *three[1:3])
     expect(page.locator("#verdict")).to_contain_text("All 2 say 1.")
+    only(page, *three[2:])
+    expect(page.locator("#verdict")).to_have_text(re.compile(r"kuzushiji lenet5 says \d\.mnist5k lenet5 says 1\."))
 
 
 def test_a_time_limit_chooses_and_refuses(visit: Visit, stubs: ThreadedServer) -> None:
