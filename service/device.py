@@ -86,7 +86,7 @@ class LocalDevice(Device):
         self.admission = self.scheduler
         self.tuner = Tuner(settings, catalog, metrics)
         self.latencies = Recent()
-        self._puller = Puller(settings)
+        self._puller = Puller(settings, metrics)
         self._loaded = False
 
     async def queue(self, model: ServedModel, precision: str | None = None) -> EngineQueue:

@@ -98,6 +98,12 @@ class Metrics:
             ["model", "shadow", "outcome"],
             registry=self._registry,
         )
+        self._bucket = Gauge(
+            "convserve_bucket_failed",
+            "1 if CONVSERVE_MODELS, or a model there, could not be read",
+            registry=self._registry,
+            multiprocess_mode="mostrecent",
+        )
         # A request looks up up to ten children, each of which would take a lock and make texts of the labels.
         self._images, self._ran, self._last = cache(images.labels), cache(ran.labels), cache(last.labels)
         self._stages, self._batches, self._http = cache(stages.labels), cache(batches.labels), cache(http.labels)
@@ -125,6 +131,10 @@ class Metrics:
     def compared(self, model: str, shadow: str, outcome: str) -> None:
         """Count an image of a model that its shadow got too."""
         self._shadows.labels(model, shadow, outcome).inc()
+
+    def looked_into_bucket(self, failed: bool) -> None:
+        """Note whether the bucket of models could be read."""
+        self._bucket.set(failed)
 
     def tried(self, model: str, result: str, cpu_s: float) -> None:
         """Count an engine that self-tuning has tried, and the processor seconds of the trial."""

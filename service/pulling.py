@@ -7,6 +7,7 @@ import logging
 
 from engines.published.bucket import ModelBucket
 from engines.published.urls import BucketError
+from service.metrics import Metrics
 from service.settings import Settings
 
 logger = logging.getLogger("bentoml.convserve")
@@ -18,8 +19,9 @@ class Puller:
     `problem` is the reason why the bucket, or a model in it, could not be read when it was last looked at, or None.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._url, self._scan_s = settings.models, settings.scan_s
+        self._metrics = metrics
         self._bucket: ModelBucket | None = None
         self.problem: str | None = None
 
@@ -41,6 +43,7 @@ class Puller:
             self.problem = error_of_a_model and f"CONVSERVE_MODELS: {error_of_a_model}"
             for tag in pulled:
                 logger.info("pulled %s from %s", tag, self._url)
+        self._metrics.looked_into_bucket(failed=self.problem is not None)
 
     async def follow(self) -> None:
         """Look into the bucket every `scan_s` seconds. Returns at once if the settings name none."""

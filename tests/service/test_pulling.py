@@ -9,6 +9,7 @@ import pytest
 from engines.published import store
 from engines.published.bucket import ModelBucket
 from engines.published.store import PublishedModel
+from service.metrics import Metrics
 from service.pulling import Puller
 from service.settings import Settings
 from tests.service.test_server import DIGIT
@@ -23,15 +24,18 @@ async def test_what_cannot_be_read_is_a_problem_until_it_can(
     root.mkdir(parents=True)
     monkeypatch.setattr(store, "root", lambda: root)
     url = f"file://{tmp_path}/bucket"
-    puller = Puller(Settings(models=url))
+    metrics = Metrics()
+    puller = Puller(Settings(models=url), metrics)
     for _ in range(2):
         await puller.pull(wait=True)
         assert puller.problem
         assert puller.problem.startswith(f"CONVSERVE_MODELS: {url}: FileNotFoundError")
     assert [record.getMessage() for record in caplog.records] == [puller.problem]  # once
+    assert "convserve_bucket_failed 1.0" in metrics.text([], {}).decode()
     ModelBucket(url).push(lenet5)
     await puller.pull()
     assert puller.problem is None
+    assert "convserve_bucket_failed 0.0" in metrics.text([], {}).decode()
     assert [model.manifest.tag for model in store.published()] == [lenet5.manifest.tag]
 
 
@@ -44,7 +48,7 @@ async def test_a_server_that_could_download_no_model_is_not_ready(
     monkeypatch.setattr(store, "root", lambda: root)
     ModelBucket(f"file://{tmp_path}/bucket").push(lenet5)
     (tmp_path / "bucket" / lenet5.manifest.tag.replace(":", "/") / "model.onnx").write_bytes(b"half of it")
-    puller = Puller(Settings(models=f"file://{tmp_path}/bucket"))
+    puller = Puller(Settings(models=f"file://{tmp_path}/bucket"), Metrics())
     await puller.pull(wait=True)
     assert puller.problem
     assert f"model.onnx of {lenet5.manifest.tag} is not the file that was pushed" in puller.problem
@@ -52,7 +56,7 @@ async def test_a_server_that_could_download_no_model_is_not_ready(
 
 @pytest.mark.anyio
 async def test_without_a_bucket_nothing_is_pulled() -> None:
-    puller = Puller(Settings())
+    puller = Puller(Settings(), Metrics())
     await puller.pull()
     await puller.follow()  # returns at once
     assert puller.problem is None
