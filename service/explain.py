@@ -183,8 +183,16 @@ def evidence(
     best = int(logits.argmax()) if index is None else index
     if plan.method == "class_activation_map":
         return logits, outputs[0, classes:].reshape(plan.edge, plan.edge, classes)[:, :, best]
-    logs = log_probabilities(outputs)[:, best]
-    return logits, (logs[0] - logs[1:]).reshape(plan.edge, plan.edge)
+    odds = log_odds(outputs, best)
+    return logits, (odds[0] - odds[1:]).reshape(plan.edge, plan.edge)
+
+
+def log_odds(logits: NDArray[np.float64], index: int) -> NDArray[np.float64]:
+    """Return the logarithms of the odds of a class, p / (1 - p), which fall also where p stays near 1; (images,)."""
+    others = np.delete(logits, index, axis=-1)
+    most = others.max(-1)
+    result: NDArray[np.float64] = logits[:, index] - most - np.log(np.exp(others - most[:, None]).sum(-1))
+    return result
 
 
 def log_probabilities(logits: NDArray[np.float64]) -> NDArray[np.float64]:

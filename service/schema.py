@@ -182,7 +182,7 @@ class Explanation(BaseModel):
 
     `grid` has rows from the top. By `class_activation_map` a cell is its contribution to the logit, whose mean over all
     cells is the logit without the bias; by `occlusion` a cell is how much hiding the cell lowers the logarithm of the
-    class's probability. `images` were run; `inference` is the time of all.
+    class's odds, p / (1 - p). `images` were run; `inference` is the time of all.
     """
 
     model: str
