@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -78,7 +81,9 @@ def test_targets_that_workflows_make_exist(name: str) -> None:
     ],
 )
 def test_a_linter_finds_nothing(linter: str, paths: list[str]) -> None:
-    if not shutil.which(linter):
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    executable = shutil.which(linter, path=programs)
+    if not executable:
         pytest.skip(f"{linter} is not installed")
-    done = subprocess.run([linter, *paths], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([executable, *paths], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
