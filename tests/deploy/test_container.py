@@ -7,10 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from tests.serving import ROOT
 
@@ -29,6 +31,19 @@ def test_what_is_copied_is_there_and_is_what_the_service_imports() -> None:
     assert all((ROOT / source).exists() for source in sources - locks)
     ignored = (CONTAINER / "Containerfile.dockerignore").read_text().split()
     assert all(f"!{source.partition('/')[0]}" in ignored for source in sources - locks)
+
+
+@pytest.mark.parametrize(
+    ("lock", "extras"), [("requirements", ["s3", "gcs"]), ("requirements-cuda", ["s3", "gcs", "tensorrt", "gpu-jpeg"])]
+)
+def test_a_lock_has_what_the_project_needs(lock: str, extras: list[str]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = project["dependencies"] + [line for extra in extras for line in project["optional-dependencies"][extra]]
+    text = (CONTAINER / f"{lock}.txt").read_text()
+    locked = dict(re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE))
+    for requirement in map(Requirement, needed):
+        assert requirement.specifier.contains(locked[requirement.name]), f"{requirement}: make lock"
+    assert "://" not in text
 
 
 def test_both_targets_run_without_rights() -> None:
