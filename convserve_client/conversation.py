@@ -126,6 +126,6 @@ def is_passing(result: Result) -> bool:
 
 def wait_before(waits: int, rows: Sequence[Result]) -> float:
     """Return the seconds to wait: what the server says, or after each wait twice as long; spread, so clients part."""
-    own_s = min(FIRST_WAIT_S * 2**waits, LONGEST_WAIT_S) * random.uniform(0.5, 1)  # noqa: S311
+    own_s: float = min(FIRST_WAIT_S * 2**waits, LONGEST_WAIT_S) * random.uniform(0.5, 1)  # noqa: S311
     told = [row.retry_after_s for row in rows if isinstance(row, ServerProblem) and row.retry_after_s is not None]
     return max([own_s, *told])

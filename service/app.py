@@ -90,8 +90,8 @@ class Lifecycle:
             if tag not in catalog.models:
                 logger.warning("CONVSERVE_PINS: %s is %s, which is not published", name, tag)
         for name, split in SETTINGS.routes.items():
-            if (tag := split.to or split.shadow) not in catalog.models:
-                logger.warning("CONVSERVE_ROUTES: %s, for a share of %s, is not published", tag, name)
+            if (other := split.to or split.shadow) and other not in catalog.models:
+                logger.warning("CONVSERVE_ROUTES: %s, for a share of %s, is not published", other, name)
         if "dataset" in SETTINGS.model_fields_set and SETTINGS.dataset not in catalog.datasets:
             logger.warning("CONVSERVE_DATASET: no published model is of %s", SETTINGS.dataset)
 

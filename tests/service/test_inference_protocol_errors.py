@@ -163,7 +163,7 @@ async def test_a_broken_picture_fails_the_request_and_is_named(
 @pytest.mark.parametrize(
     ("method", "path", "status", "said"),
     [
-        ("GET", "/v2/models/lenet", 404, "did you mean lenet5?"),
+        ("GET", "/v2/models/lenet", 404, "did you mean lenet5"),
         ("GET", "/v2/models/lenet5/versions/1", 404, "'lenet5:1' is not published; there are lenet5:"),
         ("GET", "/v2/models/auto", 404, "there is no model 'auto'"),
         ("GET", "/v2/models/resnet18/ready", 409, "no published weights"),

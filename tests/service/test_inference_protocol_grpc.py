@@ -72,7 +72,7 @@ async def refused(channel: Any, method: str, *metadata: tuple[str, str], **membe
     return error.value.code(), error.value.details()
 
 
-def named(tag: str) -> dict[str, str]:
+def named(tag: str) -> dict[str, Any]:
     """Return the members of a request that name a model."""
     name, _, version = tag.partition(":")
     return {"name": name, "version": version}
@@ -160,7 +160,7 @@ async def test_a_wrong_request_has_a_status_and_a_line(server: ServerContext, th
     floats = {"name": "pixels", "datatype": "UINT8", "shape": [1, *SHAPE], "contents": {"fp32_contents": [1.0] * SIZE}}
     region = tensor | {"parameters": {"shared_memory_region": {"string_param": "x"}}}
     cases: list[tuple[dict[str, Any], Any, str]] = [
-        ({"model_name": "lenet"}, StatusCode.NOT_FOUND, "did you mean lenet5?"),
+        ({"model_name": "lenet"}, StatusCode.NOT_FOUND, "did you mean lenet5"),
         ({"model_name": "resnet18", "model_version": ""}, StatusCode.FAILED_PRECONDITION, "no published weights"),
         ({"inputs": []}, StatusCode.INVALID_ARGUMENT, "raw_input_contents: 1, one is needed for each of 0 inputs"),
         ({"inputs": [tensor] * 9}, StatusCode.INVALID_ARGUMENT, "raw_input_contents: send at most 8 of each"),
@@ -239,7 +239,7 @@ async def test_few_messages_arrive_at_a_time_and_each_is_counted_until_its_answe
             held.append(server.bodies._held)
             return await unpatched(model)
 
-        server.device.queue = loading  # type: ignore[method-assign]
+        server.device.queue = loading  # type: ignore[assignment,method-assign]
         await ask(channel, "ModelInfer", **right)
         assert held == [size]
         stalled[1].cancel()

@@ -141,7 +141,7 @@ def test_a_request_that_is_given_up_leaves_nothing_behind(
 def test_an_image_that_fails_does_so_in_its_place(few: ServerContext, three: list[str], device: ExactDevice) -> None:
     async def main() -> None:
         queue, few.device.admission = device.queue(1.0, gain=0.5), Scheduler(1000, device, now)
-        images = [image(1), image(255), Problem(400, "broken_base64", "no base64"), image(4)]
+        images: list[ImageInput] = [image(1), image(255), Problem(400, "broken_base64", "no base64"), image(4)]
         results = await ask_many(few, three[0], queue, images)
         assert list(map(shown, results)) == [1.0, "internal_error", "broken_base64", 4.0]
 
