@@ -43,7 +43,7 @@ function bar(answer, prediction, why) {
   );
 }
 
-/** Return the milliseconds of each stage, as a strip of parts and in words. */
+/** Return the time of each stage, as a strip and in words. */
 function time(timing) {
   const strip = el("span.stages", { "aria-hidden": "true" }, STAGES.map((stage) => {
     const part = el(`span.${stage}`);

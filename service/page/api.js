@@ -74,7 +74,7 @@ export function inWords(problem) {
   const { code, detail, more = {} } = problem;
   if (!code && !detail) throw problem; // a mistake of this page's
   const wait = more.retry_after_ms / 1000 || Number(more.retry_after_s);
-  const again = wait ? `Try again in ${wait < 10 ? wait.toFixed(1) : Math.ceil(wait)} s.` : "";
+  const again = wait ? `Try again in ${wait < 10 ? Math.max(wait, 0.1).toFixed(1) : Math.ceil(wait)} s.` : "";
   return { title: TITLES[code] ?? "That did not work", text: [sentence(detail), again].filter(Boolean).join(" "), command: more.command };
 }
 

@@ -27,7 +27,7 @@ export function setUpAsk() {
   on("back", ask);
 }
 
-/** Read the catalogue, and tell the other parts if it has changed. Throws Problem. */
+/** Read the catalogue, and tell of changes. Throws Problem. */
 export async function readModels() {
   const cards = await get("models");
   if (JSON.stringify(cards) === JSON.stringify(state.cards)) return;

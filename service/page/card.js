@@ -14,7 +14,12 @@ let shown = "vgg16"; // whose picture says the most at a glance: memory early, p
 export function setUpCard() {
   on("models", () => {
     fill($("network"), state.cards.map((card) => el("option", card.name)));
-    open(hashed() ?? shown, hashed() && !$("card-body").firstChild); // move at first only
+    open(hashed() ?? shown);
+  });
+  let fresh = hashed();
+  on("landscape", () => {
+    if (fresh) move(); // not before, since the landscape is above
+    fresh = "";
   });
   on("card", (name) => {
     history.pushState(null, "", `#card/${name}`);
@@ -27,15 +32,18 @@ export function setUpCard() {
   addEventListener("popstate", () => hashed() && open(hashed(), true));
 }
 
-/** Show the card of an architecture; with `move` scroll to the card, and put the focus there. */
-async function open(name, move) {
+/** Scroll to the card, and put the focus there. */
+function move() {
+  $("card").scrollIntoView();
+  $("card").focus({ preventScroll: true }); // which would go to its middle
+}
+
+/** Show the card of an architecture; with `moves` go there. */
+async function open(name, moves) {
   const card = state.cards.find((each) => each.name === name);
   if (!card) return;
   $("network").value = shown = name;
-  if (move) {
-    $("card").scrollIntoView();
-    $("card").focus({ preventScroll: true }); // which would go to its middle
-  }
+  if (moves) move();
   const layers = el("div", el("p.small", "Reading the layers …"));
   fill($("card-body"), head(card, await news), layers, weights(card));
   try {
@@ -76,7 +84,7 @@ export const factList = (facts) => el("dl.facts", Object.entries(facts).map(([na
 /** Return the command that publishes weights of an architecture. */
 export const training = (name) => `python -m training ${name} --data mnist5k && python -m training publish checkpoints/${name}-mnist5k`;
 
-/** Return the published weights, or the command that makes some. */
+/** Return the weights, or the command that makes some. */
 function weights({ name, models, unserved }) {
   if (models.length) return [el("h4", "Weights served here"), models.map(({ tag, ...model }) => [el("p", el("code", tag)), el("p.small", stateOf(model))])];
   return [

@@ -38,7 +38,7 @@ export function table(caption, columns, rows) {
   );
 }
 
-/** Return a function that runs once no call has come for some milliseconds. */
+/** Return a function that runs once calls pause for some milliseconds. */
 export function debounced(run, wait) {
   let timer = 0;
   return () => {

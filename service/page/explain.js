@@ -1,4 +1,4 @@
-// Why a network said so: the picture with the parts that speak for a class, by POST /explain.
+// Why a network said so: the picture with what speaks for a class.
 
 import { paragraph, post, Problem } from "./api.js";
 import { best, el, fill, ms, sum } from "./dom.js";

@@ -35,6 +35,7 @@ async function look() {
   paretos = answers.flatMap(({ value }) => value ?? []).filter(({ models }) => models.length);
   showKinds();
   show();
+  emit("landscape");
 }
 
 /** Offer each kind of accuracy: of this server's weights by data set, and as papers state it. */

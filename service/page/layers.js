@@ -73,7 +73,7 @@ const heading = (top, text) => [
   svg("line.base", { x1: 0, x2: "100%", y1: top + TOP + BAR, y2: top + TOP + BAR }),
 ];
 
-/** Return what is to be seen at a glance: where most of each measure is. */
+/** Return where most of each measure is. */
 function glance(layers) {
   const early = layers.slice(0, Math.ceil(layers.length / 3));
   const linear = layers.filter((layer) => kindOf(layer) === "linear");

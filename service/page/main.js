@@ -10,7 +10,7 @@ import { setUpPicture } from "./picture.js";
 import { emit, on, state } from "./state.js";
 
 const AGAIN_S = 2; // between two looks whether the server is back
-const MODELS_S = 15; // between two looks at the catalogue while no model is published
+const MODELS_S = 15; // between two looks while no model is published
 let away = false;
 
 setUpPicture();

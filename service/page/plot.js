@@ -9,7 +9,7 @@ const LEAST_ERROR = 0.02; // percent, for the scale's sake
 const LETTER = 7.2; // pixels of a letter in a name
 const TARGET = 13; // pixels around a point
 
-/** Return the height on the logarithmic scale of the error, on which networks of 76 to 81 % do not lie together. */
+/** Return the height on the scale of the error's logarithm, which keeps 76 and 81 % apart. */
 const heightOf = (top1) => -Math.log10(Math.max(LEAST_ERROR, 100 - top1));
 
 /** Return the points that no other comparable point beats at the same or less cost, cheapest first. */

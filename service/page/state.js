@@ -1,5 +1,5 @@
-// State that the parts of the page share, and the events by which they learn of changes: models, picture, answers,
-// budget, card (with an architecture), trouble (with a problem), back (the server answers again).
+// State that the parts of the page share, and their events: models, picture, answers, budget, landscape (it is drawn),
+// card (with an architecture), trouble (with a problem), back (the server answers again).
 
 export const state = {
   cards: [], // architectures, as GET /models lists them
