@@ -19,6 +19,7 @@ from google.protobuf.message_factory import GetMessageClass
 from pydantic import BaseModel, ValidationError
 
 from service.errors import Problem
+from service.inference_protocol import wire
 from service.inference_protocol.inference import InferenceAnswer
 from service.inference_protocol.json_codec import MAX_VALUES, faults
 from service.inference_protocol.schema import (
@@ -36,10 +37,11 @@ COMPILED = Path(__file__).with_name("inference.binpb")
 
 
 class Classes(NamedTuple):
-    """Classes of the request and the answer of a method."""
+    """Classes of the request and the answer of a method, and the bounds of the request."""
 
     request: Any
     answer: Any
+    bounds: wire.Bounds
 
 
 @cache
@@ -56,15 +58,19 @@ def classes() -> dict[str, Classes]:
     """Return the classes of the messages by method."""
     service = pool().FindServiceByName(SERVICE)
     return {
-        method.name: Classes(GetMessageClass(method.input_type), GetMessageClass(method.output_type))
+        method.name: Classes(
+            GetMessageClass(method.input_type), GetMessageClass(method.output_type), wire.bounds(method.input_type)
+        )
         for method in service.methods
     }
 
 
 def decoded(method: str, data: bytes) -> Any:
-    """Return the request in a message. Raises Problem 400 for bytes that are no such message."""
+    """Return the request in a message. Raises Problem 400 for bytes that are no such message, 413 beyond its bounds."""
+    about = classes()[method]
     try:
-        return classes()[method].request.FromString(data)
+        wire.check(data, about.bounds)
+        return about.request.FromString(data)
     except DecodeError:
         raise invalid(f"the message is no {method}Request") from None
 

@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from service.context import ServerContext, make_context
 from service.device import LocalDevice
+from service.errors import Problem
 from service.inference_protocol import messages
 from service.inference_protocol.grpc_server import GrpcServer
 from service.inference_protocol.messages import SERVICE
@@ -245,6 +246,28 @@ async def test_few_messages_arrive_at_a_time_and_each_is_counted_until_its_answe
         stalled[1].cancel()
         await asyncio.sleep(0.1)
         assert (server.bodies.count, server.bodies._held, queue.users) == (0, 0, 0)
+
+
+def test_a_message_that_would_be_huge_is_refused_unparsed() -> None:
+    kind = messages.classes()["ModelInfer"].request
+    many = b"\x2a\x00" * 1_000_000  # inputs without members
+    nested = kind(inputs=[{"contents": {"bytes_contents": [b""] * 1001}}])
+    packed = kind(inputs=[{"shape": [1] * 3_200_001}])
+    for data in (
+        many,
+        nested.SerializeToString(),
+        packed.SerializeToString(),
+        kind(id="x" * 10_001).SerializeToString(),
+    ):
+        with pytest.raises(Problem) as problem:
+            messages.decoded("ModelInfer", data)
+        assert problem.value.status == 413
+    right = kind(**request_of("lenet5:x", [DIGIT] * 64)).SerializeToString()
+    assert messages.decoded("ModelInfer", right).model_name == "lenet5"
+    for wrong in (right[:-1], b"\x0b", b"\x0a\xff", b"\xff" * 11):
+        with pytest.raises(Problem) as problem:
+            messages.decoded("ModelInfer", wrong)
+        assert problem.value.status == 400
 
 
 async def test_keys_and_the_admins_token_are_metadata(three: list[str]) -> None:
