@@ -20,7 +20,7 @@ class Mixing:
     def __init__(self, recipe: Recipe, classes: int) -> None:
         kinds = {v2.MixUp: recipe.mixup, v2.CutMix: recipe.cutmix}
         self.mixes: list[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = [
-            kind(alpha=alpha, num_classes=classes) for kind, alpha in kinds.items() if alpha
+            kind(alpha=float(alpha), num_classes=classes) for kind, alpha in kinds.items() if alpha
         ]
         self.share, self.erasing = recipe.erasing, v2.RandomErasing()
 

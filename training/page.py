@@ -96,8 +96,8 @@ def worst(evaluated: Evaluated, module: FromPixels, data: DataSet) -> list[str]:
 def in_red(picture: NDArray[np.uint8], strength: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Return a picture, (height, width, channels), in which red has up to six tenths where a map, 0 to 1, is high."""
     colour = np.broadcast_to(picture, (*picture.shape[:2], 3)).astype(np.float32)
-    share = 0.6 * strength[..., None]
-    mixed: NDArray[np.uint8] = ((1 - share) * colour + share * np.float32((255, 0, 0))).round().astype(np.uint8)
+    share, red = 0.6 * strength[..., None], np.array((255, 0, 0), np.float32)
+    mixed: NDArray[np.uint8] = ((1 - share) * colour + share * red).round().astype(np.uint8)
     return mixed
 
 
