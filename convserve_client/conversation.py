@@ -16,6 +16,7 @@ import httpx
 from convserve_client.answers import Result, ServerProblem, read
 
 PASSING = {0, 429, 502, 503, 504}  # statuses after which the same request may succeed
+IMPOSSIBLE = "impossible_deadline"  # code of a request that takes longer than it may; fewer images may not
 UNREACHABLE = "unreachable"
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0  # before a request is sent again, unless the server says when
 LEAST_TIMEOUT_S = 1.0
@@ -72,8 +73,8 @@ def conversation(
 ) -> Conversation:
     """Ask for the results of some images; images with a passing problem are sent again while `patience_s` lasts.
 
-    An image that is a problem already, or has no bytes, is not sent. If the server finds a request too large, each half
-    is sent by itself.
+    An image that is a problem already, or has no bytes, is not sent. If the server finds a request too large or too long,
+    each half is sent by itself.
     """
     deadline = clock() + patience_s
     results: dict[int, Result] = {}
@@ -114,7 +115,8 @@ def rows_of(reply: Reply | None, images: int) -> list[Result] | None:
         answer = ServerProblem(0, UNREACHABLE, f"{type(reply).__name__}: {reply}")
     if not isinstance(answer, ServerProblem):
         return answer
-    if answer.status == httpx.codes.REQUEST_ENTITY_TOO_LARGE and images > 1:
+    too_much = answer.status == httpx.codes.REQUEST_ENTITY_TOO_LARGE or answer.code == IMPOSSIBLE
+    if too_much and images > 1:
         return None
     return [answer for _ in range(images)]
 

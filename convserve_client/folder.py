@@ -18,7 +18,8 @@ from convserve_client.conversation import Question
 COLUMNS = ("file", "label", "probability", "index", "model", "problem")
 HEADER = f"{','.join(COLUMNS)}\n"
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
-OF_THE_IMAGE = {0, 400, 413, 415, 500}  # statuses of problems that another image need not have
+OF_THE_IMAGE = {0, 400, 413, 415, 500, 504}  # statuses of problems that another image need not have
+LATE, MOST_LATE = 504, 3  # status of a picture that takes too long; so many in a row, and the server is too slow
 LAST_LINE = 65536  # bytes at the end of a file, in which the last line begins
 BAR = 30  # characters
 REDRAWN_S = 0.1
@@ -105,8 +106,11 @@ async def classify_folder(
             (folder / picture for picture in todo), question, batch=batch, concurrency=concurrency
         )
         try:
-            count = 0
+            count = late = 0
             async for result in results:
+                late = late + 1 if isinstance(result, ServerProblem) and result.status == LATE else 0
+                if late > MOST_LATE:
+                    raise FolderError(str(result))
                 writer.writerow(row_of(todo[count], result))
                 count += 1
                 problems += isinstance(result, ServerProblem)

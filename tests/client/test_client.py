@@ -90,6 +90,14 @@ async def test_an_overloaded_server_is_asked_again_when_it_says(stubbed: ServerC
 
 
 @pytest.mark.anyio
+async def test_a_request_for_which_there_is_never_time_is_divided(stubbed: ServerContext) -> None:
+    async with client_within(stubbed, patience_s=5) as client:
+        question = Question("lenet5", deadline_ms=250)  # of which 64 images need 640
+        results = [result async for result in client.classify_many([DIGIT] * 64, question, batch=64, concurrency=1)]
+    assert [result.label for result in results if not isinstance(result, ServerProblem)] == ["7"] * 64
+
+
+@pytest.mark.anyio
 async def test_no_more_images_are_read_than_are_under_way(stubbed: ServerContext) -> None:
     read, body = 0, DIGIT.read_bytes()
 

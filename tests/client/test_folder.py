@@ -11,11 +11,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from convserve_client import folder
-from convserve_client.folder import HEADER, FolderError, ProgressBar, pictures
+from convserve_client import AsyncConvServeClient, Question, folder
+from convserve_client.folder import HEADER, FolderError, ProgressBar, classify_folder, pictures
 from tests.conftest import Run
 from tests.serving import ROOT
 
+pytestmark = pytest.mark.anyio
 DIGIT = ROOT / "docs" / "digit.png"
 
 
@@ -88,6 +89,29 @@ def test_a_server_that_is_gone_is_one_line_and_keeps_the_rows(album: Path, tmp_p
     assert len(out.read_text().splitlines()) == 2
     wrong = run(*command("localhost:3000", album), check=False).stderr
     assert wrong == "error: 'localhost:3000' is no address of a server; the form is http://localhost:3000\n"
+
+
+def answered(request: httpx.Request) -> httpx.Response:
+    """Answer 7 to a digit, and that the time is over to any other picture."""
+    if request.content == DIGIT.read_bytes():
+        stages = dict.fromkeys(("decode", "queue", "inference"), 1.0)
+        row = {"predictions": [{"index": 7, "label": "7", "probability": 1.0}], "batch_size": 1, "timing_ms": stages}
+        return httpx.Response(200, json={"model": "lenet5:x", "runtime": "null", "precision": "fp32", **row})
+    return httpx.Response(504, json={"status": 504, "code": "timeout", "detail": "no answer in time"})
+
+
+async def test_a_picture_that_is_always_late_has_a_row_and_many_end_the_run(album: Path, tmp_path: Path) -> None:
+    out, http = tmp_path / "answers.csv", httpx.AsyncClient(transport=httpx.MockTransport(answered))
+    client = AsyncConvServeClient("http://server", http=http, patience_s=0)
+    (album / "empty.gif").unlink()
+    await classify_folder(client, album, Question("lenet5"), out, batch=1, concurrency=1)
+    rows = list(csv.DictReader(io.StringIO(out.read_text())))
+    assert [row["problem"] for row in rows] == ["", "", "timeout: no answer in time", ""]
+    for name in "efgh":
+        (album / f"{name}.png").write_bytes(b"slow")
+    with pytest.raises(FolderError, match="timeout: no answer in time"):
+        await classify_folder(client, album, Question("lenet5"), out, batch=1, concurrency=1)
+    assert len(out.read_text().splitlines()) == 1 + 4 + 3
 
 
 def test_a_folder_needs_pictures(tmp_path: Path) -> None:
