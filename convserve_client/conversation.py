@@ -73,8 +73,8 @@ def conversation(
 ) -> Conversation:
     """Ask for the results of some images; images with a passing problem are sent again while `patience_s` lasts.
 
-    An image that is a problem already, or has no bytes, is not sent. If the server finds a request too large or too long,
-    each half is sent by itself.
+    An image that is a problem already, or has no bytes, is not sent. If the server finds a request too large
+    or too long, each half is sent by itself.
     """
     deadline = clock() + patience_s
     results: dict[int, Result] = {}
