@@ -165,7 +165,7 @@ class Decoders:
 
     def wait_s(self, images: int = 1) -> float:
         """Return the expected seconds until a thread is free for the last of `images`, from the mean decoding time."""
-        return self.mean_s * (self.under_way + images - 1) / self.threads
+        return self.mean_s * (self.under_way + images - 1) / self.threads if images else 0.0
 
     def forget(self) -> None:
         """Reduce the mean decoding time by a tenth.

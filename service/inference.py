@@ -114,7 +114,9 @@ def refusal(
         reason = f"{needed}; {1000 * max(0.0, left):.1f} ms are left"
         return Problem(422, "impossible_deadline", f"{model.manifest.tag} {reason}")
     try:
-        server.scheduler.check(queue, deadline, server.decoders.wait_s(to_decode or images), images)
+        server.scheduler.check(
+            queue, deadline, server.decoders.wait_s(images if to_decode is None else to_decode), images
+        )
     except Overloaded as error:
         return error
     return None

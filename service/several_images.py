@@ -25,9 +25,17 @@ ImageInput = bytes | Pixels | Problem
 logger = logging.getLogger("bentoml.convserve")
 
 
-def check(server: ServerContext, model: ServedModel, queue: EngineQueue, until: asyncio.Timeout, images: int) -> float:
+def check(
+    server: ServerContext,
+    model: ServedModel,
+    queue: EngineQueue,
+    until: asyncio.Timeout,
+    images: int,
+    to_decode: int | None = None,
+) -> float:
     """Return the deadline of a request with so many images; before the body is read, with as many as are known of.
 
+    All images are decoded, or only `to_decode` of them.
     Raises Problem 422 `impossible_deadline` or Overloaded if the images cannot all be answered in time, Problem 413
     `too_many_images` beyond the settings, and Problem 400 `empty_image` without images.
     """
@@ -37,7 +45,7 @@ def check(server: ServerContext, model: ServedModel, queue: EngineQueue, until: 
         raise Problem(400, "empty_image", "the request has no image")
     if images > most:
         raise too_many(most)
-    if error := refusal(server, model, queue, deadline, images):
+    if error := refusal(server, model, queue, deadline, images, to_decode):
         raise error
     return deadline
 
@@ -62,7 +70,8 @@ async def infer_read(
     the client of `request` disconnects, or the caller cancels. Each image is counted in the metrics. Raises errors as
     `check` does.
     """
-    deadline = check(server, model, queue, until, len(images))
+    files = sum(isinstance(image, bytes) for image in images)
+    deadline = check(server, model, queue, until, len(images), files)
     alone = len(images) == server.bodies.count == 1
     window = asyncio.Semaphore(images_under_way(server, queue))
     limit = None

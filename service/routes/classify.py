@@ -111,7 +111,7 @@ async def classified(request: Request, server: ServerContext, query: ClassifyQue
         shape = shape_of(request, model)
         several = shape is None or len(shape) > 3
         with queue.in_use(), server.bodies.hold() as held:
-            check(server, model, queue, until, shape[0] if shape and several else 1)
+            check(server, model, queue, until, shape[0] if shape and several else 1, 0 if shape else None)
             body = await held.read(request)
             images = await images_of(request, body, shape, server.settings.images_at_most)
             if images is None:

@@ -25,7 +25,7 @@ from service.scheduler import Scheduler
 from service.settings import Settings
 from service.several_images import ImageInput, infer_read
 from tests.service.problems import problem
-from tests.service.stubs import client_of, put
+from tests.service.stubs import StubEngine, client_of, put
 from tests.service.test_compare import SlowEngine
 from tests.service.test_images import LIMIT, to_pixels
 from tests.service.test_remote import WAITING, numbered, split
@@ -334,3 +334,15 @@ def test_a_server_answers_several_images_as_single_ones(server: httpx.Client, le
             (prediction,) = row["predictions"]
             assert prediction["label"] == single["label"] == "7"
             assert prediction["probability"] == pytest.approx(single["probability"], abs=1e-3)
+
+
+async def test_pixels_do_not_wait_for_decoders(few: ServerContext, three: list[str]) -> None:
+    height, width, channels = few.catalog.models[three[0]].manifest.preprocess.shape
+    put(few, three[0], StubEngine())
+    few.decoders.mean_s = 10.0
+    headers = {"Content-Type": "application/octet-stream", "X-Shape": f"2,{height},{width},{channels}"}
+    body, query = bytes(2 * height * width * channels), {"model": three[0], "deadline_ms": "2000"}
+    async with client_of(few) as client:
+        assert (await client.post("/classify", params=query, content=body, headers=headers)).status_code == 200
+        files = [("image", ("digit.png", DIGIT))] * 2
+        assert (await client.post("/classify", params=query, files=files)).status_code == 503
