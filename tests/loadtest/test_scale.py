@@ -54,7 +54,7 @@ def test_below_capacity_everybody_is_answered(choice: str) -> None:
 
 def test_above_capacity_devices_are_busy_most_refusals_come_at_once_and_shares_are_fair() -> None:
     figures = outcome(2.0)
-    assert figures == outcome(2.0)
+    assert str(figures) == str(outcome(2.0))  # every run is the same
     assert figures.busy > 0.95
     assert figures.refused > 4 * figures.late
     assert figures.fair > 0.7
