@@ -31,9 +31,7 @@ TOLERANCE = 1e-4  # of the largest value, both float32
 GENERATOR = np.random.default_rng(0)
 CONV = GENERATOR.normal(size=(6, 3, 3, 3)).astype(np.float32)
 LINEAR, BIAS = GENERATOR.normal(size=(4, 6)).astype(np.float32), GENERATOR.normal(size=4).astype(np.float32)
-SMALL = Input(
-    preprocess=Preprocess(mode="RGB", resize_edge=32, crop=32), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
-)
+SMALL = Input(preprocess=Preprocess(mode="RGB", resize_edge=32, crop=32), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 PIXELS = GENERATOR.integers(0, 256, (3, 10, 10, 3), dtype=np.uint8)
 
 
