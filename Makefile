@@ -5,7 +5,7 @@ MODELS ?= lenet5
 comma := ,
 OVER_HTTP := $(addprefix tests/service/test_,server.py several_images.py hostile.py lifecycle.py upgrade.py engines.py fuzz.py access.py)
 
-.PHONY: serve test test-all test-fronts test-gpu check report bento architectures protocol lock audit sbom clean
+.PHONY: serve test test-all test-fronts test-gpu check report bento architectures protocol peers lock audit sbom clean
 
 serve: $(VENV)/training.installed images/mnist5k ## install, train and publish lenet5 if none is, and serve on port $BENTOML_PORT
 	@$(BIN)/python -m service.address
@@ -48,6 +48,9 @@ protocol: $(VENV)/dev.installed ## write service/inference_protocol/inference.bi
 	$(BIN)/python -m grpc_tools.protoc -I service/inference_protocol \
 		--descriptor_set_out=service/inference_protocol/inference.binpb inference.proto
 
+peers: $(VENV)/peers/ray_serve.installed $(VENV)/peers/mlserver.installed ## install Ray Serve, MLServer and Triton for `python -m loadtest peers`, those that cannot share packages in environments of their own
+	$(BIN)/pip install --disable-pip-version-check --no-deps nvidia-pytriton
+
 LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --generate-hashes --python-version 3.11 \
 	--python-platform x86_64-manylinux_2_28 --custom-compile-command 'make lock' --extra s3 --extra gcs
 lock: $(VENV)/dev.installed ## write the locks with hashes of the container images, deploy/container/requirements*.txt
@@ -82,4 +85,11 @@ $(VENV)/training.installed: pyproject.toml
 $(VENV)/dev.installed: $(VENV)/training.installed tests/stubs.py
 	$(BIN)/pip install --disable-pip-version-check '.[training,loadtest,peers,tensorrt-rtx,gpu-jpeg,s3,ray,dev]'
 	$(BIN)/python -m tests.stubs $(VENV)/stubs
+	@touch $@
+
+# What a peer shares with convserve has convserve's version.
+SHARED := bentoml|numpy|openvino|pillow|psutil|pydantic|pydantic-settings
+$(VENV)/peers/%.installed: loadtest/peers/%.txt $(VENV)/dev.installed
+	$(BIN)/uv venv --clear --python $(BIN)/python $(VENV)/peers/$*
+	$(BIN)/uv pip install --python $(VENV)/peers/$*/bin/python -r $< $$($(BIN)/uv pip freeze --python $(BIN)/python | grep -E '^($(SHARED))==')
 	@touch $@
