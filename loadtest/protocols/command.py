@@ -21,7 +21,7 @@ WARM_UP_S = 2.0
 NUMBERS = ("images/s", "ratio", "p50 ms", "p99 ms", "server: CPU ms an image", "other labels")
 HEADINGS = ("model", "connections", "request", *NUMBERS)
 NOTE = (
-    "Medians of {rounds} rounds, all requests in turn, {seconds:g} s each. The client is of Python; beside the server it"
+    "Medians of {rounds} rounds, all requests in turn, {seconds:g} s each. The client is Python; beside the server it"
     " shares the server's cores. ratio: to the images/s of the first line with the same content and connections. other"
     " labels: of images, once before the rounds, than in that line."
 )
