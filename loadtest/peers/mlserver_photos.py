@@ -43,9 +43,10 @@ class Photos(MLModel):  # type: ignore[misc]
         return InferenceResponse(model_name=self.name, outputs=outputs)
 
 
-async def serve(port: int, metrics: str) -> None:
+async def serve(port: int, folder: str) -> None:
     """Serve the model `photos` until the end of the process; gRPC and metrics have free ports."""
-    settings = Settings(host="127.0.0.1", http_port=port, grpc_port=0, metrics_port=0, metrics_dir=metrics)
+    ports = {"http_port": port, "grpc_port": 0, "metrics_port": 0}
+    settings = Settings(host="127.0.0.1", **ports, metrics_dir=folder, environments_dir=folder)
     photos = ModelSettings(name="photos", implementation="loadtest.peers.mlserver_photos.Photos", **BATCHES)
     await MLServer(settings).start([photos])
 
