@@ -103,10 +103,10 @@ def test_a_loss_that_is_no_number_stops_and_says_what_to_try(digits: DataSet, tm
 
 def test_one_that_diverges_leaves_the_others_theirs(digits: DataSet, tmp_path: Path) -> None:
     data, file = few(digits, 200), tmp_path / "results.jsonl"
-    recipe = replace(quick(ZOO["resnet20_cifar"], data), batch=10, epochs=1)
+    diverging, other = ZOO["resnet20_cifar"], ZOO["lenet5_modern"]
     runs = [
-        TrainingRun(ZOO["resnet20_cifar"], replace(recipe, lr=1e30, warmup_epochs=0), 0, tmp_path / "a"),
-        TrainingRun(ZOO["lenet5_modern"], recipe, 0, tmp_path / "b"),
+        TrainingRun(diverging, replace(quick(diverging, data), batch=10, lr=1e30, warmup_epochs=0), 0, tmp_path / "a"),
+        TrainingRun(other, replace(quick(other, data), batch=10, epochs=1), 0, tmp_path / "b"),
     ]
     with pytest.raises(TrainingError, match="resnet20_cifar on mnist5k, seed 0"):
         campaign(runs, data, ALONE, file=file)
