@@ -53,8 +53,12 @@ def make_net(card: Architecture, classes: int, recipe: Recipe) -> nn.Module:
     for layer in recipe.init_ones:
         if layer not in modules:
             raise RecipeError(f"init_ones: {card.name} has no layer {layer}")
-    if recipe.zero_init_residual and not any(isinstance(module, ResidualBlock) for module in modules.values()):
-        raise RecipeError(f"zero_init_residual: {card.name} has no residual blocks that end with batch norm")
+    if recipe.zero_init_residual:
+        blocks = [module for module in modules.values() if isinstance(module, ResidualBlock)]
+        if not blocks:
+            raise RecipeError(f"zero_init_residual: {card.name} has no residual blocks that end with batch norm")
+        for block in blocks:
+            nn.init.zeros_(block.last_norm.weight)
     if recipe.survival is not None and isinstance(net, StochasticDepthResNet):
         net.survive(recipe.survival)
     for layer, module in modules.items():
@@ -66,8 +70,6 @@ def make_net(card: Architecture, classes: int, recipe: Recipe) -> nn.Module:
                 nn.init.zeros_(module.bias)
         if layer in recipe.init_ones:
             nn.init.ones_(net.get_parameter(f"{layer}.bias"))
-        if recipe.zero_init_residual and isinstance(module, ResidualBlock):
-            nn.init.zeros_(module.last_norm.weight)
     return net.to(memory_format=torch.channels_last)
 
 

@@ -106,10 +106,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
         (["lenet5", "resnet18", "--out", "here"], "--out is of one architecture"),
         (["lenet5", "--set", "dropout=1.5"], "dropout: Input should be less than 1"),
         (["alexnet", "--set", 'init_ones=["conv9"]'], "init_ones: alexnet has no layer conv9"),
-        (
-            ["alexnet", "--set", "zero_init_residual=true"],
-            "zero_init_residual: alexnet has no residual blocks",
-        ),
+        (["alexnet", "--set", "zero_init_residual=true"], "zero_init_residual: alexnet has no residual blocks"),
         (["lenet5", "--max-minutes", "0"], "--max-minutes must be more than 0"),
         (["bench", "lenet6"], "no architecture 'lenet6'"),
         (["lenet5", "--epochs", "0"], "--epochs must be at least 1"),

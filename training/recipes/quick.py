@@ -16,7 +16,7 @@ BY_FAMILY: dict[str, dict[str, Any]] = {
     "zfnet": {"batch": 64},
     # The 4096-wide layers have no batch norm, even in the networks that have it elsewhere.
     "vgg": {"batch": 128, "lr": 3e-4},
-    # From He's values 100 layers and more are slow to learn: ResNet-101 is at 94.6 % after 3 epochs, so at 97.7 %.
+    # Networks of 100 layers learn sooner so: ResNet-101 reaches 97.7 % of mnist5k in 3 epochs, without 94.6 %.
     "resnet": {"zero_init_residual": True},
     "resnext": {"zero_init_residual": True},
 }
