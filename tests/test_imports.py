@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "loadtest": {"loadtest"},
     "loadtest/landscape": {"loadtest", "engines"},
     "loadtest/peers": {"loadtest", "engines"},
+    "loadtest/protocols": {"loadtest", "service"},  # the messages of gRPC
     "loadtest/scale": {"loadtest", "service"},  # the scheduler itself is simulated
     "convserve_client": {"convserve_client"},
 }

@@ -8,19 +8,14 @@ import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from google.protobuf.descriptor_pb2 import FileDescriptorSet
-from google.protobuf.descriptor_pool import DescriptorPool
-from google.protobuf.message_factory import GetMessageClass
 from numpy.typing import NDArray
 from PIL import Image
 
-# Read here, since the import of the server's module imports OpenVINO, which forks; that doubles a process with Locust.
-MESSAGES = Path(__file__).parents[2] / "service/inference_protocol/inference.binpb"
+from service.inference_protocol.messages import classes
+
 MANY = 32  # images of a request of many
 ONE, JSON_PIXELS = "/classify, a JPEG", "/v2, pixels in JSON"  # ways that the others are compared with
 BOUNDARY = "convserve-protocols"
@@ -87,15 +82,6 @@ def ways(model: str, files: Sequence[bytes], shape: Sequence[int], grpc: bool) -
     return found
 
 
-@cache
-def message(name: str) -> Any:
-    """Return the class of a message of gRPC."""
-    pool = DescriptorPool()
-    for file in FileDescriptorSet.FromString(MESSAGES.read_bytes()).file:
-        pool.Add(file)
-    return GetMessageClass(pool.FindMessageTypeByName(f"inference.{name}"))
-
-
 def pixels_of(file: bytes, shape: Sequence[int]) -> NDArray[np.uint8]:
     """Return a picture's pixels as (height, width, channels), squeezed to the size that the graph takes."""
     height, width, channels = shape
@@ -135,9 +121,9 @@ def over_grpc(name: str, model: str, tensors: Sequence[tuple[dict[str, Any], byt
     """Return the way whose inputs are raw contents of messages."""
     bodies = []
     for tensor, raw in tensors:
-        request = message("ModelInferRequest")(model_name=model, inputs=[tensor], raw_input_contents=[raw])
-        request.outputs.add(name="probabilities").parameters["classification"].int64_param = 1
-        bodies.append(request.SerializeToString())
+        message = classes()["ModelInfer"].request(model_name=model, inputs=[tensor], raw_input_contents=[raw])
+        message.outputs.add(name="probabilities").parameters["classification"].int64_param = 1
+        bodies.append(message.SerializeToString())
     return Way(name=name, path=None, bodies=bodies, read=read_message, **options)
 
 
@@ -161,7 +147,7 @@ def read_outputs(answer: bytes) -> list[str]:
 
 def read_message(answer: bytes) -> list[str]:
     """Return the labels in an answer of gRPC: texts, each behind its length."""
-    (raw,) = message("ModelInferResponse").FromString(answer).raw_output_contents
+    (raw,) = classes()["ModelInfer"].answer.FromString(answer).raw_output_contents
     labels = []
     while raw:
         (length,) = struct.unpack_from("<I", raw)

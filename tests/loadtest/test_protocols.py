@@ -11,7 +11,8 @@ import pytest
 from engines.published.store import PublishedModel
 from loadtest.protocols.client import loop
 from loadtest.protocols.command import others
-from loadtest.protocols.ways import MANY, Way, jpegs, message, read_message, ways
+from loadtest.protocols.ways import MANY, Way, jpegs, read_message, ways
+from service.inference_protocol.messages import classes
 from tests.conftest import Run
 from tests.service.test_images import encoded
 from tests.serving import free_port, serving
@@ -51,8 +52,8 @@ def test_labels_that_differ_are_counted() -> None:
 
 def test_labels_of_a_grpc_message_are_read() -> None:
     raw = jpegs([b"0.9:7:seven", "0.8:1:Käse: jung".encode()])[1]
-    answer = message("ModelInferResponse")(raw_output_contents=[raw])
-    assert read_message(answer.SerializeToString()) == ["seven", "Käse: jung"]
+    message = classes()["ModelInfer"].answer(raw_output_contents=[raw])
+    assert read_message(message.SerializeToString()) == ["seven", "Käse: jung"]
 
 
 def test_a_loop_sends_all_bodies_in_turn_until_its_end() -> None:
