@@ -90,6 +90,12 @@ def test_the_server_imports_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+def test_openvino_reports_nothing_to_its_makers() -> None:
+    code = "import loadtest.peers.compare, service.app, openvino, sys; print(sys.modules['openvino_telemetry'])"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert run.stdout == "None\n"
+
+
 def test_a_bento_has_every_file_of_models_that_the_service_imports() -> None:
     included = yaml.safe_load((ROOT / "bentofile.yaml").read_text())["include"]
     of_models = {path.strip("/") for path in included if path.startswith("/models/")}
