@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from engines.published.preprocess import Preprocess
 from models.card import Architecture
@@ -23,7 +23,7 @@ class Input:
 def input_of(card: Architecture, recipe: Recipe, data: DataSet, trained: Input | None = None) -> Input:
     """Return the input of `card`'s network for `data`: photos lose an eighth at the edges, small pictures nothing.
 
-    Size and statistics of the input `trained`, of weights to start from, are kept where the recipe states none. Raises
+    The input `trained`, of weights to start from, is kept where the recipe states no size or statistics. Raises
     RecipeError if the recipe's edge is smaller than the network accepts.
     """
     channels = card.input_shape[0]
@@ -46,7 +46,7 @@ def input_of(card: Architecture, recipe: Recipe, data: DataSet, trained: Input |
         light_on_dark=data.light_on_dark,
     )
     if trained and recipe.edge is None:
-        preprocess = replace(trained.preprocess, fill=data.fill, light_on_dark=data.light_on_dark)
+        preprocess = trained.preprocess
     known = trained or data
     mean, std = (by_channel(values, channels) for values in (recipe.mean or known.mean, recipe.std or known.std))
     return Input(preprocess=preprocess, mean=mean, std=std)

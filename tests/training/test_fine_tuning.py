@@ -18,6 +18,7 @@ from tests.training.small import ALONE, few
 from training import checkpoint, compare
 from training.data import Arrays, DataSet, Images
 from training.errors import CheckpointError, RecipeError
+from training.input import input_of
 from training.known_weights import known_weights
 from training.recipes import Recipe, override, quick, recipe_of, shortened
 from training.schedule import phases
@@ -168,6 +169,14 @@ def test_resuming_needs_the_source_no_more(high: DataSet, source: Path, tmp_path
     assert train(run, high, ALONE, TrainingOptions(resume=True)) == saved
     with pytest.raises(CheckpointError, match="another start"):
         train(run._replace(start=None), high, ALONE, TrainingOptions(resume=True))
+
+
+def test_pictures_enter_as_those_that_the_weights_know(low: DataSet, high: DataSet) -> None:
+    trained = input_of(LENET, TUNE, low)
+    other = replace(high, edge=None, fill=99, mean=(0.4,), std=(0.3,), light_on_dark=False)
+    tuned = input_of(LENET, TUNE, other, trained)
+    assert tuned == trained
+    assert tuned.preprocess.light_on_dark  # which equality leaves out
 
 
 def test_weights_by_every_name(lenet5: PublishedModel, lenet5_checkpoint: Path, tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from training.errors import DataError
 TRAIN = ("train", "training")
 HELD_OUT = ("val", "valid", "validation", "test", "testing", "held_out", "dev", "eval", "evaluation", "holdout")
 MORE_ENDINGS = (".gif", ".jfif", ".jpe", ".jp2", ".avif", ".pbm", ".pnm")  # beside those that torchvision knows
+SAMPLE = 1000  # pictures that are looked at, of a large data set
+SMALL = 32  # pixels of an edge, CIFAR's; larger ones are taken for photos, which lose a part at the edges
 FLAT = 0.01  # standard deviation, 0 to 1, of pixels that are nearly alike: two or three of 255 steps
 UNBALANCED = 10  # times the pictures of the smallest class that make the largest one worth a warning
 SHOWN = 3  # names in a warning
@@ -39,7 +41,7 @@ def data_set(
     split: tuple[str, list[Sample], list[Sample]],
     images: Callable[[Sequence[Sample]], Images],
 ) -> DataSet:
-    """Return a data set of pictures of any size; `split` is its description, and samples to train on and held out.
+    """Return a data set of pictures; `split` is its description, and samples to train on and held out.
 
     Prints a warning if all pictures are nearly the same, or classes have very different numbers of pictures.
     """
@@ -54,7 +56,7 @@ def data_set(
         spec=spec,
         split=described,
         labels=labels,
-        edge=None,
+        edge=edge_of(of_train),
         mean=mean,
         std=std,
         fill=round(255 * float(np.mean(mean))),
@@ -201,9 +203,16 @@ def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr)
 
 
-def statistics(images: Images, sample: int = 1000) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation per channel, 0 to 1, over the central 224 x 224 of at most `sample` images."""
-    pixels = images.pixels(Preprocess(mode="RGB", resize_edge=256, crop=224), images.evenly(sample))
+def edge_of(images: Images) -> int | None:
+    """Return the edge in pixels of pictures that all are squares of one size, SMALL at most, else None."""
+    width, height = size = images.pictures[0].size
+    small = width == height <= SMALL
+    return width if small and all(images.pictures[index].size == size for index in images.evenly(SAMPLE)) else None
+
+
+def statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation per channel, 0 to 1, over the central 224 x 224 of at most SAMPLE images."""
+    pixels = images.pixels(Preprocess(mode="RGB", resize_edge=256, crop=224), images.evenly(SAMPLE))
     values = pixels.reshape(-1, 3) / np.float32(255)
     mean, std = values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64)
     return tuple(mean.round(4).tolist()), tuple(std.clip(1e-3).round(4).tolist())
