@@ -3,7 +3,7 @@ BIN := $(VENV)/bin
 export BENTOML_PORT ?= 3000
 MODELS ?= lenet5
 comma := ,
-OVER_HTTP := $(addprefix tests/service/test_,server.py several_images.py hostile.py lifecycle.py upgrade.py engines.py fuzz.py access.py)
+OVER_HTTP := $(addprefix tests/service/test_,server.py several_images.py hostile.py lifecycle.py upgrade.py engines.py fuzz.py access.py) tests/page/test_page.py
 
 .PHONY: serve test test-all test-fronts test-gpu check report bento architectures protocol peers lock audit sbom clean
 
