@@ -10,8 +10,10 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,7 +27,7 @@ from tests.service.stubs import client_of
 from tests.service.test_images import encoded
 from tests.service.test_inference_protocol import DIGIT, SHAPE
 from tests.service.test_inference_protocol_grpc import ADDRESS, channel_to
-from tests.serving import ROOT, serving
+from tests.serving import ROOT, free_port, serving
 from training.data import DataSet
 
 PAGE = (ROOT / "docs" / "inference_protocol.md").read_text()
@@ -212,11 +214,33 @@ def test_the_pages_python_works(server: httpx.Client, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.slow
+def test_kserves_client_in_an_environment_of_its_own(lenet5: PublishedModel, digits: DataSet, tmp_path: Path) -> None:
+    uv = shutil.which("uv", path=os.fspath(Path(sys.executable).parent))
+    if not uv:
+        pytest.skip("uv is not installed")
+    python = [uv, "run", "--no-project", "--isolated", "--with", "kserve==0.21.0", "python"]
+    if subprocess.run([*python, "-c", "import kserve"], capture_output=True, check=False).returncode:
+        pytest.skip("KServe's client cannot be installed")
+    files = [tmp_path / f"{place}.png" for place in range(32)]
+    for file, body in zip(files, files_of(digits, 32), strict=True):
+        file.write_bytes(body)
+    port = free_port()
+    with serving(CONVSERVE_GRPC_PORT=str(port), CONVSERVE_RUNTIME="openvino") as (http, _):
+        command = [*python, str(ROOT / "tests/service/kserve_client.py"), str(http.base_url), f"{ADDRESS}:{port}"]
+        done = subprocess.run([*command, *map(str, files)], capture_output=True, text=True, check=True)
+        expected = [int(np.argmax(probabilities_of(http, file.read_bytes()))) for file in files]
+    found = json.loads(done.stdout)
+    assert found["ready"] == found["grpc_ready"] == [True, True]
+    assert found["http"] == found["grpc"] == expected
+    in_json, binary = found["black"]
+    assert in_json == binary
+    assert found["error"].startswith("senet154 has no published weights for mnist5k")
+
+
+@pytest.mark.slow
 def test_two_fronts_answer_grpc_and_http_and_finish_what_they_have_begun(lenet5: PublishedModel) -> None:
     library = tritonclient("grpc")
-    with socket.socket() as probe:
-        probe.bind((ADDRESS, 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with serving(CONVSERVE_FRONTS="2", CONVSERVE_GRPC_PORT=str(port), CONVSERVE_RUNTIME="openvino") as (http, pid):
 
         def ask(_: int) -> int:
