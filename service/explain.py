@@ -17,13 +17,14 @@ from fastapi import Request
 from numpy.typing import NDArray
 from PIL import Image
 
+from engines.published.manifest import Manifest
 from engines.published.maps import MAPS, map_edge
 from engines.published.preprocess import Preprocess
 from service import schema
 from service.admission import Answer, EngineQueue, QueuePlace, QueuePlaces
 from service.batches import Pixels
 from service.context import ServerContext
-from service.inference import refusal, while_connected
+from service.inference import prediction, refusal, while_connected
 from service.loading import ServedModel
 
 LEAST_EDGE = 4  # cells: a coarser map, as of a picture of 64 pixels in a ResNet, shows less than hiding does
@@ -96,7 +97,7 @@ async def explain(
         runtime=engine.runtime,
         precision="fp32" if engine.precision == MAPS else engine.precision,
         method=plan.method,
-        explained=prediction(logits, model.manifest.labels, index),
+        explained=explained_class(logits, model.manifest, index),
         grid=grid.tolist(),
         seen=framed.seen[0],
         images=plan.images,
@@ -202,10 +203,10 @@ def log_probabilities(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return result
 
 
-def prediction(logits: NDArray[np.float64], labels: tuple[str, ...], index: int | None) -> schema.Prediction:
+def explained_class(logits: NDArray[np.float64], manifest: Manifest, index: int | None) -> schema.Prediction:
     """Return the class of an index, or the most probable, with its label and probability."""
     best = int(logits.argmax()) if index is None else index
-    return schema.Prediction(index=best, label=labels[best], probability=float(np.exp(log_probabilities(logits)[best])))
+    return prediction(manifest, best, float(np.exp(log_probabilities(logits)[best])))
 
 
 def overlay(pixels: Pixels, grid: list[list[float]]) -> bytes:

@@ -13,6 +13,8 @@ from fastapi import Request
 from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect
 
+from engines.published.imagenet import classes_of
+from engines.published.manifest import Manifest
 from engines.runtimes.engine import Engine
 from service import schema
 from service.admission import EngineQueue, Overloaded, QueuePlace
@@ -199,11 +201,13 @@ async def infer(
 
 def classification(model: ServedModel, engine: Engine, answer: ImageAnswer, top_k: int) -> schema.Classification:
     """Return an answer with the labels of its most probable classes."""
+    predictions, superclasses = top(answer.logits, model.manifest, top_k)
     return schema.Classification(
         model=model.manifest.tag,
         runtime=engine.runtime,
         precision=engine.precision,
-        predictions=top(answer.logits, model.manifest.labels, top_k),
+        predictions=predictions,
+        superclasses=superclasses,
         batch_size=answer.batch_size,
         timing_ms=answer.timing_ms,
     )
@@ -240,12 +244,37 @@ def while_connected(request: Request, until: asyncio.Timeout) -> Iterator[None]:
             task.cancel()
 
 
-def top(logits: NDArray[np.float32], labels: tuple[str, ...], k: int) -> list[schema.Prediction]:
-    """Return the `k` most probable classes, or all classes if there are fewer."""
+def top(
+    logits: NDArray[np.float32], manifest: Manifest, k: int
+) -> tuple[list[schema.Prediction], list[schema.SuperclassProbability] | None]:
+    """Return the `k` most probable classes and, of a model of ImageNet, superclasses; all if there are fewer."""
     exponentials = np.exp(logits - logits.max())
     best = np.argsort(-logits, kind="stable")[:k]
     probabilities = (exponentials[best] / exponentials.sum()).tolist()
-    return [
-        schema.Prediction(index=index, label=labels[index], probability=probability)
+    predictions = [
+        prediction(manifest, index, probability)
         for index, probability in zip(best.tolist(), probabilities, strict=True)
     ]
+    known = classes_of(manifest)
+    if known is None:
+        return predictions, None
+    sums = known.sums(exponentials)
+    sums /= sums.sum()
+    return predictions, [
+        schema.SuperclassProbability(superclass=known.names[index], probability=sums.item(index))
+        for index in np.argsort(-sums, kind="stable")[:k].tolist()
+    ]
+
+
+def prediction(manifest: Manifest, index: int, probability: float) -> schema.Prediction:
+    """Return a class of a model with its label and, of ImageNet, its id in WordNet and its superclass."""
+    label = manifest.labels[index]
+    if known := classes_of(manifest):
+        return schema.Prediction(
+            index=index,
+            label=label,
+            probability=probability,
+            wnid=known.wnids[index],
+            superclass=known.superclass(index),
+        )
+    return schema.Prediction(index=index, label=label, probability=probability)

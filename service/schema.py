@@ -35,10 +35,19 @@ class ArchitectureCard(Card, Totals):
 
 
 class Prediction(BaseModel):
-    """Predicted class and its softmax probability."""
+    """Predicted class and its softmax probability; `wnid`, its id in WordNet, and `superclass` are ImageNet's only."""
 
     index: int
     label: str
+    probability: float
+    wnid: str | None = None
+    superclass: str | None = None
+
+
+class SuperclassProbability(BaseModel):
+    """Superclass, such as dog or vehicle, and the sum of the probabilities of all its classes."""
+
+    superclass: str
     probability: float
 
 
@@ -109,12 +118,16 @@ class Choice(BaseModel):
 
 
 class Classification(BaseModel):
-    """Answer to /classify; `model` is the full tag, `predictions` start with the most probable class."""
+    """Answer to /classify; `model` is the full tag, `predictions` start with the most probable class.
+
+    A model of ImageNet has the most probable `superclasses` too.
+    """
 
     model: str
     runtime: str
     precision: str
     predictions: list[Prediction]
+    superclasses: list[SuperclassProbability] | None = None
     batch_size: int
     timing_ms: Timing
     choice: Choice | None = None
@@ -133,6 +146,7 @@ class ImagePredictions(BaseModel):
     """Answer to one image of several, as in Classification."""
 
     predictions: list[Prediction]
+    superclasses: list[SuperclassProbability] | None = None
     batch_size: int
     timing_ms: Timing
 

@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
+from engines.published.imagenet import IMAGENET
 from service import schema
-from service.accuracy import IMAGENET, accuracy_of
+from service.accuracy import accuracy_of
 from service.admission import EngineQueue
 from service.context import ServerContext, Shared, problems
 from service.errors import Problem, as_problem, worst_of
@@ -149,9 +150,12 @@ def of_several(
     def shown(result: ImageAnswer | Problem) -> schema.ImagePredictions | schema.ProblemDetails:
         if isinstance(result, Problem):
             return result.details()
-        predictions = top(result.logits, model.manifest.labels, top_k)
+        predictions, superclasses = top(result.logits, model.manifest, top_k)
         return schema.ImagePredictions(
-            predictions=predictions, batch_size=result.batch_size, timing_ms=result.timing_ms
+            predictions=predictions,
+            superclasses=superclasses,
+            batch_size=result.batch_size,
+            timing_ms=result.timing_ms,
         )
 
     images = [shown(result) for result in results]

@@ -59,4 +59,4 @@ async def explain_image(
     if form == "png":
         picture = await asyncio.to_thread(overlay, pixels, explained.grid)
         return Response(picture, media_type="image/png", headers=headers)
-    return Response(explained.model_dump_json(), media_type="application/json", headers=headers)
+    return Response(explained.model_dump_json(exclude_none=True), media_type="application/json", headers=headers)
