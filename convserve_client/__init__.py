@@ -1,6 +1,6 @@
 """Client of convserve, for Python programs and as a command."""
 
-from convserve_client.answers import ClassifiedImage, RankedClass, Result, ServerProblem, StageTimes
+from convserve_client.answers import ClassifiedImage, RankedClass, RankedSuperclass, Result, ServerProblem, StageTimes
 from convserve_client.client import AsyncConvServeClient, ConvServeClient
 from convserve_client.conversation import Question
 
@@ -10,6 +10,7 @@ __all__ = [
     "ConvServeClient",
     "Question",
     "RankedClass",
+    "RankedSuperclass",
     "Result",
     "ServerProblem",
     "StageTimes",

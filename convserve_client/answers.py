@@ -14,10 +14,23 @@ SHOWN = 200  # characters of an answer that is not the server's
 
 @dataclass(frozen=True)
 class RankedClass:
-    """Class with its probability; `index` is its place in the model's list of classes."""
+    """Class with its probability; `index` is its place in the model's list of classes.
+
+    `wnid`, the class's id in WordNet, and `superclass` are None unless the model's classes are ImageNet's.
+    """
 
     index: int
     label: str
+    probability: float
+    wnid: str | None = None
+    superclass: str | None = None
+
+
+@dataclass(frozen=True)
+class RankedSuperclass:
+    """Superclass, such as dog or vehicle, with the sum of the probabilities of all its classes."""
+
+    superclass: str
     probability: float
 
 
@@ -34,6 +47,7 @@ class StageTimes:
 class ClassifiedImage:
     """Answer to one image: the full tag of the model, and the classes with the most probable first.
 
+    `superclasses` are ordered alike, and None unless the model's classes are ImageNet's.
     `choice` is the reason of `auto` and what it chose from, as the server's JSON, else None.
     """
 
@@ -44,6 +58,7 @@ class ClassifiedImage:
     batch_size: int
     timing_ms: StageTimes
     choice: dict[str, Any] | None = None
+    superclasses: tuple[RankedSuperclass, ...] | None = None
 
     @property
     def label(self) -> str:
@@ -98,12 +113,21 @@ def answer_of(body: dict[str, Any], row: dict[str, Any]) -> ClassifiedImage:
         runtime=body["runtime"],
         precision=body["precision"],
         predictions=tuple(
-            RankedClass(item["index"], item["label"], item["probability"]) for item in row["predictions"]
+            RankedClass(item["index"], item["label"], item["probability"], item.get("wnid"), item.get("superclass"))
+            for item in row["predictions"]
         ),
         batch_size=row["batch_size"],
         timing_ms=StageTimes(*(row["timing_ms"][stage] for stage in ("decode", "queue", "inference"))),
         choice=body.get("choice"),
+        superclasses=superclasses_of(row),
     )
+
+
+def superclasses_of(row: dict[str, Any]) -> tuple[RankedSuperclass, ...] | None:
+    """Return the superclasses of the answer to one image, or None if the answer has none."""
+    if "superclasses" not in row:
+        return None
+    return tuple(RankedSuperclass(item["superclass"], item["probability"]) for item in row["superclasses"])
 
 
 def problems_in(body: dict[str, Any], response: httpx.Response) -> list[Result] | ServerProblem:

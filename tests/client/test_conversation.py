@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from convserve_client.answers import ClassifiedImage, Result, ServerProblem
+from convserve_client.answers import ClassifiedImage, RankedSuperclass, Result, ServerProblem
 from convserve_client.client import BATCH_BYTES, LARGEST, chunks, load
 from convserve_client.conversation import Outgoing, Question, Reply, conversation
 
@@ -85,6 +85,16 @@ def test_an_answer_has_types() -> None:
     assert isinstance(answer, ClassifiedImage)
     assert (answer.label, answer.probability, answer.batch_size) == ("7", 0.75, 2)
     assert (answer.timing_ms.queue, answer.choice, log) == (0.2, {"reason": "fast"}, [1])
+    assert (answer.predictions[0].wnid, answer.superclasses) == (None, None)
+
+
+def test_an_answer_of_imagenet_has_superclasses() -> None:
+    tabby = {"index": 281, "label": "tabby", "probability": 0.5, "wnid": "n02123045", "superclass": "cat"}
+    of_imagenet = row("1") | {"predictions": [tabby], "superclasses": [{"superclass": "cat", "probability": 0.75}]}
+    (answer,), _ = drive([b"a"], response(200, ENGINE | of_imagenet))
+    assert isinstance(answer, ClassifiedImage)
+    assert (answer.predictions[0].wnid, answer.predictions[0].superclass) == ("n02123045", "cat")
+    assert answer.superclasses == (RankedSuperclass("cat", 0.75),)
 
 
 def test_each_image_has_its_result_in_order() -> None:
