@@ -11,6 +11,8 @@ import locust  # noqa: F401 (imported first, because locust patches sockets and 
 from loadtest.landscape.command import landscape_command
 from loadtest.options import RESULTS, add_models, names, server_parser, server_under_test
 from loadtest.peers.command import peers_command
+from loadtest.protocols.command import protocols_command
+from loadtest.scale.command import scale_command, simulate_command
 from loadtest.traffic import ScenarioError
 
 SWEEP = RESULTS / "sweep.jsonl"
@@ -117,7 +119,10 @@ COMMANDS = {
     "smoke": smoke_command,
     "promises": promises_command,
     "peers": peers_command,
+    "protocols": protocols_command,
     "landscape": landscape_command,
+    "scale": scale_command,
+    "simulate": simulate_command,
 }
 
 

@@ -71,9 +71,9 @@ def usage(server: Server, tag: str) -> Usage:
     for name, labels, value in samples(server):
         if not labels:
             process[name] = value
-        elif labels.get("model") == tag and name == "convserve_stage_seconds_sum":
+        elif labels.get("model") == tag and name == "convserve_stage_duration_seconds_sum":
             sums[labels["stage"]] = value
-        elif labels.get("model") == tag and name == "convserve_stage_seconds_count":
+        elif labels.get("model") == tag and name == "convserve_stage_duration_seconds_count":
             counts[labels["stage"]] = value
     stages = {stage: (seconds, counts[stage]) for stage, seconds in sums.items()}
     try:

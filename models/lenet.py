@@ -1,7 +1,7 @@
 """LeNet-5: LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document Recognition", 1998, Figure 2.
 
 Two deviations. The outputs are the negated RBF distances, so that the largest wins and a softmax of the outputs is
-the posterior of the classes (the paper adds a "rubbish" class to its posterior: map_loss in training/train.py). The
+the posterior of the classes (the paper adds a "rubbish" class to its posterior: map_loss in training/losses.py). The
 RBF codes are a legible 7x12 alphabet drawn for this file in the style of the paper's Figure 3, not a copy of the
 figure.
 """

@@ -8,12 +8,12 @@ from math import sqrt
 from typing import NamedTuple
 
 from engines.measured.records import Fidelity
+from engines.published.imagenet import IMAGENET
 from engines.published.manifest import Accuracy, Manifest
 from service.loading import ServedModel
 from service.schema import AccuracyKind, Agreement, RatedModel
 
 NORMAL = 1.96  # standard deviations of a 95 % interval
-IMAGENET = "imagenet"  # the data set whose classes have one order and several spellings
 
 
 class Comparables(NamedTuple):

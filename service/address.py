@@ -26,8 +26,25 @@ def default_host() -> str:
     return "0.0.0.0" if "BENTOML_CONTAINERIZED" in os.environ else "127.0.0.1"  # noqa: S104
 
 
-def problem_of(host: str, port: int) -> str | None:
-    """Return a line that says why the server cannot listen on the address, or None if it can."""
+def listening_host() -> str:
+    """Return the address that BENTOML_HOST names, else the default."""
+    return os.environ.get("BENTOML_HOST") or default_host()
+
+
+def grpc_problem(host: str, http_port: int, port: int) -> str | None:
+    """Return a line that says why gRPC cannot listen beside HTTP, which listens on `host`, or None if it can."""
+    if port == http_port:
+        return f"CONVSERVE_GRPC_PORT: {port} is the port of HTTP; choose another"
+    if host != listening_host():
+        return f"CONVSERVE_GRPC_PORT: gRPC listens where BENTOML_HOST says; set BENTOML_HOST={host} in place of --host"
+    return problem_of(host, port, "CONVSERVE_GRPC_PORT")
+
+
+def problem_of(host: str, port: int, setting: str = "BENTOML_PORT") -> str | None:
+    """Return a line that says why the server cannot listen on the address, or None if it can.
+
+    `setting` is the variable that chooses the port.
+    """
     try:
         family = socket.AF_INET6 if ip_address(host).version == 6 else socket.AF_INET
         with socket.socket(family) as probe:
@@ -39,14 +56,14 @@ def problem_of(host: str, port: int) -> str | None:
     except OverflowError:
         return f"BENTOML_PORT: {port} is no port"
     except OSError as error:
-        remedy = "BENTOML_HOST" if error.errno == errno.EADDRNOTAVAIL else "BENTOML_PORT"
+        remedy = "BENTOML_HOST" if error.errno == errno.EADDRNOTAVAIL else setting
         return f"cannot listen on {host}, port {port}: {error.strerror}; choose another by {remedy}"
     return None
 
 
 def main(arguments: list[str]) -> None:
     """Check the address of BENTOML_HOST and BENTOML_PORT, or wait for the server. Raises SystemExit with one line."""
-    host, port = os.environ.get("BENTOML_HOST") or default_host(), os.environ.get("BENTOML_PORT") or "3000"
+    host, port = listening_host(), os.environ.get("BENTOML_PORT") or "3000"
     if not port.isdecimal():
         raise SystemExit(f"error: BENTOML_PORT: {port!r} is no port")
     if "--ready" in arguments:

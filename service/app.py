@@ -8,7 +8,7 @@ import os
 import signal
 from contextlib import suppress
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bentoml
 from bentoml import get_current_service, server_context  # `bentoml.get_current_service` would be looked up on each call
@@ -16,13 +16,16 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from service import framework_patches, processes
-from service.address import default_host
+from service.address import default_host, listening_host
 from service.application import create_application
 from service.context import ServerContext, make_context, make_front
 from service.device import LocalDevice
 from service.device_process import DeviceProcess
 from service.fair_accept import Connections
 from service.settings import check_runtime, read_settings, unknown
+
+if TYPE_CHECKING:
+    from service.inference_protocol.grpc_server import GrpcServer
 
 STOP_S = 5.0  # beyond the longest request, for which a device process waits for its fronts
 FRONT_NICE = 5  # fronts leave the processor to the device processes, so that refusals do not slow answers down
@@ -50,7 +53,7 @@ if not SETTINGS.tracing:
 framework_patches.use_http_protocol("service.http_limits:BoundedProtocol")
 if LAYOUT.fronts > 1:
     framework_patches.use_event_loop("service.fair_accept:loop_factory")
-framework_patches.check_address()
+framework_patches.check_address(SETTINGS.grpc_port)
 
 # BentoML's metrics, which label by raw path, and BentoML's access log are off: service/metrics.py and
 # service/request_log.py replace them.
@@ -69,9 +72,9 @@ class Lifecycle:
     def begin(self) -> None:
         """Begin to load models, or to follow the device processes. Until that is done the process is not ready."""
         processes.end_with_parent()
-        if problem := self._nothing_readable():
+        if problem := self.server.nothing_readable:
             logger.error(problem)
-        elif not self.server.catalog.models:
+        elif not self.server.catalog.models and not SETTINGS.models:
             logger.warning("no model is published: run `make serve`, or `python -m training publish`")
         self._running = asyncio.create_task(self.server.device.run())
         self._running.add_done_callback(ended)
@@ -86,6 +89,9 @@ class Lifecycle:
         for name, tag in SETTINGS.pins.items():
             if tag not in catalog.models:
                 logger.warning("CONVSERVE_PINS: %s is %s, which is not published", name, tag)
+        for name, split in SETTINGS.routes.items():
+            if (other := split.to or split.shadow) and other not in catalog.models:
+                logger.warning("CONVSERVE_ROUTES: %s, for a share of %s, is not published", other, name)
         if "dataset" in SETTINGS.model_fields_set and SETTINGS.dataset not in catalog.datasets:
             logger.warning("CONVSERVE_DATASET: no published model is of %s", SETTINGS.dataset)
 
@@ -111,21 +117,12 @@ class Lifecycle:
         """Wait until no new requests come: proxies have seen that this process is not ready."""
         await asyncio.sleep(SETTINGS.drain_s)
 
-    def _nothing_readable(self) -> str | None:
-        """Return an error if there are published models and the server cannot serve any of them."""
-        if self.server.catalog.models or not (unserved := self.server.catalog.unserved()):
-            return None
-        return f"no published model can be served: {'; '.join(unserved)}"
-
     async def __is_ready__(self) -> bool:
         """Return True for /readyz once every load of the start has been tried, until the service is about to stop.
 
         Raises HTTPException 503, which BentoML sends as text, with the reason while the service is not ready.
         """
-        reason = (
-            "about to stop" if self.server.leaving.is_set() else self.server.device.problem or self._nothing_readable()
-        )
-        if reason:
+        if reason := self.server.not_ready:
             raise HTTPException(503, reason)
         return True
 
@@ -154,7 +151,8 @@ class DeviceService(Lifecycle):
         self.server = make_context(SETTINGS, processes.folder())
         assert isinstance(self.server.device, LocalDevice)
         path = processes.socket_of(number)
-        self._process = DeviceProcess(self.server.device, self.server.catalog, path, LAYOUT.fronts)
+        clients = self.server.clients.by_number
+        self._process = DeviceProcess(self.server.device, self.server.catalog, path, LAYOUT.fronts, clients)
         self._tasks: set[asyncio.Task[None]] = set()
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]
@@ -203,12 +201,32 @@ class ConvServe(Lifecycle):
         else:
             self.server = make_context(SETTINGS)
         self.asgi = create_application(self.server)
+        self._grpc: GrpcServer | None = None
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     async def start(self) -> None:
         """Begin to load or to follow, and to answer requests."""
         self.begin()
+        if SETTINGS.grpc_port:
+            from service.inference_protocol.grpc_server import GrpcServer  # whose library takes 20 MB
+
+            self._grpc = GrpcServer(self.server)
+            await self._grpc.start(listening_host(), SETTINGS.grpc_port, shared=LAYOUT.fronts > 1)
         if (server_context.worker_index or 1) == 1:
             self.warn()
             logger.info("%s", LAYOUT)
         self.leave_at_sigterm()
+
+    async def last_request(self) -> None:
+        """Wait until no new requests come, over HTTP and gRPC."""
+        if self._grpc:
+            await self._grpc.leave()
+        await super().last_request()
+        if self._grpc:
+            self._grpc.end(SETTINGS.timeout_s)
+
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]
+    async def stop(self) -> None:
+        """Wait until the last requests over gRPC are answered."""
+        if self._grpc:
+            await self._grpc.stop(SETTINGS.timeout_s)

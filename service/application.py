@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Depends, Response
-from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import errors
 from service.context import ServerContext, Shared, known_parameters, needs_key, problems, refuse
 from service.fast_path import FastPath
+from service.inference_protocol import routes as inference_protocol
 from service.request_log import RequestLog
-from service.routes import classify, models
+from service.routes import classify, explain, models, page
+from service.state_metrics import state_text
 
 DESCRIPTION = "Every CNN architecture of a lecture, LeNet-5 to SENet-154: predictions, costs and measured speed."
 
-router, pages = APIRouter(), APIRouter()
+router = APIRouter()
 
 
 def create_application(server: ServerContext) -> ASGIApp:
-    """Return the ASGI application of `server`. Its documentation pages need no network and no API key."""
+    """Return the ASGI application of `server`. Its page and its documentation need no network and no API key."""
     api = FastAPIOffline(title="convserve", description=DESCRIPTION, redoc_url=None)
     api.state.server = server
     known = Depends(known_parameters)
-    keys = [Depends(needs_key)] if server.settings.api_keys else []
-    api.include_router(pages, dependencies=keys)
-    for routes in (classify.router, models.router):
-        api.include_router(routes, dependencies=[*keys, known], responses=problems(422))
+    keys = [Depends(needs_key)] if server.settings.needs_key else []
+    refusals = (422, 429) if server.settings.clients else (422,)
+    responses = problems(*refusals)
+    api.include_router(page.router)
+    for routes in (classify.router, explain.router, models.router):
+        api.include_router(routes, dependencies=[*keys, known], responses=responses)
+    api.include_router(inference_protocol.health)
+    api.include_router(inference_protocol.refused, dependencies=keys)
+    of_protocol = inference_protocol.errors(*refusals)
+    api.include_router(inference_protocol.router, dependencies=[*keys, known], responses=of_protocol)
     if server.settings.metrics_public:
         keys = []
-    api.include_router(router, dependencies=[*keys, known], responses=problems(422))
+    api.include_router(router, dependencies=[*keys, known], responses=responses)
     errors.install(api, refuse)
     return RequestLog(HeadAsGet(FastPath(api)), server.metrics, server.settings.access_log, server.leaving)
 
@@ -59,14 +66,8 @@ class HeadAsGet:
             scope["route"] = inner.get("route")
 
 
-@pages.get("/", include_in_schema=False)
-async def index() -> RedirectResponse:
-    """Redirect a browser from the root to the documentation."""
-    return RedirectResponse("/docs")
-
-
 @router.get("/metrics", response_class=Response, responses=problems(401))
 async def metrics(server: Shared) -> Response:
     """Return the metrics in Prometheus' text format."""
-    text = server.metrics.text(server.catalog.slots, server.device.left())
+    text = server.metrics.text(server.catalog.slots, server.device.left()) + state_text(server)
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")

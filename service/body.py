@@ -11,6 +11,7 @@ from python_multipart.multipart import parse_options_header
 
 from service.errors import Problem
 
+PART = "image"  # name of a form's part with an image
 MAX_PARTS = 20  # parts in a form
 MAX_NAMES = 200  # characters of the parts' names in an error
 CLOSE = {"Connection": "close"}  # without this header the server would go on reading the refused body
@@ -66,11 +67,15 @@ class Body:
         self._bodies.check(int(request.headers.get("content-length", 0)))
         chunks = []
         async for chunk in request.stream():
-            self.received += len(chunk)
-            self._bodies.take(len(chunk))
-            self._bodies.check(self.received)
+            self.add(len(chunk))
             chunks.append(chunk)
         return b"".join(chunks)
+
+    def add(self, count: int) -> None:
+        """Count `count` more bytes, until the context of the body ends. Raises Problem as `read` does."""
+        self.received += count
+        self._bodies.take(count)
+        self._bodies.check(self.received)
 
 
 def image_of(body: bytes, content_type: str) -> bytes:
@@ -82,21 +87,30 @@ def image_of(body: bytes, content_type: str) -> bytes:
     kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data":
         return body
-    names: list[str] = []
     try:
-        # Part names are only compared with the ASCII name `image`, so their charset does not matter.
-        with PushMultipartParser(
-            options.get(b"boundary", b""), max_segment_count=MAX_PARTS, header_charset="latin-1"
-        ) as parser:
-            image = b""
-            for event in parser.parse(body):
-                if isinstance(event, MultipartSegment):
-                    names.append(event.name)
-                elif event and names[-1] == "image":
-                    image = image or event  # the whole part, since the parser receives the whole body at once
+        parts = list(parts_of(body, options.get(b"boundary", b""), MAX_PARTS))
     except MultipartError as error:
         raise Problem(400, "broken_multipart", f"the form cannot be read: {error}") from error
-    if "image" not in names:
-        found = f"; its parts are {', '.join(map(repr, names))[:MAX_NAMES]}" if names else ""
-        raise Problem(400, "empty_image", f"the form has no part named `image`{found}")
-    return bytes(image)
+    images = [content for name, content in parts if name == PART]
+    if not images:
+        names = ", ".join(repr(name) for name, _ in parts)[:MAX_NAMES]
+        found = f"; its parts are {names}" if names else ""
+        raise Problem(400, "empty_image", f"the form has no part named `{PART}`{found}")
+    return next(filter(None, images), b"")
+
+
+def parts_of(body: bytes, boundary: bytes, most: int) -> Iterator[tuple[str, bytes]]:
+    """Yield the name and the content of each part of a form.
+
+    Raises MultipartError when the iteration arrives at a fault, or at more than `most` parts.
+    """
+    name, content = "", b""
+    # Part names are only compared with an ASCII name, so their charset does not matter.
+    with PushMultipartParser(boundary, max_segment_count=most, header_charset="latin-1") as parser:
+        for event in parser.parse(body):
+            if isinstance(event, MultipartSegment):
+                name, content = event.name, b""
+            elif event:
+                content = bytes(event)  # the whole part, since the parser receives the whole body at once
+            else:
+                yield name, content

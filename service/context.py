@@ -13,13 +13,17 @@ from secrets import compare_digest
 from typing import Annotated
 
 from fastapi import Depends, Request, Response
+from fastapi.responses import JSONResponse
 from fastapi.security import APIKeyHeader, HTTPBearer
 from opentelemetry.trace import Tracer
 from pydantic import SecretStr
+from starlette.datastructures import Headers, State
 
 from service import errors, schema
+from service.admission import Admission
 from service.body import Bodies
 from service.catalog import Catalog
+from service.clients import Clients, current
 from service.device import Device, LocalDevice
 from service.errors import Problem
 from service.framework_patches import tracer_provider
@@ -27,8 +31,8 @@ from service.images import Decoders
 from service.metrics import Metrics
 from service.refusals import Refusals
 from service.remote import RemoteDevice
-from service.scheduler import Admission
 from service.settings import Settings
+from service.traffic_split import TrafficSplits
 
 MAX_NAME = 100  # characters of an unknown parameter's name in an error
 
@@ -42,6 +46,8 @@ class ServerContext:
     device: Device
     decoders: Decoders
     bodies: Bodies
+    clients: Clients
+    splits: TrafficSplits
     refusals: Refusals
     metrics: Metrics
     tracer: Tracer
@@ -52,27 +58,44 @@ class ServerContext:
         """Admission to the device's queues."""
         return self.device.admission
 
+    @property
+    def not_ready(self) -> str | None:
+        """Reason why requests should not be routed to this process, or None."""
+        return "about to stop" if self.leaving.is_set() else self.device.problem or self.nothing_readable
+
+    @property
+    def nothing_readable(self) -> str | None:
+        """Error if there are published models and the server cannot serve any of them, else None."""
+        if self.catalog.models or not (unserved := self.catalog.unserved()):
+            return None
+        return f"no published model can be served: {'; '.join(unserved)}"
+
 
 def make_context(settings: Settings, shared_metrics: Path | None = None) -> ServerContext:
     """Build the shared state of a process with a device; `shared_metrics` is the folder of the server's metrics."""
     catalog, metrics = Catalog(settings), Metrics(shared_metrics)
-    return with_device(settings, catalog, metrics, LocalDevice(settings, catalog, metrics))
+    return with_device(settings, catalog, metrics, LocalDevice(settings, catalog, metrics), shared_metrics)
 
 
 def make_front(settings: Settings, devices: Sequence[Path], shared_metrics: Path) -> ServerContext:
     """Build the shared state of a front, whose devices are processes that listen on these sockets."""
     catalog = Catalog(settings)
-    return with_device(settings, catalog, Metrics(shared_metrics), RemoteDevice(settings, catalog, devices))
+    device = RemoteDevice(settings, catalog, devices)
+    return with_device(settings, catalog, Metrics(shared_metrics), device, shared_metrics)
 
 
-def with_device(settings: Settings, catalog: Catalog, metrics: Metrics, device: Device) -> ServerContext:
-    """Build the shared state around a device."""
+def with_device(
+    settings: Settings, catalog: Catalog, metrics: Metrics, device: Device, folder: Path | None
+) -> ServerContext:
+    """Build the shared state around a device; `folder` is that in which several processes of a server meet."""
     return ServerContext(
         settings=settings,
         catalog=catalog,
         device=device,
         decoders=Decoders(settings.decoders, settings.max_pixels),
         bodies=Bodies(settings.max_body_bytes, settings.max_bodies_bytes),
+        splits=TrafficSplits(settings.routes),
+        clients=Clients(settings.clients, folder / "clients" if folder else None),
         refusals=Refusals(device.admission.clock),
         metrics=metrics,
         tracer=tracer_provider().get_tracer("convserve"),
@@ -99,18 +122,40 @@ def same(value: str, secret: SecretStr) -> bool:
     return compare_digest(value.encode(), secret.get_secret_value().encode())
 
 
-def let_in(server: ServerContext, request: Request) -> None:
-    """Raise Problem 401 unless the request has a configured API key, or the administrator's token.
+def bearer(headers: Headers) -> str:
+    """Return the bearer token of a request, or an empty text without one."""
+    scheme, _, token = headers.get("Authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
 
-    Either may stand in the header X-API-Key or be a bearer token.
+
+def let_in(server: ServerContext, headers: Headers, state: State) -> None:
+    """Raise Problem 401 unless the request has a configured API key, a client's key, or the administrator's token.
+
+    Each may stand in the header X-API-Key or be a bearer token. Raises LimitReached for a client that has used up a
+    limit; the task knows the client from now on, and `state` the name for the log.
     """
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    presented = [request.headers.get("X-API-Key", "").strip(), token.strip() if scheme.lower() == "bearer" else ""]
+    presented = [headers.get("X-API-Key", "").strip(), bearer(headers)]
+    if client := server.clients.find(presented):
+        current.set(client)
+        state.client = client.name
+        client.admit(server.scheduler.clock())
+        return
     known = [*server.settings.api_keys, *filter(None, [server.settings.admin_token])]
     # Every key is compared, each in constant time, so that timing does not reveal which key was close.
     if not sum(same(value, secret) for value in presented for secret in known):
         detail = "an API key is needed, as the header X-API-Key or as a bearer token"
         raise Problem(401, "unauthorized", detail, headers={"WWW-Authenticate": "Bearer"})
+    current.set(server.clients.by_number[0])
+
+
+def check_admin(server: ServerContext, token: str) -> None:
+    """Raise Problem 403 if no admin token is configured, 401 if the request's token is another, or empty."""
+    configured = server.settings.admin_token
+    if configured is None:
+        raise Problem(403, "admin_off", "loading and unloading by request needs CONVSERVE_ADMIN_TOKEN to be set")
+    if not same(token, configured):
+        headers = {"WWW-Authenticate": "Bearer"}
+        raise Problem(401, "unauthorized", "the admin token is needed, as a bearer token", headers=headers)
 
 
 KEYS = (APIKeyHeader(name="X-API-Key", auto_error=False), HTTPBearer(auto_error=False))
@@ -120,7 +165,7 @@ async def needs_key(
     server: Shared, request: Request, _: Annotated[object, Depends(KEYS[0])], __: Annotated[object, Depends(KEYS[1])]
 ) -> None:
     """Raise Problem 401 as `let_in` does; as a dependency of a route, show both ways to send a key in OpenAPI."""
-    let_in(server, request)
+    let_in(server, request.headers, request.state)
 
 
 def check_parameters(given: Iterable[str], known: Sequence[str]) -> None:
@@ -142,16 +187,28 @@ async def known_parameters(request: Request) -> None:
 
 
 async def refuse(request: Request, error: Exception) -> Response:
-    """Convert an error into a response and note its code for the request log. A refusal waits for its turn.
+    """Convert an error into a response, as `noted` does; below /v2 in the form of the Open Inference Protocol."""
+    path, server = request.url.path, await shared(request)
+    problem = await noted(server, request.state, error, counted=counts_images(path))
+    if path == "/v2" or path.startswith("/v2/"):
+        return JSONResponse({"error": problem.detail}, problem.status, problem.headers)
+    return problem.response()
 
-    Errors of /classify and /compare are counted in the metrics.
+
+def counts_images(path: str) -> bool:
+    """Return True for the path of a route whose images are counted in the metrics."""
+    return path in {"/classify", "/compare", "/explain"} or (path.startswith("/v2/models/") and path.endswith("/infer"))
+
+
+async def noted(server: ServerContext, state: State, error: Exception, *, counted: bool) -> Problem:
+    """Return the problem of an error, and note its code for the request log. A refusal waits for its turn.
+
+    With `counted` the problem counts in the metrics, unless each image of the request was counted.
     """
     problem = errors.as_problem(error)
-    request.state.problem = problem.code
+    state.problem = problem.code
     if problem.status == HTTPStatus.SERVICE_UNAVAILABLE:
-        server = await shared(request)
-        await server.refusals.turn(getattr(request.state, "deadline", inf))
-    if request.url.path in {"/classify", "/compare"}:
-        server = await shared(request)
-        server.metrics.failed(getattr(request.state, "tag", ""), problem.code)
-    return problem.response()
+        await server.refusals.turn(getattr(state, "deadline", inf))
+    if counted and not getattr(state, "counted", False):
+        server.metrics.failed(getattr(state, "tag", ""), problem.code)
+    return problem

@@ -57,6 +57,10 @@ class BatchCost:
         weight = (batch - sizes[left]) / (sizes[right] - sizes[left])
         return self._correction * (seconds[left] + weight * (seconds[right] - seconds[left]))
 
+    def uncorrected_backlog_s(self, images: int) -> float:
+        """Return the seconds of `images` images on an idle device, without any correction."""
+        return self.uncorrected_s if images == 1 else self.uncorrected_s * self.backlog_s(images) / self(1)
+
     def observe(self, batch: int, seconds: float) -> None:
         """Correct the predictions by the measured seconds of one batch."""
         ratio = min(seconds / self(batch), OUTLIER)
@@ -75,6 +79,26 @@ class BatchCost:
         """Return the predicted seconds that `images` waiting images will take, in batches of `best_batch`."""
         batches, rest = divmod(images, self.best_batch)
         return batches * self(self.best_batch) + (self(rest) if rest else 0.0)
+
+
+class WaitFactor:
+    """Factor from predicted waits to those of the last batches, 1 at least.
+
+    A prediction counts the images that wait. Those that will come for other engines meanwhile, and run before because
+    their engines have used less of the device, show only in what is observed.
+    """
+
+    def __init__(self) -> None:
+        self._waited_s = self._predicted_s = 0.0
+
+    def __call__(self) -> float:
+        """Return the factor."""
+        return min(max(1.0, self._waited_s / self._predicted_s), OUTLIER) if self._predicted_s else 1.0
+
+    def observe(self, predicted_s: float, waited_s: float) -> None:
+        """Count the wait of one image, and those before a little less: long waits weigh most."""
+        self._predicted_s = (1 - LEARNING) * self._predicted_s + predicted_s
+        self._waited_s = (1 - LEARNING) * self._waited_s + waited_s
 
 
 def cost_of(

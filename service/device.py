@@ -8,11 +8,13 @@ import logging
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 
+from service.admission import Admission, EngineQueue
 from service.catalog import Catalog
 from service.loading import ServedModel
 from service.metrics import Metrics
+from service.pulling import Puller
 from service.recent import Recent, Stages
-from service.scheduler import Admission, EngineQueue, Scheduler
+from service.scheduler import Scheduler
 from service.schema import Tuning
 from service.settings import Settings
 from service.tuning import Tuner
@@ -84,6 +86,7 @@ class LocalDevice(Device):
         self.admission = self.scheduler
         self.tuner = Tuner(settings, catalog, metrics)
         self.latencies = Recent()
+        self._puller = Puller(settings, metrics)
         self._loaded = False
 
     async def queue(self, model: ServedModel, precision: str | None = None) -> EngineQueue:
@@ -115,8 +118,11 @@ class LocalDevice(Device):
         return self.tuner.paused()
 
     async def run(self) -> None:
-        """Load the published models, then follow the store and tune engines. Never returns."""
+        """Load the published models, then follow bucket and store, and tune engines. Never returns."""
         try:
+            if self._settings.models:
+                await self._puller.pull(wait=True)
+                await self._catalog.rescan()
             if self._settings.load == "start":
                 await self._catalog.load_all()
         except Exception:  # the models that could be loaded are served
@@ -125,10 +131,13 @@ class LocalDevice(Device):
         self._loaded = True
         self._catalog.loader.changed()
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._puller.follow())
             group.create_task(self._catalog.follow())
             group.create_task(self.tuner.run())
 
     @property
     def problem(self) -> str | None:
         """Reason why requests should not be routed here, or None."""
-        return None if self._loaded else "loading models"
+        if not self._loaded:
+            return "loading models"
+        return None if self._catalog.models else self._puller.problem

@@ -7,19 +7,20 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from service.admission import Answer, EngineQueue, Late, PendingImage
 from service.batches import Picture, RefusedJpeg
 from service.catalog import Catalog
+from service.clients import NOBODY, SHADOWS, Client
 from service.device import LocalDevice
 from service.errors import Problem
 from service.frames import ANSWER, CANCEL, HELLO, HELLO_S, IMAGE, JPEG, AnswerStatus, FramedProtocol, Kind, packed
 from service.loading import ServedModel, Slot
-from service.scheduler import Answer, EngineQueue, Late, PendingImage
 from service.slots import FRONTS, ROWS, Expectations, Slots, anonymous
 
 GRACE_S = 2.0  # for which an unloaded engine answers fronts that have not heard yet
@@ -39,8 +40,14 @@ class LoadedEngine(NamedTuple):
 class DeviceProcess:
     """Server on a Unix socket for the fronts of one device."""
 
-    def __init__(self, device: LocalDevice, catalog: Catalog, path: Path, fronts: int = 1) -> None:
-        """Listen at `path` for a number of fronts. Until all have been connected the process is not ready."""
+    def __init__(
+        self, device: LocalDevice, catalog: Catalog, path: Path, fronts: int = 1, clients: Sequence[Client] = (NOBODY,)
+    ) -> None:
+        """Listen at `path` for a number of fronts. Until all have been connected the process is not ready.
+
+        `clients` are those of the settings, by their numbers.
+        """
+        self.clients = clients
         self.device, self.catalog, self.path, self._expected_fronts = device, catalog, path, fronts
         self._table_descriptor = anonymous(Expectations.SIZE)
         self.table = Expectations(self._table_descriptor)
@@ -148,7 +155,7 @@ class DeviceProcess:
         """Forget an engine that was unloaded; images on their way to the engine have been answered."""
         del self.engines[engine.number]
         self._unloaded.discard(engine.number)
-        self.table.decoding[engine.row] = 0
+        self.table.forget(row=engine.row)
         self._rows.append(engine.row)
 
     def expect_soon(self) -> None:
@@ -162,14 +169,15 @@ class DeviceProcess:
 
     def _expect_all(self) -> None:
         self._expected = False
-        for engine in self.engines.values():
-            self.expect(engine)
+        self.expect(*self.engines.values())
 
-    def expect(self, engine: LoadedEngine) -> None:
-        """Write what is expected of an engine into the table."""
-        queue, scheduler = engine.queue, self.device.scheduler
-        cost, backlog_s = queue.cost, scheduler.backlog_s(queue)
-        self.table.put(engine.row, len(queue.waiting), backlog_s, cost(1), cost(cost.best_batch))
+    def expect(self, *engines: LoadedEngine) -> None:
+        """Write what is expected of engines into the table."""
+        scheduler = self.device.scheduler
+        backlogs_s = scheduler.backlogs_s([engine.queue for engine in engines])
+        for engine, backlog_s in zip(engines, backlogs_s, strict=True):
+            queue, cost = engine.queue, engine.queue.cost
+            self.table.put(engine.row, len(queue.waiting), backlog_s, cost(1), cost(cost.best_batch))
         self.table.free_at = scheduler.free_at
 
     def began(self) -> None:
@@ -303,7 +311,7 @@ class FrontConnection(FramedProtocol):
         for answer in list(self._pending.values()):
             self._withdraw(answer)
             self._release(answer)
-        self.process.table.decoding[:, self._column] = 0
+        self.process.table.forget(column=self._column)
         self.process.columns.append(self._column)
         self.process.expect_soon()
         for call in self._calls:
@@ -313,11 +321,13 @@ class FrontConnection(FramedProtocol):
         """Enqueue images, withdraw images, or answer a call."""
         match kind:
             case Kind.IMAGES:
-                for slot, generation, number, *shape, deadline, decode_ms in IMAGE.iter_unpack(payload):
-                    self._enqueue(slot, generation, number, self.slots.pixels(slot, tuple(shape)), deadline, decode_ms)
+                for slot, generation, number, client, *shape, deadline, decode_ms in IMAGE.iter_unpack(payload):
+                    pixels = self.slots.pixels(slot, tuple(shape))
+                    self._enqueue(slot, generation, number, client, pixels, deadline, decode_ms)
             case Kind.JPEGS:
-                for slot, generation, number, length, deadline, decode_ms in JPEG.iter_unpack(payload):
-                    self._enqueue(slot, generation, number, self.slots.jpeg(slot, length), deadline, decode_ms)
+                for slot, generation, number, client, length, deadline, decode_ms in JPEG.iter_unpack(payload):
+                    jpeg = self.slots.jpeg(slot, length)
+                    self._enqueue(slot, generation, number, client, jpeg, deadline, decode_ms)
             case Kind.CANCELS:
                 for slot, generation in CANCEL.iter_unpack(payload):
                     answer = self._pending.get(slot)
@@ -329,7 +339,14 @@ class FrontConnection(FramedProtocol):
                 task.add_done_callback(self._calls.discard)
 
     def _enqueue(
-        self, slot: int, generation: int, number: int, picture: Picture, deadline: float, decode_ms: float
+        self,
+        slot: int,
+        generation: int,
+        number: int,
+        client: int,
+        picture: Picture,
+        deadline: float,
+        decode_ms: float,
     ) -> None:
         """Enqueue an image, and write what is expected of the engines from now on."""
         engine = self.process.engines.get(number)
@@ -339,7 +356,8 @@ class FrontConnection(FramedProtocol):
         scheduler = self.process.device.scheduler
         now = scheduler.clock()
         answer = SlotAnswer(self, engine, slot, generation)
-        answer.image = PendingImage(picture, now, deadline, answer, decode_ms)
+        whose = SHADOWS if client == SHADOWS.number else self.process.clients[client]
+        answer.image = PendingImage(picture, now, deadline, answer, decode_ms, whose)
         self._pending[slot] = answer
         engine.queue.users += 1
         engine.slot.used_at = now

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from math import ceil
 from typing import Any
@@ -13,7 +13,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from service.scheduler import Late, Overloaded
+from service.admission import Late, Overloaded
+from service.clients import LimitReached
 from service.schema import ProblemDetails
 
 MEDIA_TYPE = "application/problem+json"
@@ -42,9 +43,16 @@ class Problem(Exception):
         return JSONResponse(self.details().model_dump() | self.more, self.status, self.headers, MEDIA_TYPE)
 
 
+def worst_of(problems: Sequence[Problem], **more: Any) -> Problem:
+    """Return the first problem of the highest status, with more JSON members, as the answer to a request of several."""
+    worst = max(problems, key=lambda problem: problem.status)
+    return Problem(worst.status, worst.code, worst.detail, headers=worst.headers, **worst.more | more)
+
+
 def install(api: FastAPI, refuse: Callable[[Request, Exception], Awaitable[Response]]) -> None:
     """Register `refuse` as the handler of every error of `api`."""
-    for kind in (Problem, RequestValidationError, HTTPException, ClientDisconnect, Overloaded, Late, TimeoutError):
+    kinds = (Problem, RequestValidationError, HTTPException, ClientDisconnect)
+    for kind in (*kinds, Overloaded, Late, LimitReached, TimeoutError):
         api.add_exception_handler(kind, refuse)
     api.add_exception_handler(Exception, refuse)
 
@@ -62,6 +70,8 @@ def as_problem(error: Exception) -> Problem:
             problem = overloaded(error)
         case Late() | TimeoutError():
             problem = Problem(504, "timeout", str(error) or "no answer in time", headers={"Connection": "close"})
+        case LimitReached():
+            problem = Problem(429, "limit_reached", str(error), headers=error.headers)
         case ClientDisconnect():
             problem = Problem(400, "disconnected", "the client went away")
         case _:

@@ -16,10 +16,10 @@ from service.errors import Problem
 HELLO = Struct("<II")
 HELLO_S = 5.0  # seconds in which the other side must say hello
 HEAD = Struct("<IB")  # length of the payload, kind
-# Slot and its generation, engine, height, width, channels, deadline in s on the machine's clock, decoding in ms.
-IMAGE = Struct("<IIIHHHxxdf")
-# Slot and its generation, engine, bytes of the JPEG, deadline, inspection in ms.
-JPEG = Struct("<IIIIdf")
+# Slot and its generation, engine, client, height, width, channels, deadline in s (machine's clock), decoding in ms.
+IMAGE = Struct("<IIIHHHHdf")
+# Slot and its generation, engine, client, bytes of the JPEG, deadline, inspection in ms.
+JPEG = Struct("<IIIHxxIdf")
 CANCEL = Struct("<II")  # slot and its generation
 # Slot and its generation, outcome, classes, size of the batch, milliseconds in queue and in inference.
 ANSWER = Struct("<IIIIIff")

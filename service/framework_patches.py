@@ -115,8 +115,10 @@ def check_http_protocol() -> None:
             raise SystemExit(f"error: uvicorn {version('uvicorn')} has no HttpToolsProtocol.{name}; 0.54.0 has it")
 
 
-def check_address() -> None:
+def check_address(grpc_port: int | None = None) -> None:
     """Let `bentoml serve` end with one line if it cannot listen, and say so if it listens on all interfaces.
+
+    `grpc_port` is the port of gRPC, if any, on which the fronts will listen.
 
     Circus, of the package kantoku, would end with a traceback, and BentoML's log would say localhost.
     """
@@ -125,8 +127,12 @@ def check_address() -> None:
 
     def bind_and_listen(socket: Any) -> None:
         """Bind the server's socket. Raises BentoMLException, which the command prints as one line."""
-        if not socket.is_unix and (problem := address.problem_of(socket.host, socket.port)):
-            raise BentoMLException(problem)
+        if not socket.is_unix:
+            problem = address.problem_of(socket.host, socket.port)
+            if grpc_port and not problem:
+                problem = address.grpc_problem(socket.host, socket.port, grpc_port)
+            if problem:
+                raise BentoMLException(problem)
         listen(socket)
         if not socket.is_unix and socket.host in address.ALL:
             logger.info("port %d is open on all network interfaces, not only on localhost", socket.port)

@@ -65,6 +65,11 @@ def check_wanted(over: Event) -> None:
         raise RequestOver
 
 
+def is_picture(body: bytes) -> bool:
+    """Return True if a body begins as a file in a supported format does."""
+    return body.startswith(SIGNATURES) or (body[:4] == b"RIFF" and body[8:12] == b"WEBP")
+
+
 def opened(body: bytes, max_pixels: int, over: Event | None = None) -> ImageFile:
     """Return a picture after reading only its header. The content decides the format, not a file name or media type.
 
@@ -73,7 +78,7 @@ def opened(body: bytes, max_pixels: int, over: Event | None = None) -> ImageFile
     """
     if not body:
         raise Problem(400, "empty_image", "the body is empty; send the bytes of an image")
-    if not body.startswith(SIGNATURES) and not (body[:4] == b"RIFF" and body[8:12] == b"WEBP"):
+    if not is_picture(body):
         raise Problem(415, "unsupported_format", f"not an image in a supported format: {', '.join(FORMATS)}")
     source = partial(ImageBytes, over=over) if over else io.BytesIO
     try:
@@ -152,15 +157,15 @@ class Decoders:
     """Pool of threads that decode images. The scheduler's admission bounds the number of waiting images."""
 
     def __init__(self, threads: int, max_pixels: int) -> None:
-        self._threads = threads
+        self.threads = threads
         self._max_pixels = max_pixels
         self._pool = ThreadPoolExecutor(threads, "decode")
         self.under_way = 0  # images that a thread decodes, or that wait for one
-        self.mean_s = 0.0  # moving average over images decoded in a thread
+        self.mean_s = 0.0  # moving average over all but small images
 
-    def wait_s(self) -> float:
-        """Return the expected seconds until a thread is free, from the mean decoding time."""
-        return self.mean_s * self.under_way / self._threads
+    def wait_s(self, images: int = 1) -> float:
+        """Return the expected seconds until a thread is free for the last of `images`, from the mean decoding time."""
+        return self.mean_s * (self.under_way + images - 1) / self.threads if images else 0.0
 
     def forget(self) -> None:
         """Reduce the mean decoding time by a tenth.
@@ -182,7 +187,10 @@ class Decoders:
         if len(body) <= most_bytes:
             picture = opened(image_of(body, content_type), self._max_pixels)
             if picture.width * picture.height <= most_pixels:
-                return decode(picture, preprocesses, scaled=scaled), (perf_counter() - started) * 1000
+                decoded, seconds = decode(picture, preprocesses, scaled=scaled), perf_counter() - started
+                if len(body) > SMALL[0]:
+                    self._observe(seconds)
+                return decoded, seconds * 1000
         loop = asyncio.get_running_loop()
         over = Event()
         job = self._pool.submit(self._decode, body, content_type, preprocesses, scaled, over)
@@ -193,7 +201,7 @@ class Decoders:
             pixels, seconds = await asyncio.wrap_future(job)
         finally:
             over.set()
-        self.mean_s += LEARNING * (seconds - self.mean_s)
+        self._observe(seconds)
         return pixels, (perf_counter() - started) * 1000
 
     async def plain_jpeg(
@@ -210,6 +218,9 @@ class Decoders:
             job = self._pool.submit(plain_jpeg, body, content_type, samplings, self._max_pixels)
             jpeg = await asyncio.wrap_future(job)
         return jpeg, (perf_counter() - started) * 1000
+
+    def _observe(self, seconds: float) -> None:
+        self.mean_s += LEARNING * (seconds - self.mean_s)
 
     def _ended(self) -> None:
         self.under_way -= 1

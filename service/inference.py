@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from math import inf
 
 import numpy as np
@@ -12,15 +13,27 @@ from fastapi import Request
 from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect
 
+from engines.published.imagenet import classes_of
+from engines.published.manifest import Manifest
+from engines.runtimes.engine import Engine
 from service import schema
-from service.batches import Picture, RefusedJpeg
+from service.admission import EngineQueue, Overloaded, QueuePlace
+from service.batches import Logits, Picture, RefusedJpeg
 from service.context import ServerContext
 from service.errors import Problem
 from service.loading import ServedModel
 from service.request_log import trace
-from service.scheduler import EngineQueue, Overloaded, QueuePlace
 
 PATIENCE_S = 0.05  # seconds before the server checks that a client is still connected
+
+
+@dataclass(frozen=True)
+class ImageAnswer:
+    """Answer to one image: logits (classes,), the size of the batch, and the milliseconds by stage."""
+
+    logits: Logits
+    batch_size: int
+    timing_ms: schema.Timing
 
 
 def deadline_of(server: ServerContext, deadline_ms: float | None) -> float:
@@ -49,8 +62,23 @@ async def answers(
     errors = [refusal(server, model, queue, deadline) for model, queue in requested]
     if all(errors):
         return list(filter(None, errors))
-    with server.bodies.hold() as body, ExitStack() as places:
-        image = await body.read(request)
+    with server.bodies.hold() as body:
+        return await answers_read(server, request, requested, errors, await body.read(request), top_k, until)
+
+
+async def answers_read(
+    server: ServerContext,
+    request: Request,
+    requested: list[tuple[ServedModel, EngineQueue]],
+    errors: list[Exception | None],
+    image: bytes,
+    top_k: int,
+    until: asyncio.Timeout,
+) -> list[schema.Classification | Exception]:
+    """Decode the image of a body that has been read, and return as `answers` does; `errors` are from before."""
+    deadline = until.when()
+    assert deadline is not None
+    with ExitStack() as places:
         wait_s = server.decoders.wait_s()
         held = []
         for number, (model, queue) in enumerate(requested):
@@ -69,15 +97,28 @@ async def answers(
     return [error or next(answered) for error in errors]
 
 
-def refusal(server: ServerContext, model: ServedModel, queue: EngineQueue, deadline: float) -> Exception | None:
-    """Return the error of a model that cannot answer by the deadline, else None."""
+def refusal(
+    server: ServerContext,
+    model: ServedModel,
+    queue: EngineQueue,
+    deadline: float,
+    images: int = 1,
+    to_decode: int | None = None,
+) -> Exception | None:
+    """Return the error of a model that cannot answer all images by the deadline, else None.
+
+    All images are decoded, or only `to_decode` of them.
+    """
     left = deadline - server.scheduler.clock()
-    if queue.cost.uncorrected_s > left:
-        needed = f"needs {1000 * queue.cost.uncorrected_s:.1f} ms for an image"
+    alone_s = queue.cost.uncorrected_backlog_s(images)
+    if alone_s > left:
+        needed = f"needs {1000 * alone_s:.1f} ms for {'an image' if images == 1 else f'{images} images'}"
         reason = f"{needed}; {1000 * max(0.0, left):.1f} ms are left"
         return Problem(422, "impossible_deadline", f"{model.manifest.tag} {reason}")
     try:
-        server.scheduler.check(queue, deadline, server.decoders.wait_s())
+        server.scheduler.check(
+            queue, deadline, server.decoders.wait_s(images if to_decode is None else to_decode), images
+        )
     except Overloaded as error:
         return error
     return None
@@ -97,9 +138,13 @@ async def infer_all(
     for one model is not decoded here if the model's device does so.
     """
     if len(held) == 1 and held[0][1].queue.samplings:
-        answer = await undecoded(server, *held[0], body, content_type, top_k)
+        model, place = held[0]
+        try:
+            answer = await undecoded(server, model, place, body, content_type)
+        except Exception as error:
+            return [error]
         if answer:
-            return [answer]
+            return [classification(model, place.queue.engine, answer, top_k)]
     preprocesses = [model.manifest.preprocess for model, _ in held]
     scaled = server.settings.scaled_jpeg and all(
         model.supports_scaled_jpeg(place.queue.engine) for model, place in held
@@ -114,7 +159,8 @@ async def infer_all(
     async def one(model: ServedModel, place: QueuePlace, own: Picture) -> schema.Classification | Exception:
         try:
             async with asyncio.timeout_at(limit):
-                return await infer(server, model, place, own, decode_ms, top_k)
+                answer = await infer(server, model, place, own, decode_ms)
+            return classification(model, place.queue.engine, answer, top_k)
         except Exception as error:
             return error
 
@@ -124,41 +170,46 @@ async def infer_all(
 
 
 async def undecoded(
-    server: ServerContext, model: ServedModel, place: QueuePlace, body: bytes, content_type: str, top_k: int
-) -> schema.Classification | Exception | None:
-    """Return the answer to a JPEG that the model's device decodes, or its error; None if Pillow must decode."""
+    server: ServerContext, model: ServedModel, place: QueuePlace, body: bytes, content_type: str
+) -> ImageAnswer | None:
+    """Return the answer to a JPEG that the model's device decodes; None if Pillow must decode."""
     jpeg, inspect_ms = await server.decoders.plain_jpeg(body, content_type, place.queue.samplings)
     if not jpeg:
         return None
     try:
-        return await infer(server, model, place, jpeg, inspect_ms, top_k)
+        return await infer(server, model, place, jpeg, inspect_ms)
     except RefusedJpeg:
         place.__enter__()  # counts as being decoded again
         return None
-    except Exception as error:
-        return error
 
 
 async def infer(
-    server: ServerContext, model: ServedModel, place: QueuePlace, picture: Picture, decode_ms: float, top_k: int
-) -> schema.Classification:
-    """Wait for the device and return the labelled answer; count the answer in metrics and spans."""
-    manifest, engine = model.manifest, place.queue.engine
+    server: ServerContext, model: ServedModel, place: QueuePlace, picture: Picture, decode_ms: float
+) -> ImageAnswer:
+    """Wait for the device and return the answer; count the answer in metrics and spans."""
     answer = await place.infer(picture, decode_ms)
+    server.splits.copy(server, model, picture, answer)
     timing = schema.Timing(
         decode=round(decode_ms, 3), queue=round(answer.queue_ms, 3), inference=round(answer.inference_ms, 3)
     )
     stages = timing.model_dump()
-    server.metrics.answered(manifest.tag, answer.batch_size, stages)
+    server.metrics.answered(model.manifest.tag, answer.batch_size, stages)
     server.device.answered(model, (decode_ms, answer.queue_ms, answer.inference_ms))
     trace(server.tracer, stages)
+    return ImageAnswer(answer.logits, answer.batch_size, timing)
+
+
+def classification(model: ServedModel, engine: Engine, answer: ImageAnswer, top_k: int) -> schema.Classification:
+    """Return an answer with the labels of its most probable classes."""
+    predictions, superclasses = top(answer.logits, model.manifest, top_k)
     return schema.Classification(
-        model=manifest.tag,
+        model=model.manifest.tag,
         runtime=engine.runtime,
         precision=engine.precision,
-        predictions=top(answer.logits, manifest.labels, top_k),
+        predictions=predictions,
+        superclasses=superclasses,
         batch_size=answer.batch_size,
-        timing_ms=timing,
+        timing_ms=answer.timing_ms,
     )
 
 
@@ -193,12 +244,37 @@ def while_connected(request: Request, until: asyncio.Timeout) -> Iterator[None]:
             task.cancel()
 
 
-def top(logits: NDArray[np.float32], labels: tuple[str, ...], k: int) -> list[schema.Prediction]:
-    """Return the `k` most probable classes, or all classes if there are fewer."""
+def top(
+    logits: NDArray[np.float32], manifest: Manifest, k: int
+) -> tuple[list[schema.Prediction], list[schema.SuperclassProbability] | None]:
+    """Return the `k` most probable classes and, of a model of ImageNet, superclasses; all if there are fewer."""
     exponentials = np.exp(logits - logits.max())
     best = np.argsort(-logits, kind="stable")[:k]
     probabilities = (exponentials[best] / exponentials.sum()).tolist()
-    return [
-        schema.Prediction(index=index, label=labels[index], probability=probability)
+    predictions = [
+        prediction(manifest, index, probability)
         for index, probability in zip(best.tolist(), probabilities, strict=True)
     ]
+    known = classes_of(manifest)
+    if known is None:
+        return predictions, None
+    sums = known.sums(exponentials)
+    sums /= sums.sum()
+    return predictions, [
+        schema.SuperclassProbability(superclass=known.names[index], probability=sums.item(index))
+        for index in np.argsort(-sums, kind="stable")[:k].tolist()
+    ]
+
+
+def prediction(manifest: Manifest, index: int, probability: float) -> schema.Prediction:
+    """Return a class of a model with its label and, of ImageNet, its id in WordNet and its superclass."""
+    label = manifest.labels[index]
+    if known := classes_of(manifest):
+        return schema.Prediction(
+            index=index,
+            label=label,
+            probability=probability,
+            wnid=known.wnids[index],
+            superclass=known.superclass(index),
+        )
+    return schema.Prediction(index=index, label=label, probability=probability)

@@ -12,10 +12,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from service.admission import LATE, Answer, Late, Overloaded, PendingImage
 from service.batches import Jpeg, RefusedJpeg
 from service.errors import Problem
 from service.frames import ANSWER, CANCEL, HELLO, HELLO_S, IMAGE, JPEG, AnswerStatus, FramedProtocol, Kind, unpacked
-from service.scheduler import LATE, Answer, Late, Overloaded, PendingImage
 from service.slots import Expectations, Slots, anonymous
 
 logger = logging.getLogger("bentoml.convserve")
@@ -72,11 +72,12 @@ class DeviceLink(FramedProtocol):
         generation = self._generations[slot] = self._generations[slot] + 1 & 0xFFFFFFFF
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting[slot] = answer
+        place = slot, generation, number, image.client.number
         if isinstance(picture, Jpeg):
-            record = JPEG.pack(slot, generation, number, size, image.deadline, image.decode_ms)
+            record = JPEG.pack(*place, size, image.deadline, image.decode_ms)
             self.send_record(Kind.JPEGS, record)
         else:
-            record = IMAGE.pack(slot, generation, number, *picture.shape, image.deadline, image.decode_ms)
+            record = IMAGE.pack(*place, *picture.shape, image.deadline, image.decode_ms)
             self.send_record(Kind.IMAGES, record)
         try:
             return await answer

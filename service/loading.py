@@ -17,13 +17,14 @@ from engines.measured.memory import resident_mb
 from engines.measured.records import EngineRecord, Speed
 from engines.measured.select_engine import choose, log_passed_over
 from engines.published.manifest import Manifest, ManifestError
+from engines.published.maps import MAPS
 from engines.published.store import PublishedModel
 from engines.runtimes.engine import Engine, EngineError, GpuEngine
 from engines.runtimes.registry import EngineSpec, open_engine
+from service.admission import EngineQueue
 from service.cost import BatchCost, batch_sizes, cost_of
 from service.errors import Problem
 from service.gpu_jpeg import open_decoder
-from service.scheduler import EngineQueue
 from service.schema import Status
 from service.settings import Settings
 
@@ -137,7 +138,9 @@ class Loader:
         return self._choice(model, None).precision
 
     def _choice(self, model: ServedModel, precision: str | None) -> EngineSpec:
-        """Return the engine that the records choose for a requested precision, or for none."""
+        """Return the engine that the records choose for a requested precision, or for none; for MAPS OpenVINO's."""
+        if precision == MAPS:  # asked for rarely, so that a plan for a GPU would not pay
+            return EngineSpec("openvino", MAPS)
         return choose(model.records, self._settings.runtime, precision or self._settings.precision)
 
     async def renew(self, model: ServedModel) -> None:
@@ -283,7 +286,7 @@ class Loader:
         chose an engine that cannot be opened, the queue is that of an engine on OpenVINO.
         """
         settings, model.records = self._settings, records.find_all(model.published)
-        choice = choose(model.records, settings.runtime, precision)
+        choice = self._choice(model, precision)
         if settings.tune == "off":
             log_passed_over(model.records, settings.runtime, precision)
 
@@ -341,7 +344,7 @@ def spec_of(speed: Speed) -> EngineSpec:
 
 def check_precision(model: ServedModel, precision: str | None) -> None:
     """Raise Problem 409 `no_precision` if a model was not published in a precision."""
-    if precision and precision not in model.manifest.precisions:
+    if precision and precision not in (*model.manifest.precisions, MAPS):
         tag, precisions = model.manifest.tag, model.manifest.precisions
         detail = f"{tag} is published in {', '.join(precisions)}, not in {precision}"
         raise Problem(409, "no_precision", detail, near=precisions)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
 
 import psutil
-from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from engines.runtimes.machine import processor
+from service.clients import current
 from service.loading import Slot
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -30,24 +34,41 @@ class Metrics:
         """Count in this process, or with `shared` in files of that folder, whose sums any process can tell."""
         self._shared = shared
         self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "convserve_requests",
-            "Images to classify, by model and outcome",
+        images = Counter(
+            "convserve_images",
+            "Images to classify, by model and outcome; a request that is refused as a whole counts once",
             ["model", "outcome"],
             registry=self._registry,
         )
-        self._stages = Histogram(
-            "convserve_stage_seconds", "Time by stage", ["model", "stage"], buckets=SECONDS, registry=self._registry
+        stages = Histogram(
+            "convserve_stage_duration_seconds",
+            "Time by stage",
+            ["model", "stage"],
+            buckets=SECONDS,
+            registry=self._registry,
         )
-        self._batches = Histogram(
+        batches = Histogram(
             "convserve_batch_size",
             "Size of the batch that a request was part of",
             ["model"],
             buckets=SIZES,
             registry=self._registry,
         )
-        self._http = Histogram(
-            "convserve_http_request_seconds",
+        ran = Counter(
+            "convserve_batches",
+            "Batches that ran, the sum of each answered image's share of its batch",
+            ["model"],
+            registry=self._registry,
+        )
+        last = Gauge(
+            "convserve_last_answer_timestamp_seconds",
+            "Time of the last answer, since 1970",
+            ["model"],
+            registry=self._registry,
+            multiprocess_mode="max",
+        )
+        http = Histogram(
+            "convserve_request_duration_seconds",
             "Time of a request, from its headers to the end of the answer",
             ["route", "method", "status"],
             buckets=SECONDS,
@@ -62,17 +83,58 @@ class Metrics:
         self._tuning = Counter(
             "convserve_tuning_cpu_seconds", "Processor time of self-tuning", ["model"], registry=self._registry
         )
+        clients = Counter(
+            "convserve_client_requests", "Requests of named clients", ["client", "status"], registry=self._registry
+        )
+        device = Counter(
+            "convserve_client_device_seconds",
+            "Device time of named clients' images, each its share of its batch",
+            ["client"],
+            registry=self._registry,
+        )
+        self._shadows = Counter(
+            "convserve_shadow_images",
+            "Images that a shadow got too: it agrees, differs, was refused or failed",
+            ["model", "shadow", "outcome"],
+            registry=self._registry,
+        )
+        self._bucket = Gauge(
+            "convserve_bucket_failed",
+            "1 if CONVSERVE_MODELS, or a model there, could not be read",
+            registry=self._registry,
+            multiprocess_mode="mostrecent",
+        )
+        # A request looks up up to ten children, each of which would take a lock and make texts of the labels.
+        self._images, self._ran, self._last = cache(images.labels), cache(ran.labels), cache(last.labels)
+        self._stages, self._batches, self._http = cache(stages.labels), cache(batches.labels), cache(http.labels)
+        self._clients, self._client_device = cache(clients.labels), cache(device.labels)
 
     def failed(self, model: str, code: str) -> None:
-        """Count a request that was answered with the problem `code`."""
-        self._requests.labels(model, code).inc()
+        """Count an image, or a request that was refused as a whole, that was answered with the problem `code`."""
+        self._images(model, code).inc()
 
     def answered(self, model: str, batch_size: int, stages_ms: dict[str, float]) -> None:
         """Count an answer and its time by stage."""
-        self._requests.labels(model, "ok").inc()
-        self._batches.labels(model).observe(batch_size)
+        self._images(model, "ok").inc()
+        self._batches(model).observe(batch_size)
+        self._ran(model).inc(1 / batch_size)
+        self._last(model).set(time.time())
+        if client := current.get().name:
+            self._client_device(client).inc(stages_ms["inference"] / 1000 / batch_size)
         for stage, milliseconds in stages_ms.items():
-            self._stages.labels(model, stage).observe(milliseconds / 1000)
+            self._stages(model, stage).observe(milliseconds / 1000)
+
+    def asked(self, client: str, status: int) -> None:
+        """Count a request of a named client."""
+        self._clients(client, status).inc()
+
+    def compared(self, model: str, shadow: str, outcome: str) -> None:
+        """Count an image of a model that its shadow got too."""
+        self._shadows.labels(model, shadow, outcome).inc()
+
+    def looked_into_bucket(self, failed: bool) -> None:
+        """Note whether the bucket of models could be read."""
+        self._bucket.set(failed)
 
     def tried(self, model: str, result: str, cpu_s: float) -> None:
         """Count an engine that self-tuning has tried, and the processor seconds of the trial."""
@@ -81,7 +143,16 @@ class Metrics:
 
     def served(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count a request to any route and its duration; `route` is the path template, such as /models/{name}."""
-        self._http.labels(route, method, status).observe(seconds)
+        self._http(route, method, status).observe(seconds)
+
+    def samples(self) -> Iterator[Sample]:
+        """Yield the values of all metrics of the server's requests, summed over its processes."""
+        registry = self._registry
+        if self._shared:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry, path=str(self._shared))  # type: ignore[no-untyped-call]
+        for metric in registry.collect():
+            yield from metric.samples
 
     def text(self, slots: Iterable[tuple[str, Slot]], left: Mapping[str, int]) -> bytes:
         """Return all metrics of the server in Prometheus' text format.

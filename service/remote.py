@@ -14,15 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.published.maps import outputs_with_maps
 from engines.published.plain_jpeg import Sampling
+from service.admission import Admission, Answer, EngineQueue, PendingImage
 from service.catalog import Catalog
+from service.clients import Client
 from service.cost import BatchCost
 from service.device import Device, keep_from_collections
 from service.errors import Problem
 from service.link import DeviceLink, NoEngine, gone, linked
 from service.loading import ServedModel, Slot, check_precision
 from service.recent import WINDOW, Stages
-from service.scheduler import Admission, Answer, EngineQueue, PendingImage
 from service.schema import Tuning
 from service.settings import Settings
 from service.slots import SLOT_BYTES
@@ -54,13 +56,18 @@ class Replica:
         """Return the images that wait, and the seconds of the backlog and one more, of one, and of the best batch."""
         return self.link.table.get(self._row)
 
-    def tell_decoding(self, images: int) -> None:
-        """Tell the other fronts how many images for the engine this front decodes."""
-        self.link.table.decoding[self._row, self.link.column] = images
+    def tell(self, decoding: int, reserved: int) -> None:
+        """Tell the other fronts how many images for the engine this front decodes, and how many are reserved."""
+        place = self._row, self.link.column
+        self.link.table.decoding[place], self.link.table.reserved[place] = decoding, reserved
 
     def decoding(self) -> int:
         """Return the number of images for the engine that all fronts decode."""
         return int(self.link.table.decoding[self._row].sum())
+
+    def reserved(self) -> int:
+        """Return the number of images for the engine that wait, in all fronts, for earlier ones of their request."""
+        return int(self.link.table.reserved[self._row].sum())
 
     def expected_s(self, now: float) -> float:
         """Return the seconds until one more image would be answered."""
@@ -84,7 +91,7 @@ class RemoteQueue(EngineQueue):
     def serve_from(self, replicas: list[Replica], samplings: frozenset[Sampling]) -> None:
         """Send images to these replicas from now on, and JPEGs of these samplings undecoded."""
         self.replicas, self._samplings = replicas, samplings
-        self.tell_decoding()
+        self.tell()
 
     def best(self, now: float) -> Replica:
         """Return the replica that is expected to answer first. Raises Problem 503 if there is none."""
@@ -94,10 +101,10 @@ class RemoteQueue(EngineQueue):
             return self.replicas[0]
         return min(self.replicas, key=lambda replica: replica.expected_s(now))
 
-    def tell_decoding(self) -> None:
-        """Tell the other fronts how many images for this queue this front decodes."""
+    def tell(self) -> None:
+        """Tell the other fronts how many images for this queue this front decodes, and how many are reserved."""
         for replica in self.replicas:
-            replica.tell_decoding(self.decoding)
+            replica.tell(self.decoding, self.reserved)
 
     def decoding_everywhere(self) -> int:
         """Return the number of images for this queue that all fronts decode."""
@@ -107,6 +114,12 @@ class RemoteQueue(EngineQueue):
     def depth(self) -> int:
         """Images that have not started to run, in all device processes and in the decoders of all fronts."""
         return self.decoding_everywhere() + sum(int(replica.figures()[0]) for replica in self.replicas)
+
+    def ahead(self, images: int, client: Client | None = None) -> int:
+        """Return the images before a new request's as `EngineQueue.ahead` does, those of all fronts and all clients."""
+        if images == 1:
+            return self.depth
+        return self.depth + (self.replicas[0].reserved() if self.replicas else self.reserved)
 
 
 class RemoteCost(BatchCost):
@@ -142,24 +155,34 @@ class RemoteAdmission(Admission):
         super().__init__(max_waiting)
         self._device = device
 
-    def expected_answer_s(self, queue: EngineQueue) -> float:
-        """Return the seconds until one more image would be answered, images in all fronts' decoders included."""
+    def expected_answer_s(self, queue: EngineQueue, images: int = 1) -> float:
+        """Return the seconds until a new request would be answered, images in all fronts' decoders included."""
         assert isinstance(queue, RemoteQueue)
         now = self.clock()
         each_s = queue.cost(queue.cost.best_batch) / queue.cost.best_batch
-        return queue.best(now).expected_s(now) + queue.decoding_everywhere() * each_s
+        expected_s = queue.best(now).expected_s(now) + queue.decoding_everywhere() * each_s
+        if images == 1:
+            return expected_s
+        more = queue.ahead(images) - queue.depth + images - 1
+        return expected_s + more * each_s / len(queue.replicas)
 
     def began(self, queue: EngineQueue) -> None:
         """Count an image that is being decoded, for all fronts to see."""
         super().began(queue)
         assert isinstance(queue, RemoteQueue)
-        queue.tell_decoding()
+        queue.tell()
 
     def ended(self, queue: EngineQueue) -> None:
         """Count an image less that is being decoded."""
         super().ended(queue)
         assert isinstance(queue, RemoteQueue)
-        queue.tell_decoding()
+        queue.tell()
+
+    def reserve(self, queue: EngineQueue, client: Client, images: int) -> None:
+        """Note the reserved images, for all fronts to see."""
+        super().reserve(queue, client, images)
+        assert isinstance(queue, RemoteQueue)
+        queue.tell()
 
     async def infer(self, queue: EngineQueue, image: PendingImage) -> Answer:
         """Return the answer of a device process. An engine that was unloaded meanwhile is loaded again, once."""
@@ -237,9 +260,12 @@ class RemoteDevice(Device):
             self._behind.set()
 
     def _slot_bytes(self) -> int:
-        """Return the bytes of a slot: room for the largest image, or the logits, of any published model."""
+        """Return the bytes of a slot: room for the largest image, or all outputs, of any published model."""
         manifests = [model.manifest for model in self._catalog.models.values()]
-        needed = [max(prod(manifest.preprocess.shape), 4 * len(manifest.labels)) for manifest in manifests]
+        outputs = [outputs_with_maps(manifest.complexity, len(manifest.labels)) for manifest in manifests]
+        needed = [
+            max(prod(manifest.preprocess.shape), 4 * count) for manifest, count in zip(manifests, outputs, strict=True)
+        ]
         return -(-max(SLOT_BYTES, *needed) // PAGESIZE) * PAGESIZE if needed else SLOT_BYTES
 
     async def _follow(self) -> None:

@@ -6,9 +6,11 @@ import re
 import sys
 import time
 from asyncio import Event
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from random import getrandbits
+from typing import Any
 
 from opentelemetry.trace import Tracer, get_current_span
 from pydantic_core import to_json
@@ -38,8 +40,7 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        header = Headers(scope=scope).get(HEADER, "")
-        request_id = header if ID.fullmatch(header) else f"{getrandbits(128):032x}"
+        request_id = id_of(Headers(scope=scope))
         status = 500
 
         async def send_on(message: Message) -> None:
@@ -59,25 +60,35 @@ class RequestLog:
             route = getattr(scope.get("route"), "path", "")
             method = scope["method"] if scope["method"] in METHODS else ""
             self._metrics.served(route, method, status, seconds)
+            if client := scope.get("state", {}).get("client"):
+                self._metrics.asked(client, status)
             if self._log:
-                self._write(scope, route, method, status, seconds, request_id)
+                write(scope.get("state", {}), route, method, status, seconds, request_id)
 
-    @staticmethod
-    def _write(scope: Scope, route: str, method: str, status: int, seconds: float, request_id: str) -> None:
-        state = scope.get("state", {})
-        line = {
-            "timestamp": datetime.now(UTC),
-            "request_id": request_id,
-            "method": method,
-            "route": route,
-            "status": status,
-            "code": state.get("problem"),
-            "model": state.get("tag"),
-            "ms": round(1000 * seconds, 3),
-        }
-        with suppress(OSError):  # a log that cannot be written fails no request
-            sys.stdout.write(to_json(line).decode() + "\n")
-            sys.stdout.flush()
+
+def id_of(headers: Headers) -> str:
+    """Return the id that the client gave the request, or a new one."""
+    header = headers.get(HEADER, "")
+    return header if ID.fullmatch(header) else f"{getrandbits(128):032x}"
+
+
+def write(state: Mapping[str, Any], route: str, method: str, status: int, seconds: float, request_id: str) -> None:
+    """Write the line of a request to the log; `state` has the code of its problem, the model's tag and the client."""
+    line = {
+        "timestamp": datetime.now(UTC),
+        "request_id": request_id,
+        "method": method,
+        "route": route,
+        "status": status,
+        "code": state.get("problem"),
+        "model": state.get("tag"),
+        "ms": round(1000 * seconds, 3),
+    }
+    if client := state.get("client"):
+        line["client"] = client
+    with suppress(OSError):  # a log that cannot be written fails no request
+        sys.stdout.write(to_json(line).decode() + "\n")
+        sys.stdout.flush()
 
 
 def trace(tracer: Tracer, stages_ms: dict[str, float]) -> None:

@@ -1,160 +1,19 @@
-"""Scheduler of one device: a bounded queue per engine, batching, fair shares of device time, and deadlines."""
+"""Scheduler of one device: batching, fair shares of device time, and deadlines."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from math import inf
-from typing import Protocol, Self, cast
+from typing import cast
 
-from engines.published.plain_jpeg import Sampling
-from engines.runtimes.engine import Engine
-from service.batches import Inputs, JpegDecoder, Logits, Outcome, Picture, RefusedJpeg, RunBatch, in_threads
-from service.cost import BatchCost
-
-
-class Overloaded(Exception):
-    """Raised when a request cannot be answered before its deadline.
-
-    Carries the queue depth and the seconds after which a retry can succeed.
-    """
-
-    def __init__(self, reason: str, depth: int, retry_after_s: float) -> None:
-        super().__init__(reason)
-        self.depth = depth
-        self.retry_after_s = retry_after_s
-
-
-class Late(Exception):
-    """Raised for an image whose deadline passed while it waited in the queue."""
-
-
-LATE = "the image waited too long to be answered in time"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Result of one image: logits (classes,), batch size, and milliseconds in queue and in inference."""
-
-    logits: Logits
-    batch_size: int
-    queue_ms: float
-    inference_ms: float
-
-
-class Pending(Protocol):
-    """Answer that somebody waits for, such as an asyncio.Future."""
-
-    def done(self) -> bool:
-        """Return True if the answer has been delivered, or if nobody waits any more."""
-
-    def set_result(self, result: Answer, /) -> None:
-        """Deliver the answer to whoever waits."""
-
-    def set_exception(self, exception: Exception, /) -> None:
-        """Deliver an error to whoever waits."""
-
-
-@dataclass(eq=False)
-class PendingImage:
-    """Image in a queue, with its arrival time and deadline in seconds on the scheduler's clock.
-
-    `decode_ms` is the time that decoding the image took.
-    """
-
-    picture: Picture
-    since: float
-    deadline: float
-    answer: Pending
-    decode_ms: float = 0.0
-
-
-@dataclass(eq=False)
-class EngineQueue:
-    """Queue of one engine.
-
-    `waiting` holds decoded images, and JPEGs for the device's `decoder`; `decoding` counts admitted images that are
-    still being decoded. `users` counts the requests that hold the queue, from before their bodies are read until they
-    are answered. `share` is the device time that the queue has used, in seconds; time that it left unused while nothing
-    waited is not kept for it.
-    """
-
-    engine: Engine
-    cost: BatchCost
-    decoder: JpegDecoder | None = None
-    waiting: deque[PendingImage] = field(default_factory=deque)
-    decoding: int = 0
-    users: int = 0
-    share: float = 0.0
-
-    @property
-    def depth(self) -> int:
-        """Number of admitted images that have not started to run."""
-        return len(self.waiting) + self.decoding
-
-    @property
-    def samplings(self) -> frozenset[Sampling]:
-        """Samplings of the plain JPEGs that the device decodes."""
-        return self.decoder.samplings if self.decoder else frozenset()
-
-    @contextmanager
-    def in_use(self) -> Iterator[EngineQueue]:
-        """Keep the engine loaded while the context is open."""
-        self.users += 1
-        try:
-            yield self
-        finally:
-            self.users -= 1
-
-
-class Admission(ABC):
-    """Admission of images to queues, which refuses an image that could not be answered by its deadline."""
-
-    def __init__(self, max_waiting: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock = clock  # the event loop's clock, but uvloop's own counts whole milliseconds
-        self.max_waiting = max_waiting
-
-    @abstractmethod
-    def expected_answer_s(self, queue: EngineQueue) -> float:
-        """Return the seconds until one more image of this queue would be answered."""
-
-    @abstractmethod
-    async def infer(self, queue: EngineQueue, image: PendingImage) -> Answer:
-        """Return the answer to a decoded image. A cancelled caller leaves the queue."""
-
-    def check(self, queue: EngineQueue, deadline: float, decoder_wait_s: float = 0.0) -> None:
-        """Raise Overloaded if one more image would miss `deadline`, or if the queue is full.
-
-        `decoder_wait_s` is the expected wait for a free decoder thread, in seconds.
-        """
-        left = deadline - self.clock()
-        expected = decoder_wait_s + self.expected_answer_s(queue)
-        if expected > left:
-            queue.cost.forget(self.clock())
-            reason = f"an answer would take {1000 * expected:.0f} ms, of which {1000 * max(0.0, left):.0f} ms are left"
-            raise Overloaded(reason, queue.depth, expected - left)
-        if queue.depth >= self.max_waiting:
-            raise Overloaded(
-                f"{queue.depth} images wait already", queue.depth, queue.cost.backlog_s(queue.cost.best_batch)
-            )
-
-    def admit(self, queue: EngineQueue, deadline: float, decoder_wait_s: float = 0.0) -> QueuePlace:
-        """Reserve a place for an image that is about to be decoded. Raises Overloaded as `check` does."""
-        self.check(queue, deadline, decoder_wait_s)
-        return QueuePlace(self, queue, deadline)
-
-    def began(self, queue: EngineQueue) -> None:
-        """Note that the decoding of an image for this queue has begun."""
-        queue.decoding += 1
-
-    def ended(self, queue: EngineQueue) -> None:
-        """Note that the decoding of an image for this queue has ended."""
-        queue.decoding -= 1
+from service.admission import LATE, Admission, Answer, EngineQueue, Late, PendingImage, settle
+from service.batches import Inputs, Outcome, RefusedJpeg, RunBatch, in_threads
+from service.clients import Client, current
 
 
 @dataclass(eq=False)
@@ -187,18 +46,39 @@ class Scheduler(Admission):
         self._freed_at = 0.0  # end of the last batch
         self._share = 0.0  # share of the queue that ran last, at the start of its batch
 
-    def expected_answer_s(self, queue: EngineQueue) -> float:
-        """Return the seconds until one more image of this queue would be answered.
+    def expected_answer_s(self, queue: EngineQueue, images: int = 1) -> float:
+        """Return the seconds until a new request of `images` for this queue would be answered.
 
         They are the rest of the running batches, this queue's backlog, and the fair share of every other queue.
         """
-        return max(0.0, self.free_at - self.clock()) + self.backlog_s(queue)
+        return max(0.0, self.free_at - self.clock()) + self.backlog_s(queue, images, current.get())
 
-    def backlog_s(self, queue: EngineQueue) -> float:
-        """Return the seconds of this queue's images with one more, and of the other queues' fair shares meanwhile."""
-        own = queue.cost.backlog_s(queue.depth + 1)
-        others = sum(min(own, other.cost.backlog_s(other.depth)) for other in self._active if other is not queue)
-        return own + others
+    def backlog_s(self, queue: EngineQueue, images: int = 1, client: Client | None = None) -> float:
+        """Return the seconds of this queue's images with `images` more, and of the other queues' shares meanwhile.
+
+        Of this queue, the images count that will run before those of `client`; without a client all of them.
+        """
+        wait_s = self._wait_s(queue, images, client)
+        return queue.cost.backlog_s(images) + queue.wait_factor() * wait_s
+
+    def backlogs_s(self, queues: Sequence[EngineQueue]) -> list[float]:
+        """Return what `backlog_s` returns for one image more in each of many queues, in one pass."""
+        of_active = {other: other.cost.backlog_s(other.depth + other.reserved) for other in self._active}
+        backlogs = sorted(of_active.values())
+        sums = [0.0, *accumulate(backlogs)]
+        expected = []
+        for queue in queues:
+            alone, own = queue.cost.backlog_s(1), queue.cost.backlog_s(queue.ahead(1) + 1)
+            smaller = bisect_right(backlogs, own)
+            shares = sums[smaller] + own * (len(backlogs) - smaller) - min(own, of_active.get(queue, 0.0))
+            expected.append(alone + queue.wait_factor() * (own - alone + shares))
+        return expected
+
+    def _wait_s(self, queue: EngineQueue, images: int, client: Client | None) -> float:
+        """Return the seconds of what waits now and will run before `images` more."""
+        own = queue.cost.backlog_s(queue.ahead(images, client) + images)
+        backlogs = (other.cost.backlog_s(other.depth + other.reserved) for other in self._active if other is not queue)
+        return own - queue.cost.backlog_s(images) + sum(min(own, backlog) for backlog in backlogs)
 
     def began(self, queue: EngineQueue) -> None:
         """Count an image that is being decoded, and consider its queue."""
@@ -225,6 +105,7 @@ class Scheduler(Admission):
         """Put an image into its queue, and start to run batches if a lane of the device is free."""
         if not queue.waiting:
             queue.share = max(queue.share, self._share)
+        image.wait_s = max(0.0, self.free_at - self.clock()) + self._wait_s(queue, 1, image.client)
         queue.waiting.append(image)
         self._active.add(queue)
         if len(self._loops) < queue.engine.lanes:
@@ -252,7 +133,7 @@ class Scheduler(Admission):
         """Run batches until nothing waits, or until the next engine has no lane beside the batches that run."""
         try:
             while waiting := [queue for queue in self._active if queue.waiting]:
-                queue = min(waiting, key=lambda queue: (queue.share, queue.waiting[0].since))
+                queue = min(waiting, key=lambda queue: (queue.share, queue.waiting.first().since))
                 if len(self._running) >= queue.engine.lanes:
                     break  # the loop of a running batch goes on
                 if batch := self._next_batch(queue):
@@ -264,11 +145,13 @@ class Scheduler(Admission):
             self._loops.discard(cast(asyncio.Task[None], asyncio.current_task()))
 
     def _next_batch(self, queue: EngineQueue) -> list[PendingImage]:
-        """Take the oldest images that can still meet their deadlines; drop the rest before they cost device time."""
+        """Take the next images that can still meet their deadlines; drop the rest before they cost device time."""
         now, until = max(self.clock(), self.free_at), inf  # a second lane computes when the first has done so
         batch: list[PendingImage] = []
+        first = queue.waiting.first()
+        queue.wait_factor.observe(first.wait_s, now - first.since)
         while queue.waiting and len(batch) < queue.cost.best_batch:
-            image = queue.waiting[0]
+            image = queue.waiting.first()
             if image.deadline < now + queue.cost(1):
                 settle(image, Late(LATE))
             elif batch and min(until, image.deadline) < now + queue.cost(len(batch) + 1):
@@ -320,46 +203,10 @@ class Scheduler(Admission):
         finally:
             now = self.clock()
             took = now - max(started, self._freed_at)
-            queue.share += took
+            queue.share += took * (sum(1 / image.client.weight for image in batch) / len(batch))
             self._freed_at = now
             self._running.remove(this)
             self.free_at = now + sum(other.cost_s for other in self._running) if self._running else 0.0
         if not this.mixed:
             queue.cost.observe(len(batch), took)
         return outcomes, started
-
-
-class QueuePlace:
-    """Reserved place of one image in a queue, and a context manager that releases the place at its end."""
-
-    def __init__(self, admission: Admission, queue: EngineQueue, deadline: float) -> None:
-        self.queue = queue
-        self._admission, self._deadline, self._decoding = admission, deadline, False
-
-    def __enter__(self) -> Self:
-        if not self._decoding:
-            self._decoding = True
-            self._admission.began(self.queue)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._decoding:
-            self._decoding = False
-            self._admission.ended(self.queue)
-
-    async def infer(self, picture: Picture, decode_ms: float = 0.0) -> Answer:
-        """Return the answer to one image. Raises Late if its deadline passes, RefusedJpeg if no device decodes it."""
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        image = PendingImage(picture, self._admission.clock(), self._deadline, answer, decode_ms)
-        self.__exit__()
-        return await self._admission.infer(self.queue, image)
-
-
-def settle(image: PendingImage, outcome: Answer | Exception) -> None:
-    """Deliver a result or an error to whoever waits for the image, if anyone still does."""
-    if image.answer.done():
-        return
-    if isinstance(outcome, Exception):
-        image.answer.set_exception(outcome)
-    else:
-        image.answer.set_result(outcome)

@@ -35,10 +35,19 @@ class ArchitectureCard(Card, Totals):
 
 
 class Prediction(BaseModel):
-    """Predicted class and its softmax probability."""
+    """Predicted class and its softmax probability; `wnid`, its id in WordNet, and `superclass` are ImageNet's only."""
 
     index: int
     label: str
+    probability: float
+    wnid: str | None = None
+    superclass: str | None = None
+
+
+class SuperclassProbability(BaseModel):
+    """Superclass, such as dog or vehicle, and the sum of the probabilities of all its classes."""
+
+    superclass: str
     probability: float
 
 
@@ -109,12 +118,16 @@ class Choice(BaseModel):
 
 
 class Classification(BaseModel):
-    """Answer to /classify; `model` is the full tag, `predictions` start with the most probable class."""
+    """Answer to /classify; `model` is the full tag, `predictions` start with the most probable class.
+
+    A model of ImageNet has the most probable `superclasses` too.
+    """
 
     model: str
     runtime: str
     precision: str
     predictions: list[Prediction]
+    superclasses: list[SuperclassProbability] | None = None
     batch_size: int
     timing_ms: Timing
     choice: Choice | None = None
@@ -127,6 +140,25 @@ class ProblemDetails(BaseModel):
     status: int
     code: str
     detail: str
+
+
+class ImagePredictions(BaseModel):
+    """Answer to one image of several, as in Classification."""
+
+    predictions: list[Prediction]
+    superclasses: list[SuperclassProbability] | None = None
+    batch_size: int
+    timing_ms: Timing
+
+
+class Classifications(BaseModel):
+    """Answer to /classify for several images: for each, in order, the answer, or a problem in its place."""
+
+    model: str
+    runtime: str
+    precision: str
+    images: list[ImagePredictions | ProblemDetails]
+    choice: Choice | None = None
 
 
 class Compared(BaseModel):
@@ -148,6 +180,34 @@ class Comparison(BaseModel):
 
     agree: bool
     models: list[Compared]
+
+
+class PictureBox(BaseModel):
+    """Part of the upright picture, in shares of its width and height; below 0 and above 1 lies padding."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+class Explanation(BaseModel):
+    """Answer to /explain: how much each cell of a square grid over the part `seen` speaks for the class `explained`.
+
+    `grid` has rows from the top. By `class_activation_map` a cell is its contribution to the logit, whose mean over all
+    cells is the logit without the bias; by `occlusion` a cell is how much hiding the cell lowers the logarithm of the
+    class's odds, p / (1 - p). `images` were run; `inference` is the time of all.
+    """
+
+    model: str
+    runtime: str
+    precision: str
+    method: Literal["class_activation_map", "occlusion"]
+    explained: Prediction
+    grid: list[list[float]]
+    seen: PictureBox
+    images: int
+    timing_ms: Timing
 
 
 class EngineSummary(BaseModel):

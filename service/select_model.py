@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeVar
 
 from service.accuracy import Comparables, compared, said
+from service.admission import EngineQueue, Overloaded
 from service.context import ServerContext
 from service.errors import Problem
 from service.loading import ServedModel
-from service.scheduler import EngineQueue, Overloaded
 from service.schema import Candidate, Choice, RatedModel
 
 AUTO = "auto"

@@ -12,7 +12,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
     BeforeValidator,
+    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
@@ -22,15 +24,20 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from engines.published.bucket import check_url
+from engines.published.urls import BucketError
 from engines.runtimes import registry
 from engines.runtimes.engine import GPU_MAX_BATCH, MAX_BATCH, EngineError
 from engines.runtimes.machine import accelerator, cores
 from engines.runtimes.registry import NO_PRECISION, RUNTIMES, Runtime
 from models.names import near_names, suggestion
 from service.architectures import read_cards
+from service.clients import ClientLimits
 
 EMBEDDED_DATASET = "mnist5k"  # training has a recipe of this data set for every architecture
 PREFIX = "CONVSERVE_"
+TAG_FORM = "[a-z0-9_]+:[a-z0-9_]+-[0-9a-f]{8}"
+MOST_CLIENTS = 256  # each is a label of metrics
 DAY_S = 86_400.0  # longest time that a setting may name
 TAG = re.compile(r"(?P<architecture>[a-z0-9_]+):(?P<dataset>[a-z0-9_]+)-[0-9a-f]{8}")
 # Kubernetes and Docker set such variables for a service or a container that is called convserve.
@@ -101,6 +108,14 @@ def of_its_architecture(pins: dict[str, str]) -> dict[str, str]:
     return pins
 
 
+def of_models(url: str) -> str:
+    """Return the URL of a bucket of models. Raises ValueError for another form, or without the package it needs."""
+    try:
+        return check_url(url)
+    except BucketError as error:
+        raise ValueError(str(error)) from None
+
+
 def number_or_auto(most: int) -> WrapValidator:
     """Return a validator with one message for both forms of a value, a number from 1 to `most` and "auto"."""
 
@@ -113,6 +128,21 @@ def number_or_auto(most: int) -> WrapValidator:
     return WrapValidator(validated)
 
 
+def json_object(value: Any) -> Any:
+    """Return the members of a JSON object, or a value that is no text as it is."""
+    return from_json(value) if isinstance(value, str) else value
+
+
+def of_different_keys(clients: dict[str, ClientLimits]) -> dict[str, ClientLimits]:
+    """Return `clients` if each has a key of its own and they are few enough for a label; else raise ValueError."""
+    if len(clients) > MOST_CLIENTS:
+        raise ValueError(f"{len(clients)} clients are more than {MOST_CLIENTS}")
+    if len({client.key_sha256 for client in clients.values()}) < len(clients):
+        raise ValueError("two clients have the same key_sha256")
+    return clients
+
+
+ClientName = Annotated[str, Field(pattern="^[a-z0-9_-]{1,32}$")]
 Secret = Annotated[SecretStr, AfterValidator(sendable)]
 Seconds = Annotated[float, Field(gt=0, le=DAY_S)]
 
@@ -127,6 +157,23 @@ def decoding_threads() -> int:
     return min(max(cores(), 2), 16)
 
 
+class TrafficShare(BaseModel):
+    """Share of the requests for a name that another model answers (`to`), or whose images it gets too (`shadow`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    to: Annotated[str, Field(pattern=f"^{TAG_FORM}$")] | None = None
+    shadow: Annotated[str, Field(pattern=f"^{TAG_FORM}$")] | None = None
+    share: Annotated[float, Field(gt=0, le=1)]
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        """Raise ValueError unless one of the two models is named."""
+        if (self.to is None) == (self.shadow is None):
+            raise ValueError("name either a model that answers, with `to`, or one that is compared, with `shadow`")
+        return self
+
+
 class Settings(BaseSettings):
     """Settings of the server; each field is read from CONVSERVE_<NAME IN CAPITALS>."""
 
@@ -136,12 +183,20 @@ class Settings(BaseSettings):
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
     load: Literal["start", "first_use"] = "start"
     memory_mb: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    models: Annotated[str, AfterValidator(of_models)] | None = None
     scan_s: Seconds = 10.0
     dataset: Annotated[str, Field(pattern="^[a-z0-9_]+$")] = EMBEDDED_DATASET
     pins: Annotated[dict[str, str], NoDecode, BeforeValidator(paired), AfterValidator(of_its_architecture)] = {}
+    routes: Annotated[
+        dict[Annotated[str, Field(pattern="^[a-z0-9_@:-]{1,100}$")], TrafficShare],
+        NoDecode,
+        BeforeValidator(json_object),
+    ] = {}
     tune: Literal["auto", "off"] = "auto"
     max_batch: Annotated[int, Field(ge=1, le=4096, default_factory=largest_batch)]
     max_waiting: Annotated[int, Field(ge=1, le=65536)] = 1024
+    max_images: Annotated[int, Field(ge=1, le=65536)] = 64
+    grpc_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     max_body_bytes: Annotated[int, Field(ge=1)] = 10 * 1024 * 1024
     max_bodies_bytes: Annotated[int, Field(ge=1)] = 256 * 1024 * 1024
     max_pixels: Annotated[int, Field(ge=1)] = 50_000_000
@@ -155,13 +210,26 @@ class Settings(BaseSettings):
     access_log: bool = True
     tracing: bool = False
     api_keys: Annotated[frozenset[Secret], NoDecode, BeforeValidator(listed)] = frozenset()
+    clients: Annotated[
+        dict[ClientName, ClientLimits], NoDecode, BeforeValidator(json_object), AfterValidator(of_different_keys)
+    ] = {}
     admin_token: Secret | None = None
     metrics_public: bool = False
+
+    @property
+    def needs_key(self) -> bool:
+        """True if a request needs a key, of `api_keys` or of a client."""
+        return bool(self.api_keys or self.clients)
 
     @property
     def invents(self) -> bool:
         """True if the runtime computes nothing, so that every answer is invented."""
         return self.runtime != "auto" and RUNTIMES[self.runtime].precisions == NO_PRECISION
+
+    @property
+    def images_at_most(self) -> int:
+        """Largest number of images in a request: no more than may wait for an engine."""
+        return min(self.max_images, self.max_waiting)
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
@@ -191,6 +259,8 @@ def read_settings() -> Settings:
 def line_of(item: Any) -> str:
     """Return an error of pydantic's as a line that names the variable, without its value."""
     message = item["msg"].removeprefix("Value error, ")
+    if item["loc"][:1] in {("clients",), ("routes",)} and item["loc"][1:]:  # the value itself may be secret
+        message = f"{'.'.join(map(str, item['loc'][1:]))}: {message}"
     return f"{PREFIX}{str(item['loc'][0]).upper()}: {message}" if item["loc"] else message
 
 

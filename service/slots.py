@@ -64,20 +64,24 @@ class Expectations:
 
     The device writes, the fronts read: the images that wait, and the predicted seconds of the backlog with one image
     more, of one image, and of the best batch. `free_at` is on the machine's clock, in seconds. Each front writes, in a
-    column of its own of `decoding`, the images that the front decodes.
+    column of its own of `decoding` and of `reserved`, its images that are being decoded, and those that wait for
+    earlier images of their request.
     """
 
     COLUMNS = ("waiting", "backlog_s", "one_s", "batch_s")
-    SIZE = (ROWS + 1) * len(COLUMNS) * 8 + ROWS * FRONTS * 4
+    SIZE = (ROWS + 1) * len(COLUMNS) * 8 + 2 * ROWS * FRONTS * 4
 
     def __init__(self, descriptor: int) -> None:
         """Map the table of a descriptor, which stays open."""
         memory = mmap.mmap(descriptor, self.SIZE)
         shape = ROWS + 1, len(self.COLUMNS)
         self._table: NDArray[np.float64] = np.frombuffer(memory, np.float64, shape[0] * shape[1]).reshape(shape)
-        self.decoding: NDArray[np.uint32] = np.frombuffer(memory, np.uint32, offset=self._table.nbytes).reshape(
-            ROWS, FRONTS
-        )
+        counts: NDArray[np.uint32] = np.frombuffer(memory, np.uint32, offset=self._table.nbytes)
+        self.decoding, self.reserved = counts.reshape(2, ROWS, FRONTS)
+
+    def forget(self, *, row: int | slice = slice(None), column: int | slice = slice(None)) -> None:
+        """Forget the images of all fronts for an engine, or of one front for all engines."""
+        self.decoding[row, column] = self.reserved[row, column] = 0
 
     @property
     def free_at(self) -> float:

@@ -23,9 +23,7 @@ def serving(*arguments: str, cwd: Path = ROOT, **environment: str) -> Iterator[t
 
     Self-tuning would change engines while a test looks at the engines; it is off unless `environment` says otherwise.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "bentoml", "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
     with tempfile.TemporaryFile("w+") as log:  # not a pipe, which would fill up and stop the server
         process = subprocess.Popen(
@@ -40,6 +38,14 @@ def serving(*arguments: str, cwd: Path = ROOT, **environment: str) -> Iterator[t
         finally:
             process.terminate()
             process.wait(30)
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def is_ready(client: httpx.Client, process: subprocess.Popen[bytes] | None, seconds: float = 60) -> bool:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = {"models", "engines", "training", "service", "loadtest", "tests"}
+FOLDERS = {"models", "engines", "training", "service", "loadtest", "convserve_client", "tests"}
 # Plain code without torch, which service, and in part engines, share with models.
 PLAIN = {"models.card", "models.cost", "models.names"}
 MAY_IMPORT = {
@@ -23,6 +23,9 @@ MAY_IMPORT = {
     "loadtest": {"loadtest"},
     "loadtest/landscape": {"loadtest", "engines"},
     "loadtest/peers": {"loadtest", "engines"},
+    "loadtest/protocols": {"loadtest", "service"},  # the messages of gRPC
+    "loadtest/scale": {"loadtest", "service"},  # the scheduler itself is simulated
+    "convserve_client": {"convserve_client"},
 }
 WITHOUT_TORCH = ("engines/", "service/", "loadtest/", *(f"{name.replace('.', '/')}.py" for name in PLAIN))
 EXCEPTIONS = {
@@ -67,6 +70,12 @@ def test_plain_data_imports_nothing_else_of_the_project(name: str) -> None:
     assert not [name for name in names if within(name, FOLDERS) and not within(name, PLAIN)]
 
 
+def test_the_client_imports_httpx_alone() -> None:
+    files = (ROOT / "convserve_client").glob("*.py")
+    names = {name.partition(".")[0] for file in files for name in imported(ast.parse(file.read_text()))}
+    assert names - sys.stdlib_module_names == {"convserve_client", "httpx"}
+
+
 def test_the_rules_see_an_import_in_a_function() -> None:
     assert set(imported(ast.parse("def f():\n  from training.data import mnist5k\n  import torch.nn"))) == {
         "training.data.mnist5k",
@@ -79,6 +88,12 @@ def test_the_rules_see_an_import_in_a_function() -> None:
 def test_the_server_imports_no_torch() -> None:
     code = "import service.app, engines.runtimes.openvino, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_openvino_reports_nothing_to_its_makers() -> None:
+    code = "import loadtest.peers.compare, service.app, openvino, sys; print(sys.modules['openvino_telemetry'])"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert run.stdout == "None\n"
 
 
 def test_a_bento_has_every_file_of_models_that_the_service_imports() -> None:

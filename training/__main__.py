@@ -6,132 +6,14 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from engines.published.manifest import ManifestError
 from engines.runtimes.engine import EngineError
-from models.names import near_names, suggestion
 from models.zoo import ZOO
 from training.errors import TrainingError
 from training.machine import check_writable, machine_errors
-
-if TYPE_CHECKING:
-    from training.data import DataSet
-    from training.recipes import Recipe
-
-RECIPES = ("quick", "paper", "modern")
-
-
-def train_command(arguments: list[str]) -> None:
-    """Train architectures, one after another."""
-    parser = argparse.ArgumentParser("python -m training", description="Train architectures, one after another.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="architecture; `python -m models` lists them")
-    parser.add_argument("--family", help="all architectures of a family")
-    parser.add_argument("--all", action="store_true", help="all architectures")
-    parser.add_argument(
-        "--data",
-        default="mnist5k",
-        metavar="NAME[:PATH]",
-        help="mnist5k, mnist, fashion_mnist, cifar10, cifar100, imagenet, in data/NAME or PATH; or folder:PATH, with "
-        "a folder of pictures per class (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--recipe",
-        choices=RECIPES,
-        help="the paper's, or one for all networks (default: quick below 10,000 training images, else paper)",
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="set a value of the recipe, such as lr=0.05"
-    )
-    parser.add_argument("--epochs", type=int, help="shorten or lengthen the schedule to this many epochs")
-    parser.add_argument("--max-minutes", type=float, help="train each network for as many epochs as fit in this time")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--out", type=Path, help="folder of the checkpoint (default: checkpoints/NAME-DATA)")
-    parser.add_argument("--resume", action="store_true", help="continue the checkpoint in the folder")
-    parser.add_argument(
-        "--compile", action="store_true", help="use torch.compile, which saves time in long trainings on a GPU"
-    )
-    parser.add_argument(
-        "--results",
-        type=Path,
-        metavar="FILE",
-        help="JSON lines: skip trainings that have a result in the file, append the results of the others",
-    )
-    options = parser.parse_args(arguments)
-    names = selected_names(parser, options)
-    if options.epochs is not None and options.epochs < 1:
-        parser.error("--epochs must be at least 1")
-    if options.max_minutes is not None and options.max_minutes <= 0:
-        parser.error("--max-minutes must be more than 0")
-    if options.results and options.results.suffix != ".jsonl":
-        parser.error("--results is a .jsonl file; its table is written beside it, as .md")
-    if options.out and len(names) > 1:
-        parser.error("--out is of one architecture")
-
-    from training import checkpoint, data, results
-    from training.campaign import campaign
-    from training.processes import joined
-    from training.train import TrainingOptions, TrainingRun
-
-    with joined() as processes:
-        data_set = processes.from_first(lambda: data.load(options.data))
-        data_set.check_train()
-        runs = [
-            TrainingRun(
-                *(ZOO[name], recipe_from(name, data_set, options), options.seed),
-                options.out or Path("checkpoints") / f"{name}-{data_set.name}",
-            )
-            for name in names
-        ]
-        training_options = TrainingOptions(
-            resume=options.resume, max_minutes=options.max_minutes, compiled=options.compile
-        )
-        try:
-            campaign(runs, data_set, processes, training_options, options.results)
-        finally:
-            if options.results and options.results.exists() and processes.first:
-                results.write_table(options.results)
-        out = runs[0].out
-        if processes.first and len(runs) == 1 and (out / checkpoint.FILE).exists():
-            print(f"now: python -m training publish {out}")
-
-
-def check_names(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    """End with an error if a name is no architecture."""
-    for name in names:
-        if name not in ZOO:
-            hint = suggestion(near_names(name, ZOO)) or "`python -m models` lists them"
-            parser.error(f"no architecture {name!r}; {hint}")
-
-
-def selected_names(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
-    """Return the architectures that the command line selects, in the lecture's order."""
-    check_names(parser, options.names)
-    families = {card.family for card in ZOO.values()}
-    if options.family and options.family not in families:
-        parser.error(f"no family {options.family!r}; there are {', '.join(sorted(families))}")
-    names = [
-        name for name, card in ZOO.items() if options.all or name in options.names or card.family == options.family
-    ]
-    if not names:
-        parser.error("which architecture? NAME, --family or --all")
-    return names
-
-
-def recipe_from(name: str, data: DataSet, options: argparse.Namespace) -> Recipe:
-    """Return the recipe of an architecture and a data set, with the values that the command line sets."""
-    from training.recipes import as_json, default_kind, override, recipe_of, shortened
-
-    recipe = recipe_of(ZOO[name], data, options.recipe or default_kind(data))
-    if options.epochs:
-        recipe = shortened(recipe, options.epochs)
-    values: dict[str, object] = {}
-    for pair in options.set:
-        key, _, value = pair.partition("=")
-        values[key] = as_json(value)
-    return override(recipe, values)
+from training.train_command import check_names, compare_command, train_command
 
 
 def claims_command(arguments: list[str]) -> None:
@@ -202,6 +84,12 @@ def evaluate_command(arguments: list[str]) -> None:
         "--precision", default="fp32", help="precision of a published model's engine (default: %(default)s)"
     )
     parser.add_argument(
+        "--page",
+        type=Path,
+        metavar="FILE",
+        help="HTML page with the confusion matrix, the calibration, and the worst pictures with maps of their classes",
+    )
+    parser.add_argument(
         "--picture",
         type=Path,
         help="PNG of the confusion matrix (default: CHECKPOINT/confusion.png, or results/confusion-TAG.png)",
@@ -210,7 +98,7 @@ def evaluate_command(arguments: list[str]) -> None:
 
     from training.report import report
 
-    print(report(options.model, options.data, options.precision, options.picture))
+    print(report(options.model, options.data, options.precision, options.picture, options.page))
 
 
 def import_command(arguments: list[str]) -> None:
@@ -338,6 +226,7 @@ def plans_command(arguments: list[str]) -> None:
 
 COMMANDS = {
     "bench": bench_command,
+    "compare": compare_command,
     "claims": claims_command,
     "publish": publish_command,
     "evaluate": evaluate_command,

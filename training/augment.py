@@ -91,7 +91,8 @@ class Moves:
         if self.corners is not None:
             pixels = translate(pixels, self.corners[share], self.shift, fill, reflect=self.reflect)
         if self.flips is not None:
-            pixels = torch.where(self.flips[share].view(-1, 1, 1, 1), pixels.flip(3), pixels)
+            flips = self.flips[share].to(pixels.device, non_blocking=True)
+            pixels = torch.where(flips.view(-1, 1, 1, 1), pixels.flip(3), pixels)
         return pixels
 
 
@@ -103,8 +104,24 @@ def translate(pixels: Tensor, corners: Tensor, shift: int, fill: int, *, reflect
         padded = F.pad(pixels.float(), around, mode="reflect").to(torch.uint8)
     else:
         padded = F.pad(pixels, around, value=fill)
+    if pixels.is_cuda:
+        return gathered(padded, corners.to(pixels.device, non_blocking=True), height, width)
     moved = [
         image[:, top : top + height, left : left + width]
         for image, (top, left) in zip(padded, corners.tolist(), strict=True)
     ]
     return torch.stack(moved)
+
+
+def gathered(padded: Tensor, corners: Tensor, height: int, width: int) -> Tensor:
+    """Crop each image of (N, channels, height, width) at its corner in one operation, which suits a GPU."""
+    rows = corners[:, 0, None] + torch.arange(height, device=padded.device)  # (N, height)
+    columns = corners[:, 1, None] + torch.arange(width, device=padded.device)  # (N, width)
+    numbers = torch.arange(len(padded), device=padded.device)
+    channels = torch.arange(padded.shape[1], device=padded.device)
+    return padded[
+        numbers[:, None, None, None],
+        channels[None, :, None, None],
+        rows[:, None, :, None],
+        columns[:, None, None, :],
+    ]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -22,6 +23,8 @@ from training.input import Input
 from training.recipes import Recipe
 
 MEMORY = 2 * 2**30  # bytes of pixels, at most, that are kept in memory
+OF_FREE = 0.25  # share of a GPU's free memory, and of the machine's, that pixels take at most
+CPU = torch.device("cpu")
 PREFETCHED = 2  # batches that each worker has ready
 
 
@@ -49,17 +52,28 @@ class Samples(Dataset[Tensor]):
 
 
 class Source:
-    """Pixels of `images` by index, prepared once if they fit in memory and no picture is changed at random."""
+    """Pixels of `images` by index, prepared once if they fit in memory and no picture is changed at random.
+
+    Prepared pixels are on a GPU if they fit there, so that a step copies none.
+    """
 
     def __init__(
-        self, images: Images, network_input: Input, change: Callable[[Image.Image], Tensor] | None = None
+        self,
+        images: Images,
+        network_input: Input,
+        change: Callable[[Image.Image], Tensor] | None = None,
+        device: torch.device = CPU,
     ) -> None:
         self.images, self.preprocess, self.change = images, network_input.preprocess, change
         height, width, channels = network_input.preprocess.shape
         self.pixels: Tensor | None = None
-        if change is None and len(images) * height * width * channels <= MEMORY:
-            self.pixels = torch.from_numpy(images.pixels(network_input.preprocess)).permute(0, 3, 1, 2).contiguous()
-        self.workers = min(8, len(os.sched_getaffinity(0))) if self.pixels is None and can_share() else 0
+        size = len(images) * height * width * channels
+        on_device = fits(device, size)
+        if change is None and (on_device or size <= MEMORY):
+            pixels = torch.from_numpy(images.pixels(network_input.preprocess)).permute(0, 3, 1, 2).contiguous()
+            self.pixels = pixels.to(device) if on_device else pixels
+        most = 8 if device.type == "cpu" else 16
+        self.workers = min(most, len(os.sched_getaffinity(0))) if self.pixels is None and can_share() else 0
 
     @property
     def ahead(self) -> int:
@@ -69,7 +83,8 @@ class Source:
     def batches(self, indices: Sequence[Tensor], seed: int) -> Iterator[Tensor]:
         """Yield the pixels of each of `indices`, uint8 (N, channels, height, width)."""
         if self.pixels is not None:
-            yield from (self.pixels[batch] for batch in indices)
+            device = self.pixels.device
+            yield from (self.pixels[batch.to(device, non_blocking=True)] for batch in indices)
             return
         samples = Samples(self.images, self.change or self._prepared, seed)
         loader: DataLoader[Tensor] = DataLoader(
@@ -84,6 +99,15 @@ class Source:
 
     def _prepared(self, picture: Image.Image) -> Tensor:
         return torch.from_numpy(self.preprocess(picture)).permute(2, 0, 1)
+
+
+def fits(device: torch.device, size: int) -> bool:
+    """Return True if that many bytes of pixels may be kept on a GPU; they pass through the machine's memory."""
+    if device.type == "cpu":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun on this machine
+    return size <= OF_FREE * min(free, psutil.virtual_memory().available / processes)
 
 
 def array(pixels: list[Tensor]) -> NDArray[np.uint8]:
@@ -115,9 +139,18 @@ class TrainingBatches:
     on the number of processes.
     """
 
-    def __init__(self, images: Images, recipe: Recipe, network_input: Input, seed: int, rank: int, size: int) -> None:
+    def __init__(
+        self,
+        images: Images,
+        recipe: Recipe,
+        network_input: Input,
+        seed: int,
+        rank: int,
+        size: int,
+        device: torch.device = CPU,
+    ) -> None:
         self.targets = torch.from_numpy(images.targets)
-        self.source = Source(images, network_input, picture_augmentation(recipe, network_input))
+        self.source = Source(images, network_input, picture_augmentation(recipe, network_input), device)
         self.recipe, self.fill, self.seed, self.share = (
             recipe,
             network_input.preprocess.fill,

@@ -31,7 +31,8 @@ def campaign(
     failed: list[str] = []
     for run in runs:
         name = f"{run.card.name} on {data.name}, seed {run.seed}"
-        known = processes.from_first(partial(results.find, file, run.card.name, data.name, run.seed)) if file else None
+        wanted = partial(results.find, start=run.start, teacher=run.teacher)
+        known = processes.from_first(partial(wanted, file, run.card.name, data.name, run.seed)) if file else None
         if known:
             say(processes, f"{file} has {name}: {known.top1:.1%}, by the recipe {known.recipe.source!r}")
             continue

@@ -30,9 +30,10 @@ from training.errors import CheckpointError
 from training.input import Input
 from training.machine import machine_errors
 from training.recipes import Recipe
+from training.schedule import finished
 
 FILE = "checkpoint.json"
-SCALER = "scaler"
+SCALER, RAW = "scaler", "raw"  # prefixes of keys beside those of parameters' numbers
 MOMENTS = {"sgd": 1, "nesterov": 1, "adamw": 2, "rmsprop": 2}  # tensors that an optimizer keeps for each parameter
 
 
@@ -75,11 +76,24 @@ class Imported(Record):
     top5: float | None
 
 
+class Origin(Record):
+    """Origin of trained weights that a training uses.
+
+    `spec` is their name on the command line; `sha256` is of their file, or has the first digits, or is None, where a
+    library states no more.
+    """
+
+    spec: str
+    title: str
+    sha256: str | None
+
+
 class Checkpoint(Record):
     """Contents of `checkpoint.json`.
 
     `dataset` is the data set's name, `data` the argument of `training.data.load`. `optimizer` is None after the last
-    epoch. Weights are either trained here, by `recipe` and `seed`, or `imported`.
+    epoch of a training, and of a phase, whose optimizer the next phase does not use. Weights are either trained here,
+    by `recipe` and `seed`, or `imported`; those trained here may have a `start` from other weights, and a `teacher`.
     """
 
     architecture: str
@@ -90,6 +104,8 @@ class Checkpoint(Record):
     input: Input
     recipe: Recipe | None = None
     seed: int | None = None
+    start: Origin | None = None
+    teacher: Origin | None = None
     imported: Imported | None = None
     epochs: tuple[Epoch, ...]
     versions: dict[str, str]
@@ -98,8 +114,8 @@ class Checkpoint(Record):
 
     @property
     def done(self) -> bool:
-        """True if every epoch of the recipe has been trained."""
-        return self.recipe is None or len(self.epochs) == self.recipe.epochs
+        """True if every epoch of the recipe has been trained, or as many as its early end wants."""
+        return self.recipe is None or finished(self.recipe, [epoch.top1 for epoch in self.epochs])
 
 
 def versions() -> dict[str, str]:
@@ -143,12 +159,17 @@ def load(folder: Path) -> Checkpoint:
 
 
 def save(
-    folder: Path, checkpoint: dict[str, Any], net: nn.Module, unfinished: tuple[Optimizer, GradScaler] | None
+    folder: Path,
+    checkpoint: dict[str, Any],
+    net: nn.Module,
+    unfinished: tuple[Optimizer, GradScaler] | None,
+    raw: nn.Module | None = None,
 ) -> Checkpoint:
     """Write tensors, then `checkpoint.json`, then remove the tensor files that `checkpoint.json` no longer names.
 
     `checkpoint` has the fields of a Checkpoint but for versions and files. `unfinished` is the optimizer and the scaler
-    of a training that has epochs left. Raises MachineError if the disk is full; the folder then holds what it held.
+    of a phase that has epochs left, `raw` its network in training if `net` is an average. Raises MachineError if the
+    disk is full; the folder then holds what it held.
     """
     epoch = len(checkpoint["epochs"])
     weights, optimizer = (folder / f"{kind}-{epoch:03}.safetensors" for kind in ("weights", "optimizer"))
@@ -160,7 +181,7 @@ def save(
             **checkpoint,
             versions=versions(),
             weights=_write(weights, net.state_dict()),
-            optimizer=_write(optimizer, _state(*unfinished)) if unfinished else None,
+            optimizer=_write(optimizer, _state(*unfinished, raw)) if unfinished else None,
         )
         files.write(folder / FILE, saved.model_dump_json(indent=1))
         unsaved.pop_all()  # the files are named now, and stay
@@ -176,17 +197,20 @@ def room(net: nn.Module, recipe: Recipe) -> int:
     """Return the bytes that a training's files take at most: an epoch's stay until the next epoch's are whole."""
     weights = sum(int(tensor.nbytes) for tensor in net.state_dict().values())
     optimizer = MOMENTS[recipe.optimizer] * sum(int(parameter.nbytes) for parameter in net.parameters())
+    optimizer += weights if recipe.ema else 0  # the weights in training beside their averages
     most = {1: weights, 2: 2 * weights + optimizer}  # the last epoch saves no optimizer
     return most.get(recipe.epochs, 2 * (weights + optimizer))
 
 
-def saving_seconds(folder: Path, net: nn.Module, unfinished: tuple[Optimizer, GradScaler]) -> float:
+def saving_seconds(
+    folder: Path, net: nn.Module, unfinished: tuple[Optimizer, GradScaler], raw: nn.Module | None = None
+) -> float:
     """Return the seconds that writing a checkpoint's tensors takes on the disk of `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         started = time.perf_counter()
         _write(Path(temporary) / "weights", net.state_dict())
-        _write(Path(temporary) / "optimizer", _state(*unfinished))
+        _write(Path(temporary) / "optimizer", _state(*unfinished, raw))
         return time.perf_counter() - started
 
 
@@ -207,15 +231,21 @@ def network(folder: Path, checkpoint: Checkpoint) -> FromPixels:
     return FromPixels(net, Normalise(checkpoint.input.mean, checkpoint.input.std)).eval()
 
 
-def restore_optimizer(folder: Path, checkpoint: Checkpoint, optimizer: Optimizer, scaler: GradScaler) -> None:
-    """Load the state of an unfinished training's optimizer and scaler."""
+def restore_optimizer(
+    folder: Path, checkpoint: Checkpoint, optimizer: Optimizer, scaler: GradScaler, raw: nn.Module
+) -> None:
+    """Load the state of an unfinished phase: optimizer, scaler, and the network in training, `raw`, if it was saved."""
     if checkpoint.optimizer is None:
         return
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     scaling: dict[str, float] = {}
+    weights: dict[str, Tensor] = {}
     for key, tensor in load_file(folder / checkpoint.optimizer.file).items():
-        index, name = key.split(".")
+        index, _, name = key.partition(".")
+        if index == RAW:
+            weights[name] = tensor
+            continue
         if index == SCALER:
             scaling[name] = tensor.item()
             continue
@@ -226,6 +256,8 @@ def restore_optimizer(folder: Path, checkpoint: Checkpoint, optimizer: Optimizer
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     if scaling:
         scaler.load_state_dict(scaling)
+    if weights:
+        raw.load_state_dict(weights)
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> TensorFile:
@@ -236,9 +268,13 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> TensorFile:
     return TensorFile(file=path.name, sha256=sha256(path))
 
 
-def _state(optimizer: Optimizer, scaler: GradScaler) -> dict[str, Tensor]:
-    """Return the optimizer's tensors as `<parameter index>.<name>`, and the scaler's as `scaler.<name>`."""
-    state = {**optimizer.state_dict()["state"], SCALER: scaler.state_dict()}
+def _state(optimizer: Optimizer, scaler: GradScaler, raw: nn.Module | None) -> dict[str, Tensor]:
+    """Return the optimizer's tensors as `<parameter index>.<name>`, the scaler's as `scaler.<name>`, `raw.<name>`."""
+    state = {
+        **optimizer.state_dict()["state"],
+        SCALER: scaler.state_dict(),
+        RAW: {} if raw is None else raw.state_dict(),
+    }
     return {
         f"{index}.{name}": value if isinstance(value, Tensor) else torch.tensor(value)
         for index, values in state.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,11 +64,30 @@ def evaluate(outputs: NDArray[np.float32], targets: NDArray[np.int64]) -> Evalua
     )
 
 
-def calibration_error(outputs: NDArray[np.float32], targets: NDArray[np.int64]) -> float:
-    """Return the expected calibration error of logits, (N, classes), between 0 and 1."""
+def probabilities(outputs: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the softmax of logits, (N, classes)."""
     exponents = np.exp(outputs.astype(np.float64) - outputs.max(1, keepdims=True))
-    confidence = (exponents / exponents.sum(1, keepdims=True)).max(1)
+    shares: NDArray[np.float64] = exponents / exponents.sum(1, keepdims=True)
+    return shares
+
+
+class Bin(NamedTuple):
+    """Bin of confidence: number of images, sum of their confidences, and how many are right."""
+
+    images: int
+    confidence: float
+    right: int
+
+
+def reliability(outputs: NDArray[np.float32], targets: NDArray[np.int64]) -> list[Bin]:
+    """Return the 15 equal bins of confidence of logits, (N, classes), the least confident first."""
+    confidence = probabilities(outputs).max(1)
     right = outputs.argmax(1) == targets
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    gaps = [abs(confidence[bins == bin_].sum() - right[bins == bin_].sum()) for bin_ in range(BINS)]
-    return float(sum(gaps) / len(targets))
+    inside = [bins == bin_ for bin_ in range(BINS)]
+    return [Bin(int(each.sum()), float(confidence[each].sum()), int(right[each].sum())) for each in inside]
+
+
+def calibration_error(outputs: NDArray[np.float32], targets: NDArray[np.int64]) -> float:
+    """Return the expected calibration error of logits, (N, classes), between 0 and 1."""
+    return sum(abs(bin_.confidence - bin_.right) for bin_ in reliability(outputs, targets)) / len(targets)

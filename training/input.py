@@ -20,10 +20,11 @@ class Input:
     std: tuple[float, ...]
 
 
-def input_of(card: Architecture, recipe: Recipe, data: DataSet) -> Input:
+def input_of(card: Architecture, recipe: Recipe, data: DataSet, trained: Input | None = None) -> Input:
     """Return the input of `card`'s network for `data`: photos lose an eighth at the edges, small pictures nothing.
 
-    Raises RecipeError if the recipe's edge is smaller than the network accepts.
+    The input `trained`, of weights to start from, is kept where the recipe states no size or statistics. Raises
+    RecipeError if the recipe's edge is smaller than the network accepts.
     """
     channels = card.input_shape[0]
     edge = recipe.edge or card.input_shape[1]
@@ -44,7 +45,10 @@ def input_of(card: Architecture, recipe: Recipe, data: DataSet) -> Input:
         fill=data.fill,
         light_on_dark=data.light_on_dark,
     )
-    mean, std = (by_channel(values, channels) for values in (recipe.mean or data.mean, recipe.std or data.std))
+    if trained and recipe.edge is None:
+        preprocess = trained.preprocess
+    known = trained or data
+    mean, std = (by_channel(values, channels) for values in (recipe.mean or known.mean, recipe.std or known.std))
     return Input(preprocess=preprocess, mean=mean, std=std)
 
 

@@ -17,6 +17,7 @@ from sklearn.metrics import ConfusionMatrixDisplay
 from engines.published import files
 from training.checkpoint import Epoch
 from training.errors import TrainingError
+from training.evaluate import Bin
 from training.machine import check_writable, machine_errors
 
 mpl.use("Agg")
@@ -36,6 +37,17 @@ def curves(title: str, epochs: Sequence[Epoch], path: Path) -> None:
     (top1,) = right.plot(numbers, accuracies, "s-", color="tab:blue", label="held-out top-1, %")
     right.set_ylabel("held-out top-1, %")
     axes.legend(handles=[loss, top1], loc="center right")
+    axes.grid(alpha=0.3)
+    save(figure, path)
+
+
+def losses_by_rate(title: str, rates: Sequence[float], losses: Sequence[float], proposed: float, path: Path) -> None:
+    """Plot the mean loss by learning rate with the proposed rate, as PNG."""
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    axes.plot(rates, losses)
+    axes.axvline(proposed, linestyle="--", color="tab:red", label=f"{proposed:.1e}")
+    axes.set(xlabel="learning rate", ylabel="mean loss", xscale="log", title=title)
+    axes.legend()
     axes.grid(alpha=0.3)
     save(figure, path)
 
@@ -65,6 +77,11 @@ def comparison(
 
 def confusion(title: str, matrix: NDArray[np.int64], labels: Sequence[str], path: Path) -> None:
     """Plot a confusion matrix, true classes in rows and predicted classes in columns, as PNG."""
+    save(confusion_figure(title, matrix, labels), path)
+
+
+def confusion_figure(title: str, matrix: NDArray[np.int64], labels: Sequence[str]) -> Figure:
+    """Return the figure of a confusion matrix."""
     written = len(labels) <= WRITTEN_CLASSES
     figure, axes = plt.subplots(figsize=(8, 8), layout="constrained")
     display = ConfusionMatrixDisplay(matrix, display_labels=labels if written else None)
@@ -72,7 +89,24 @@ def confusion(title: str, matrix: NDArray[np.int64], labels: Sequence[str], path
     if not written:
         axes.set(xticks=[], yticks=[])
     axes.set_title(title)
-    save(figure, path)
+    return figure
+
+
+def calibration(title: str, bins: Sequence[Bin]) -> bytes:
+    """Return the plot of the share of right answers by mean confidence, a point for each bin of images, as PNG."""
+    figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
+    filled = [bin_ for bin_ in bins if bin_.images]
+    largest = max(bin_.images for bin_ in filled)
+    axes.plot([0, 1], [0, 1], "--", color="tab:gray")
+    axes.scatter(
+        [bin_.confidence / bin_.images for bin_ in filled],
+        [bin_.right / bin_.images for bin_ in filled],
+        s=[20 + 200 * bin_.images / largest for bin_ in filled],
+        alpha=0.7,
+    )
+    axes.set(xlabel="confidence", ylabel="share of right answers", xlim=(0, 1), ylim=(0, 1), title=title)
+    axes.grid(alpha=0.3)
+    return encoded(figure, "png")
 
 
 def check_picture(path: Path, other: str) -> None:
@@ -85,8 +119,14 @@ def check_picture(path: Path, other: str) -> None:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure, whole or not at all, and close the figure. Raises MachineError if it cannot be written."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format=path.suffix[1:] or "png", dpi=120)
-    plt.close(figure)
+    picture = encoded(figure, path.suffix[1:] or "png")
     with machine_errors(path):
-        files.write(path, picture.getvalue())
+        files.write(path, picture)
+
+
+def encoded(figure: Figure, kind: str) -> bytes:
+    """Return a figure as a file of a kind, such as "png", and close the figure."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format=kind, dpi=120)
+    plt.close(figure)
+    return picture.getvalue()

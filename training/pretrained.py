@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import timm
+import torch
 from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor
 from torch.hub import load_state_dict_from_url
@@ -187,11 +188,7 @@ def import_weights(name: str, file: Path | None, data: DataSet | None, out: Path
         network_input, labels, name_of_data, spec = offer.input, offer.labels, offer.data, offer.data
         imported = of_known_file(file, offer) if file else of_offer(offer)
     net = ZOO[name].build(len(labels))
-    own = net.state_dict().keys()
-    state = unwrapped(read(file) if file else download(card), own)
-    if card.weights and not state.keys() <= own:
-        with suppress(KeyError, IndexError):  # channels that cannot be put into order: `fit` says what differs
-            state = card.weights.translate(state)
+    state = under_own_names(card, read(file) if file else download(card))
     fit(net, state, f"{file or imported.name} does not fit {name} with {len(labels)} classes")
     fields = {
         "architecture": name,
@@ -204,6 +201,17 @@ def import_weights(name: str, file: Path | None, data: DataSet | None, out: Path
         "epochs": (),
     }
     return checkpoint.save(out, fields, net, None)
+
+
+def under_own_names(card: Architecture, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict of the architecture, with this project's keys or the library's, under this project's keys."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):  # names only
+        own = card.build(card.classes).state_dict().keys()
+    state = unwrapped(state, own)
+    if card.weights and not state.keys() <= own:
+        with suppress(KeyError, IndexError):  # channels that cannot be put into order: `fit` says what differs
+            return card.weights.translate(state)
+    return state
 
 
 def of_file(file: Path) -> Imported:

@@ -224,6 +224,8 @@ def held_out_accuracy(saved: Checkpoint, data: DataSet, engine: Engine) -> Accur
 def describe(saved: Checkpoint, accuracy: dict[str, Accuracy]) -> Manifest:
     """Return a manifest, without files yet, with the checkpoint's recipe, epochs and versions as provenance."""
     height, width, channels = saved.input.preprocess.shape
+    provenance = {"data", "split", "input", "recipe", "seed", "imported", "epochs", "versions"}
+    provenance |= {name for name in ("start", "teacher") if getattr(saved, name)}
     return Manifest(
         architecture=saved.architecture,
         dataset=saved.dataset,
@@ -231,9 +233,7 @@ def describe(saved: Checkpoint, accuracy: dict[str, Accuracy]) -> Manifest:
         preprocess=saved.input.preprocess,
         accuracy=accuracy,
         complexity=complexity(ZOO[saved.architecture], (channels, height, width), len(saved.labels)),
-        provenance=saved.model_dump(
-            mode="json", include={"data", "split", "input", "recipe", "seed", "imported", "epochs", "versions"}
-        ),
+        provenance=saved.model_dump(mode="json", include=provenance),
         created=datetime.now(UTC),
         files={},
     )

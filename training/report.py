@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from engines.published import store
 from engines.published.manifest import Accuracy, Manifest, ManifestError
@@ -14,18 +18,23 @@ from engines.runtimes.torch import torch_engine
 from training import checkpoint, data, plot
 from training.errors import TrainingError
 from training.evaluate import evaluate, held_out_logits
+from training.machine import check_writable
+from training.page import Evaluated, module_of, write_page
 from training.significance import warnings
 
 
-def report(model: str, spec: str | None, precision: str, picture: Path | None = None) -> str:
+def report(model: str, spec: str | None, precision: str, picture: Path | None = None, page: Path | None = None) -> str:
     """Evaluate a checkpoint's folder or a published model's tag; return text, and plot the confusion matrix.
 
-    A published model's accuracy on the held-out images of its own data set is kept in its manifest. Raises
-    TrainingError if the model does not exist or its classes differ from the data set's.
+    `page` becomes an HTML page with the worst pictures. A published model's accuracy on the held-out images of its own
+    data set is kept in its manifest. Raises TrainingError if the model does not exist or its classes differ from the
+    data set's.
     """
     engine, preprocess, labels, trained_on, split, published = opened(model, precision)
     picture = picture or picture_of(model)
     plot.check_picture(picture, "--picture names another file")  # an evaluation may take long
+    if page:
+        check_writable(page.parent, "--page names another file")
     data_set = data.load(spec or trained_on)
     if split and data_set.spec == trained_on:
         data_set.check_split(split)
@@ -34,9 +43,18 @@ def report(model: str, spec: str | None, precision: str, picture: Path | None = 
     same = data_set.labels == labels if compare_labels else len(data_set.labels) == len(labels)
     if not same:
         raise TrainingError(f"{model} has {len(labels)} classes, {data_set.name} {len(data_set.labels)}, not the same")
-    evaluation = evaluate(held_out_logits(engine, data_set.held_out, preprocess), data_set.held_out.targets)
+    logits = held_out_logits(engine, data_set.held_out, preprocess)
+    evaluation = evaluate(logits, data_set.held_out.targets)
     title = f"{model} on {data_set.name}: true class down, predicted across"
     plot.confusion(title, evaluation.confusion, labels, picture)
+    if page:
+        write_page(
+            Evaluated(model, labels, preprocess, logits),
+            module_of(model, published),
+            data_set,
+            evaluation.confusion,
+            page,
+        )
     accuracy = Accuracy(top1=evaluation.top1, images=evaluation.images)
     lines = [
         f"{model} on {engine.runtime}, {engine.precision}: {evaluation.images} held-out images of {data_set.name}",
@@ -44,15 +62,23 @@ def report(model: str, spec: str | None, precision: str, picture: Path | None = 
         f"top-5              {evaluation.top5:.2%}",
         f"calibration error  {evaluation.calibration_error:.2%}",
         "",
-        *(f"{share:7.2%}  {label}" for share, label in sorted(zip(evaluation.per_class, labels, strict=True))),
+        *by_class(evaluation.per_class, labels),
         "",
         f"confusion matrix: {picture}",
+        *([f"page: {page}"] if page else []),
         *(f"WARNING: {warning}" for warning in warnings(accuracy, data_set.held_out.targets)),
     ]
     # Another copy of the data set may be split otherwise, and may hold out what the network was trained on here.
     if published and data_set.name == published.dataset and (not split or data_set.spec == trained_on):
         lines.append(keep(published.tag, engine.precision, accuracy))
     return "\n".join(lines)
+
+
+def by_class(shares: NDArray[np.float64], labels: Sequence[str]) -> Iterator[str]:
+    """Yield a line with the top-1 of each class, the worst first, those without held-out pictures last."""
+    known = [(share, label) for share, label in zip(shares, labels, strict=True) if not np.isnan(share)]
+    yield from (f"{share:7.2%}  {label}" for share, label in sorted(known))
+    yield from (f"      -  {label}" for share, label in zip(shares, labels, strict=True) if np.isnan(share))
 
 
 def keep(tag: str, precision: str, accuracy: Accuracy) -> str:

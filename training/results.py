@@ -25,7 +25,8 @@ class TrainingResult(Record):
 
     `losses` and `top1s` (0 to 1) have a value per epoch; `top1`, with its 95 % Wilson interval, is the last epoch's.
     `macs` are at `input_shape`, (channels, height, width), the size that the network was trained on. `machine` is the
-    name of the GPU or processor; older results lack the name.
+    name of the GPU or processor; older results lack the name. `start` and `teacher` are the names that the command line
+    had for the weights to start from and for a teacher.
     """
 
     architecture: str
@@ -48,6 +49,8 @@ class TrainingResult(Record):
     device: str
     threads: int
     machine: str | None = None
+    start: str | None = None
+    teacher: str | None = None
 
     @property
     def trained_on(self) -> str:
@@ -60,10 +63,14 @@ def read(path: Path) -> list[TrainingResult]:
     return jsonl.read(path, TrainingResult)
 
 
-def find(path: Path, architecture: str, dataset: str, seed: int) -> TrainingResult | None:
+def find(
+    path: Path, architecture: str, dataset: str, seed: int, start: str | None = None, teacher: str | None = None
+) -> TrainingResult | None:
     """Return the result of one training, or None if the file has none."""
-    wanted = (architecture, dataset, seed)
-    matching = (row for row in read(path) if (row.architecture, row.dataset, row.seed) == wanted)
+    wanted = (architecture, dataset, seed, start, teacher)
+    matching = (
+        row for row in read(path) if (row.architecture, row.dataset, row.seed, row.start, row.teacher) == wanted
+    )
     return next(matching, None)
 
 
@@ -96,6 +103,8 @@ def result_of(card: Architecture, saved: Checkpoint, held_out: int) -> TrainingR
         device="cuda" if torch.cuda.is_available() else "cpu",
         threads=torch.get_num_threads(),
         machine=torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
+        start=saved.start.spec if saved.start else None,
+        teacher=saved.teacher.spec if saved.teacher else None,
     )
 
 
@@ -109,6 +118,12 @@ def write_table(path: Path) -> None:
     page = path.with_suffix(".md")
     with machine_errors(page):
         files.write(page, table(read(path), path.name))
+
+
+def name_of(row: TrainingResult) -> str:
+    """Return the network of a result in Markdown, with the weights that it started from, and its teacher."""
+    start = f" from {row.start}" if row.start else ""
+    return f"`{row.architecture}`{start}{f', taught by {row.teacher}' if row.teacher else ''}"
 
 
 def table(results: list[TrainingResult], source: str) -> str:
@@ -141,7 +156,7 @@ def table(results: list[TrainingResult], source: str) -> str:
     )
     cells = [
         (
-            *(f"`{row.architecture}`", row.dataset, "x".join(map(str, row.input_shape)), f"{row.params:,}"),
+            *(name_of(row), row.dataset, "x".join(map(str, row.input_shape)), f"{row.params:,}"),
             *(f"{row.macs:,}", f"{row.top1:.1%}", f"{row.top1_low:.1%} to {row.top1_high:.1%}", str(row.epochs)),
             *(f"{row.minutes:.1f}", f"{row.losses[0]:.3f} to {row.losses[-1]:.3f}", str(row.seed)),
             row.trained_on,

@@ -4,45 +4,38 @@ from __future__ import annotations
 
 import copy
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
 from torch import nn
 
 from engines.published import files
 from engines.published.manifest import Accuracy
-from models.card import Architecture
 from training import checkpoint
-from training.checkpoint import Checkpoint, Epoch
+from training.checkpoint import Checkpoint, Epoch, Origin
 from training.data import DataSet
-from training.errors import CheckpointError, RecipeError
-from training.input import input_of
+from training.errors import CheckpointError
+from training.logs import Logs
 from training.machine import check_room, check_writable, machine_errors
 from training.plot import curves
 from training.processes import Processes
 from training.recipes import Recipe, shortened
+from training.schedule import Phase, finished, phases, stopped
+from training.setup import Training, TrainingRun, set_up
 from training.significance import warnings
-from training.trainer import PreparedData, Trainer, check_trains_on_one, make_net
+from training.trainer import Trainer
+
+__all__ = ["CURVES", "DEFAULT_OPTIONS", "LOG", "TrainingOptions", "TrainingRun", "say", "train"]
 
 LOG = "log.jsonl"
 CURVES = "curves.png"
 
 
-class TrainingRun(NamedTuple):
-    """Training of one network; `out` is the folder of its checkpoint."""
-
-    card: Architecture
-    recipe: Recipe
-    seed: int
-    out: Path
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """Options of a training: continue its checkpoint, a budget in minutes, torch.compile.
+    """Options of a training: continue its checkpoint, a budget in minutes, torch.compile, further logs by kind.
 
     With `max_minutes`, as many of the recipe's epochs are trained as fit, at least one; the schedule is shortened. A
     resumed training keeps its checkpoint's number of epochs.
@@ -51,6 +44,7 @@ class TrainingOptions:
     resume: bool = False
     max_minutes: float | None = None
     compiled: bool = False
+    logs: tuple[str, ...] = ()
 
 
 DEFAULT_OPTIONS = TrainingOptions()
@@ -62,73 +56,80 @@ def train(
     """Train a network and return its checkpoint, which is saved in `run.out` after every epoch.
 
     A resumed training ends as if it had never stopped: every random draw of an epoch depends only on the seed and the
-    number of the epoch. Raises CheckpointError if `run.out` holds another run, or any run without `options.resume`;
-    DivergedError if the loss becomes NaN or infinite; RecipeError if the recipe does not fit network or processes;
-    MachineError if disk, memory or rights do not suffice.
+    number of the epoch. Raises CheckpointError if `run.out` holds another run, or any run without `options.resume`, or
+    if weights to start from or a teacher are missing; DivergedError if the loss becomes NaN or infinite; RecipeError if
+    the recipe does not fit network or processes; MachineError if disk, memory or rights do not suffice.
     """
-    card, recipe, seed, out = run
-    batch = min(recipe.batch, len(data.train))
-    if batch < processes.size:
-        raise RecipeError(f"a batch of {batch} cannot be shared by {processes.size} processes: --set batch=…")
-    torch.manual_seed(seed)
-    network_input = input_of(card, recipe, data)
-    net = make_net(card, len(data.labels), recipe)
-    if batch < 2 * processes.size:
-        check_trains_on_one(card, network_input)
-    processes.from_first(partial(check_disk, out, net, recipe))
-    prepared = PreparedData(data, recipe, network_input, seed, processes)
+    out = run.out
     latest = checkpoint.load(out) if (out / checkpoint.FILE).exists() else None
+    if latest and not options.resume:
+        raise CheckpointError(f"{out} holds a checkpoint: --resume goes on with it, --out names another folder")
+    training = set_up(run, data, processes, latest)
+    processes.from_first(partial(check_disk, out, training.net, run.recipe))
     if options.max_minutes:
         known = latest.recipe.epochs if latest and latest.recipe else None
-        recipe = shortened(recipe, known or epochs_that_fit(options.max_minutes, run, net, prepared, processes))
-    title = f"{card.name} on {data.name}, seed {seed}"
-    fields = {
-        "architecture": card.name,
-        "dataset": data.name,
-        "data": data.spec,
-        "split": data.split,
-        "labels": data.labels,
-        "input": network_input,
-        "recipe": recipe,
-        "seed": seed,
-    }
-    epochs: list[Epoch] = []
+        shorten(training, known or epochs_that_fit(options.max_minutes, training))
     if latest:
-        check_same_run(latest, fields, out, resume=options.resume)
-        epochs = list(latest.epochs)
-        if latest.done:
-            write_log_and_curves(out, title, epochs, processes)
-            say(processes, f"{out} has all its {recipe.epochs} epochs")
+        check_same_run(latest, training.fields, out)
+        checkpoint.restore(out, latest, training.net)
+    with closing(Logs(out, options.logs if processes.first else (), training.epochs)) as logs:
+        if latest and latest.done:
+            write_log_and_curves(training)
+            say(processes, f"{out} has all its {len(latest.epochs)} epochs")
             return latest
-    trainer = Trainer(net, recipe, prepared, processes)
-    if latest:
-        checkpoint.restore(out, latest, net)
-        checkpoint.restore_optimizer(out, latest, trainer.optimizer, trainer.scaler)
-    say(processes, introduction(run.card, data, recipe))
-    if options.compiled:
-        trainer.model = torch.compile(trainer.model)
-
-    for number in range(len(epochs) + 1, recipe.epochs + 1):
-        with machine_errors(out, "--resume goes on from the last whole epoch" if number > 1 else ""):
-            epochs.append(trainer.train_epoch(number, [epoch.top1 for epoch in epochs]))
-            unfinished = (trainer.optimizer, trainer.scaler) if number < recipe.epochs else None
-            if processes.first:
-                checkpoint.save(out, {**fields, "epochs": epochs}, net, unfinished)
-                write_log(out, epochs)
-            say(processes, describe(card.name, epochs, recipe))
-            processes.wait()
+        say(processes, introduction(training))
+        for phase in phases(training.recipe):
+            if len(training.epochs) < phase.end:
+                train_phase(training, phase, latest, logs, compiled=options.compiled)
     with machine_errors(out, "the training is whole; --resume writes its log and curves"):
-        write_log_and_curves(out, title, epochs, processes)
-    for warning in warnings(Accuracy(top1=epochs[-1].top1, images=len(data.held_out)), data.held_out.targets):
+        write_log_and_curves(training)
+    if stopped(training.recipe, training.top1s):
+        say(processes, f"ended early: no better top-1 in {training.recipe.stop_after} epochs")
+    accuracy = Accuracy(top1=training.top1s[-1], images=len(data.held_out))
+    for warning in warnings(accuracy, data.held_out.targets):
         say(processes, f"WARNING: {warning}")
     return checkpoint.load(out)
 
 
-def write_log_and_curves(out: Path, title: str, epochs: list[Epoch], processes: Processes) -> None:
+def shorten(training: Training, epochs: int) -> None:
+    """Compress the schedule of a training to `epochs` epochs."""
+    training.recipe = shortened(training.recipe, epochs)
+    training.fields["recipe"] = training.recipe
+
+
+def train_phase(training: Training, phase: Phase, latest: Checkpoint | None, logs: Logs, *, compiled: bool) -> None:
+    """Train the epochs of a phase that are left, and save each; the next phase starts from the weights as saved."""
+    run, epochs, processes = training.run, training.epochs, training.processes
+    trainer = training.trainer(phase, compiled=compiled)
+    if latest and len(epochs) > phase.start:
+        checkpoint.restore_optimizer(run.out, latest, trainer.optimizer, trainer.scaler, trainer.net)
+    while len(epochs) < phase.end and not finished(training.recipe, training.top1s):
+        with machine_errors(run.out, "--resume goes on from the last whole epoch" if epochs else ""):
+            epochs.append(trainer.train_epoch(len(epochs) + 1, training.top1s[phase.start :]))
+            if processes.first:
+                save(training, trainer, phase)
+                write_log(run.out, epochs)
+                logs.add(epochs)
+            say(processes, describe(run.card.name, epochs, training.recipe))
+            processes.wait()
+    trainer.net.load_state_dict(trainer.measured.state_dict())
+
+
+def save(training: Training, trainer: Trainer, phase: Phase) -> None:
+    """Save the checkpoint of a training; with the state of a phase that has epochs left."""
+    done = finished(training.recipe, training.top1s) or len(training.epochs) == phase.end
+    fields = {**training.fields, "epochs": training.epochs}
+    unfinished = None if done else (trainer.optimizer, trainer.scaler)
+    raw = trainer.net if trainer.average else None
+    checkpoint.save(training.run.out, fields, trainer.measured, unfinished, raw)
+
+
+def write_log_and_curves(training: Training) -> None:
     """Write the log and the curves of a finished training, in the first process."""
-    if processes.first:
-        write_log(out, epochs)
-        curves(title, epochs, out / CURVES)
+    run, epochs = training.run, training.epochs
+    if training.processes.first:
+        write_log(run.out, epochs)
+        curves(f"{run.card.name} on {training.data_set.name}, seed {run.seed}", epochs, run.out / CURVES)
 
 
 def write_log(out: Path, epochs: list[Epoch]) -> None:
@@ -145,24 +146,26 @@ def check_disk(out: Path, net: nn.Module, recipe: Recipe) -> None:
         check_room(out, checkpoint.room(net, recipe) - present)
 
 
-def epochs_that_fit(
-    max_minutes: float, run: TrainingRun, net: nn.Module, data: PreparedData, processes: Processes
-) -> int:
+def epochs_that_fit(max_minutes: float, training: Training) -> int:
     """Return how many of the recipe's epochs fit into `max_minutes`, at least one; the same in all processes.
 
-    The first process times a copy of the network, alone, so that `net` keeps its weights. Steps, held-out images and
-    saving are timed, and the timing itself counts.
+    The first process times a copy of the network, alone, so that the network keeps its weights. Steps of the last
+    phase, held-out images and saving are timed, and the timing itself counts.
     """
+    processes, phase = training.processes, phases(training.recipe)[-1]
+    training.prepare()  # loading the data is not part of the time
 
     def fitting() -> int:
         started = time.perf_counter()
-        trainer = Trainer(copy.deepcopy(net), run.recipe, data, Processes(0, 1, processes.device))
+        trainer = training.trainer(phase, copy.deepcopy(training.net), Processes(0, 1, processes.device))
         seconds = trainer.epoch_seconds()
-        seconds += checkpoint.saving_seconds(run.out, trainer.net, (trainer.optimizer, trainer.scaler))
+        state = trainer.optimizer, trainer.scaler
+        raw = trainer.net if trainer.average else None
+        seconds += checkpoint.saving_seconds(training.run.out, trainer.measured, state, raw)
         epochs = int((60 * max_minutes - (time.perf_counter() - started)) / seconds)
         if epochs < 1:
             print(f"one epoch takes about {seconds / 60:.1f} minutes: one is trained, beyond --max-minutes", flush=True)
-        return max(1, min(run.recipe.epochs, epochs))
+        return max(1, min(training.recipe.epochs, epochs))
 
     return processes.from_first(fitting)
 
@@ -173,12 +176,16 @@ def say(processes: Processes, line: str) -> None:
         print(line, flush=True)
 
 
-def introduction(card: Architecture, data: DataSet, recipe: Recipe) -> str:
-    """Return the line to print before the first epoch: images, classes, and the recipe."""
-    return (
-        f"{card.name} on {data.name}: {len(data.train):,} images to train, {len(data.held_out):,} held out, "
+def introduction(training: Training) -> str:
+    """Return the line to print before the first epoch: images, classes, the recipe, and weights of others."""
+    name, data, recipe, fields = training.run.card.name, training.data_set, training.recipe, training.fields
+    line = (
+        f"{name} on {data.name}: {len(data.train):,} images to train, {len(data.held_out):,} held out, "
         f"{len(data.labels)} classes; batch {recipe.batch}, {recipe.epochs} epochs; recipe: {recipe.source}"
     )
+    for origin, words in ((fields["start"], "starts from"), (fields["teacher"], "is taught by")):
+        line += f"; {words} {origin.title}" if isinstance(origin, Origin) else ""
+    return line
 
 
 def describe(name: str, epochs: list[Epoch], recipe: Recipe) -> str:
@@ -191,13 +198,11 @@ def describe(name: str, epochs: list[Epoch], recipe: Recipe) -> str:
     )
 
 
-def check_same_run(latest: Checkpoint, fields: dict[str, object], out: Path, *, resume: bool) -> None:
-    """Raise CheckpointError unless the checkpoint `latest` may be continued and agrees with `fields`."""
-    if not resume:
-        raise CheckpointError(f"{out} holds a checkpoint: --resume goes on with it, --out names another folder")
+def check_same_run(latest: Checkpoint, fields: dict[str, object], out: Path) -> None:
+    """Raise CheckpointError unless the checkpoint `latest` agrees with `fields`."""
     different = [key for key, value in fields.items() if getattr(latest, key) != value]
     if different:
         raise CheckpointError(
             f"{out} holds a run with another {', '.join(different)}: repeat the options that it was started with "
-            "(--max-minutes, --epochs, --set, --seed), or name another folder with --out"
+            "(--from, --teacher, --max-minutes, --epochs, --set, --seed), or name another folder with --out"
         )

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,29 +22,22 @@ from engines.runtimes.torch import DTYPES, Normalise
 from models.card import Architecture
 from models.residual import ResidualBlock
 from models.stochastic_depth import StochasticBlock, StochasticDepthResNet
+from training.average import Average
 from training.batches import Batch, Source, TrainingBatches, held_out_batches
 from training.checkpoint import Epoch
 from training.data import DataSet
 from training.errors import DivergedError, RecipeError
 from training.input import Input
+from training.losses import LOSSES, balanced_weights, divergence
+from training.mixing import Mixing
+from training.parts import resting
 from training.processes import Processes
 from training.recipes import Recipe
+from training.schedule import learning_rate
+from training.teacher import Teacher
 
 TIMED_STEPS = 4  # The first of them is a warm-up.
 TIMED_SECONDS = 30
-
-
-def map_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0) -> Tensor:
-    """Return the maximum a posteriori loss (LeCun et al. 1998, equation 9): a "rubbish" class at the distance j.
-
-    The paper states no value for j. Here j is the distance of a code with a tenth of its 84 pixels flipped, 4 each.
-    """
-    j = 4 * 84 / 10
-    rubbish = logits.new_full((len(logits), 1), -j)
-    return F.cross_entropy(torch.cat([logits, rubbish], dim=1), targets, label_smoothing=label_smoothing)
-
-
-LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": F.cross_entropy, "map": map_loss}
 
 
 def make_net(card: Architecture, classes: int, recipe: Recipe) -> nn.Module:
@@ -93,7 +89,8 @@ def check_trains_on_one(card: Architecture, network_input: Input) -> None:
 
 def make_optimizer(recipe: Recipe, net: nn.Module) -> Optimizer:
     """Return the recipe's optimizer; "nesterov" is SGD with Nesterov's momentum."""
-    parameters, decay = net.parameters(), recipe.weight_decay
+    decay = recipe.weight_decay
+    parameters = groups(net, decay=recipe.norm_decay)
     if recipe.optimizer == "adamw":
         return AdamW(parameters, lr=recipe.lr, weight_decay=decay, fused=True)
     if recipe.optimizer == "rmsprop":  # "decay of 0.9 and epsilon = 1.0" (Inception v3's paper, section 8)
@@ -104,38 +101,23 @@ def make_optimizer(recipe: Recipe, net: nn.Module) -> Optimizer:
     return SGD(parameters, recipe.lr, recipe.momentum, weight_decay=decay, nesterov=nesterov, fused=fused)
 
 
+def groups(net: nn.Module, *, decay: bool) -> list[dict[str, Any]]:
+    """Return the trained weights of a network in groups for an optimizer; batch norms apart if they do not decay."""
+    norms = {
+        id(weight)
+        for module in net.modules()
+        if isinstance(module, nn.BatchNorm2d) and not decay
+        for weight in module.parameters()
+    }
+    trained = [weight for weight in net.parameters() if weight.requires_grad]
+    without = [weight for weight in trained if id(weight) in norms]
+    rest = [weight for weight in trained if id(weight) not in norms]
+    return [{"params": rest}, *([{"params": without, "weight_decay": 0}] if without else [])]
+
+
 def drops_blocks(net: nn.Module) -> bool:
     """Return True if a step can leave weights without a gradient, as stochastic depth does."""
     return any(isinstance(module, StochasticBlock) for module in net.modules())
-
-
-def learning_rate(recipe: Recipe, epoch: float, top1s: Sequence[float] = ()) -> float:
-    """Return the learning rate at a time in epochs, which may be fractional.
-
-    `top1s` holds the held-out top-1 of each earlier epoch; only the schedule "plateau" uses them.
-    """
-    if epoch <= recipe.warmup_epochs:
-        return recipe.lr * epoch / recipe.warmup_epochs
-    progress = (epoch - recipe.warmup_epochs) / (recipe.epochs - recipe.warmup_epochs)
-    match recipe.schedule:
-        case "cosine":
-            return recipe.lr * (1 + math.cos(math.pi * progress)) / 2
-        case "steps":
-            return recipe.lr * float(recipe.factor ** sum(epoch > drop * recipe.epochs for drop in recipe.drops))
-        case "exponential":
-            return recipe.lr * float(recipe.factor ** (epoch - recipe.warmup_epochs))
-        case "plateau":
-            return recipe.lr * float(recipe.factor ** min(recipe.falls, plateaus(top1s, recipe.patience)))
-
-
-def plateaus(top1s: Sequence[float], patience: int) -> int:
-    """Count the plateaus: runs of `patience` epochs without a new best top-1."""
-    count, best, since_best = 0, -1.0, 0
-    for top1 in top1s:
-        best, since_best = (top1, 0) if top1 > best else (best, since_best + 1)
-        if since_best == patience:
-            count, since_best = count + 1, 0
-    return count
 
 
 Network = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
@@ -145,83 +127,152 @@ class PreparedData:
     """Data of one process: batches of a data set's training images, its held-out images, and their normalisation."""
 
     def __init__(self, data: DataSet, recipe: Recipe, network_input: Input, seed: int, processes: Processes) -> None:
-        self.batches = TrainingBatches(data.train, recipe, network_input, seed, processes.rank, processes.size)
-        self.held_out, self.held_out_source = data.held_out, Source(data.held_out, network_input)
-        self.normalise = Normalise(network_input.mean, network_input.std).to(processes.device)
+        device = processes.device
+        self.batches = TrainingBatches(data.train, recipe, network_input, seed, processes.rank, processes.size, device)
+        self.held_out, self.held_out_source = data.held_out, Source(data.held_out, network_input, device=device)
+        self.normalise = Normalise(network_input.mean, network_input.std).to(device)
+        self.classes = len(data.labels)
+        self.class_weights = balanced_weights(data.train.targets, self.classes) if recipe.balanced else None
 
 
 class Trainer:
-    """Network in training: its optimizer and its data, in one process of `processes`."""
+    """Network in a phase of its training: its optimizer and its data, in one process of `processes`.
 
-    def __init__(self, net: nn.Module, recipe: Recipe, data: PreparedData, processes: Processes) -> None:
+    `recipe` is the phase's, which begins after `start` epochs. Weights that are not to be trained have been frozen. A
+    `compiled` network is faster, after minutes of compilation.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        recipe: Recipe,
+        data: PreparedData,
+        processes: Processes,
+        *,
+        start: int = 0,
+        teacher: Teacher | None = None,
+        compiled: bool = False,
+    ) -> None:
         # Some of CUDA's kernels have no deterministic form.
         torch.use_deterministic_algorithms(True, warn_only=processes.device.type == "cuda")
         # Filling memory would cost a kernel for every tensor.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        self.recipe, self.data, self.processes = recipe, data, processes
+        self.recipe, self.data, self.processes, self.start = recipe, data, processes, start
         self.net = net.to(processes.device)
+        self.resting = resting(self.net)
+        self.teacher = teacher.to(processes.device) if teacher else None
+        self.mixing = Mixing(recipe, data.classes)
+        weights = data.class_weights
+        self.class_weights = None if weights is None else weights.to(processes.device)
+        self.average = Average(self.net, recipe.ema * recipe.epochs * len(data.batches)) if recipe.ema else None
         self.model: Network = self.net
+        self.unshared: Callable[[], AbstractContextManager[None]] = nullcontext  # keeps gradients in the process
         if processes.size > 1:
-            self.model = DistributedDataParallel(
-                self.net, find_unused_parameters=drops_blocks(net), broadcast_buffers=False
-            )
+            dropping = drops_blocks(self.net)
+            parallel = DistributedDataParallel(self.net, find_unused_parameters=dropping, broadcast_buffers=False)
+            self.model = parallel
+            if not dropping:  # Of dropped blocks, all parts' gradients are shared: the last part may not use a weight.
+                self.unshared = parallel.no_sync
+        if compiled:
+            self.model = torch.compile(self.model, mode=self.mode_of_compilation())
         self.optimizer = make_optimizer(recipe, self.net)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=recipe.precision == "fp16")
 
-    def outputs(self, model: Network, pixels: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Return the logits of uint8 pixels, (N, channels, height, width), computed in the precision of training.
+    @property
+    def measured(self) -> nn.Module:
+        """Network that is measured and saved: the average, if the recipe wants one, else the one in training."""
+        return self.average.net if self.average else self.net
+
+    def mode_of_compilation(self) -> str | None:
+        """Return torch.compile's mode: CUDA graphs of whole passes, where every step is alike and its own."""
+        alike = self.processes.device.type == "cuda" and self.processes.size == 1 and not drops_blocks(self.net)
+        return "reduce-overhead" if alike and self.recipe.accumulate == 1 else None
+
+    def inputs(self, pixels: Tensor) -> Tensor:
+        """Return uint8 pixels, (N, channels, height, width), on the device, normalised."""
+        normalised: Tensor = self.data.normalise(pixels.to(self.processes.device, non_blocking=True))
+        return normalised
+
+    def outputs(self, model: Network, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Return the logits of normalised images, computed in the precision of training.
 
         A network with auxiliary heads returns a tuple in training: its own logits, then the heads'.
         """
-        normalised = self.data.normalise(pixels.to(self.processes.device, non_blocking=True))
         precision = DTYPES[self.recipe.precision]
         with torch.autocast(self.processes.device.type, precision, enabled=precision != torch.float32):
-            return model(normalised.contiguous(memory_format=torch.channels_last))
+            return model(images.contiguous(memory_format=torch.channels_last))
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the loss to minimise, and the loss without auxiliary heads.
+    def loss(self, images: Tensor, targets: Tensor, whole: int) -> tuple[Tensor, Tensor]:
+        """Return the loss to minimise, and the loss without auxiliary heads, of a part of a batch of `whole` images.
 
-        Both are this process's part of the mean over the whole batch.
+        Both are the part's share of the mean over the whole batch.
         """
-        targets = batch.targets.to(self.processes.device, non_blocking=True)
-        outputs = self.outputs(self.model, batch.pixels)
+        outputs = self.outputs(self.model, images)
         heads = outputs if isinstance(outputs, tuple) else (outputs,)
-        share = len(targets) / batch.whole
-        loss, *others = (
-            share * LOSSES[self.recipe.loss](head.float(), targets, label_smoothing=self.recipe.label_smoothing)
-            for head in heads
-        )
-        return loss + self.recipe.auxiliary * sum(others), loss
+        share, recipe, weights = len(targets) / whole, self.recipe, self.class_weights
+        criterion = partial(LOSSES[recipe.loss], label_smoothing=recipe.label_smoothing, weight=weights)
+        loss, *others = (share * criterion(head.float(), targets) for head in heads)
+        if self.teacher:
+            taught = self.outputs(self.teacher, images)
+            assert isinstance(taught, Tensor)
+            apart = share * divergence(heads[0].float(), taught.float(), recipe.temperature)
+            loss = (1 - recipe.distil) * loss + recipe.distil * apart
+        return loss + recipe.auxiliary * sum(others), loss
+
+    def parts(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images and targets of the parts of a batch that are computed one after another, mixed beforehand."""
+        targets = batch.targets.to(self.processes.device, non_blocking=True)
+        images, targets = self.mixing(self.inputs(batch.pixels), targets)
+        if self.class_weights is not None and not targets.is_floating_point():
+            # The loss by shares of classes is divided by images, not by their weights, so that parts add up.
+            targets = F.one_hot(targets, self.data.classes).float()
+        parts = self.recipe.accumulate
+        yield from zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)
 
     def step(self, batch: Batch) -> Tensor:
         """Run one step of the optimizer, and return this process's part of the batch's loss."""
-        minimised, loss = self.loss(batch)
         self.optimizer.zero_grad()
-        # DistributedDataParallel averages over processes, but the batch's loss is the sum of the processes' parts.
-        self.scaler.scale(minimised * self.processes.size).backward()
+        total = torch.zeros((), device=self.processes.device)
+        for number, (images, targets) in enumerate(self.parts(batch), 1):
+            # Processes exchange their gradients once a step, with the last part's.
+            with nullcontext() if number == self.recipe.accumulate else self.unshared():
+                minimised, loss = self.loss(images, targets, batch.whole)
+                # DistributedDataParallel averages over processes, but the batch's loss is the sum of their parts.
+                self.scaler.scale(minimised * self.processes.size).backward()
+            total += loss.detach()
         if self.recipe.clip:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return loss.detach()
+        if self.average:
+            self.average.update()
+        return total
+
+    def to_training(self) -> None:
+        """Switch the network to training, all but the layers that are frozen."""
+        self.net.train()
+        for module in self.resting:
+            module.eval()
 
     def train_epoch(self, number: int, top1s: Sequence[float] = ()) -> Epoch:
         """Train on every image once, in random order, then measure top-1 on the held-out images.
 
-        `top1s` holds the top-1 of the earlier epochs. Raises DivergedError if the loss is NaN or infinite.
+        Epochs are numbered from 1 in the first phase. `top1s` holds the top-1 of the phase's earlier epochs. Raises
+        DivergedError if the loss is NaN or infinite.
         """
-        self.net.train()
+        self.to_training()
         torch.manual_seed(self.data.batches.seed * 100_003 + number + 7_919 * self.processes.rank)
         steps = len(self.data.batches)
         total, images, waited, started = torch.zeros((), device=self.processes.device), 0, 0.0, time.perf_counter()
         batches = self.data.batches.epoch(number)
         disable = None if self.processes.first else True  # None shows the progress bar on a terminal only.
-        for step in tqdm(range(steps), f"epoch {number}/{self.recipe.epochs}", leave=False, disable=disable):
+        title = f"epoch {number}/{self.start + self.recipe.epochs}"
+        for step in tqdm(range(steps), title, leave=False, disable=disable):
             wait_started = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - wait_started
-            rate = learning_rate(self.recipe, number - 1 + (step + 1) / steps, top1s)
+            rate = learning_rate(self.recipe, number - self.start - 1 + (step + 1) / steps, top1s)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             total += self.step(batch) * batch.whole
@@ -254,16 +305,17 @@ class Trainer:
     @torch.no_grad()
     def accuracy(self) -> float:
         """Return top-1 (0 to 1) on the held-out images of all processes, in the precision of training."""
-        self.processes.share_buffers(self.net)
-        self.net.eval()
+        for net in dict.fromkeys((self.net, self.measured)):
+            self.processes.share_buffers(net)
+        self.measured.eval()
         right = torch.zeros((), device=self.processes.device)
         held_out, processes = self.data.held_out, self.processes
         for pixels, targets in held_out_batches(
             held_out, self.data.held_out_source, self.recipe.batch, processes.rank, processes.size
         ):
-            logits = self.outputs(self.net, pixels)
+            logits = self.outputs(self.measured, self.inputs(pixels))
             assert isinstance(logits, Tensor)
-            right += (logits.argmax(1).cpu() == targets).sum()
+            right += (logits.argmax(1) == targets.to(logits.device, non_blocking=True)).sum()
         return float(self.processes.sum(right)) / len(held_out)
 
     def epoch_seconds(self) -> float:
@@ -274,8 +326,8 @@ class Trainer:
         batches = self.data.batches
         ahead = batches.source.ahead
         if len(batches) <= ahead + TIMED_STEPS:
-            return self.train_epoch(1).seconds
-        self.net.train()
+            return self.train_epoch(self.start + 1).seconds
+        self.to_training()
         seconds: list[float] = []
         started = time.perf_counter()
         for batch in islice(batches.epoch(1), ahead + TIMED_STEPS):

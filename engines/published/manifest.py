@@ -154,16 +154,23 @@ def sha256(path: Path) -> str:
 def load(folder: Path) -> Manifest:
     """Read the manifest of a folder. Raises ManifestError if the file is missing or invalid."""
     try:
-        manifest = Manifest.model_validate_json((folder / FILE).read_bytes())
+        data = (folder / FILE).read_bytes()
     except OSError as error:
         raise ManifestError(f"{folder}: no readable {FILE}: {error.strerror}") from error
+    return parse(data, str(folder))
+
+
+def parse(data: bytes, place: str) -> Manifest:
+    """Parse a manifest, which was read in a `place`. Raises ManifestError if the manifest is invalid."""
+    try:
+        manifest = Manifest.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         fault = f"{where}: {first['msg']}" if where else first["msg"]
-        raise ManifestError(f"{folder}: {FILE} is not valid: {fault}") from error
+        raise ManifestError(f"{place}: {FILE} is not valid: {fault}") from error
     if not {WEIGHTS, ONNX} <= manifest.files.keys():
-        raise ManifestError(f"{folder}: {FILE} is not valid: it lists no {WEIGHTS} or no {ONNX}")
+        raise ManifestError(f"{place}: {FILE} is not valid: it lists no {WEIGHTS} or no {ONNX}")
     if INT8 in manifest.files and not manifest.calibration:
-        raise ManifestError(f"{folder}: {FILE} is not valid: {INT8} has no calibration record; publish the model again")
+        raise ManifestError(f"{place}: {FILE} is not valid: {INT8} has no calibration record; publish the model again")
     return manifest

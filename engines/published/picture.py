@@ -30,15 +30,9 @@ BITS, WHITE_IS_ZERO, XMP, SAMPLE_FORMAT, SIGNED = 258, (262, 0), 700, 339, 2  # 
 # Pillow decodes JPEGs too: simplejpeg was no faster on the way to the input pixels, see docs/benchmarks.md, Decoding.
 
 
-def read_picture(path: Path, *, small: bool = False) -> Image.Image:
-    """Read a file's picture, upright. `small` decodes a JPEG at an eighth: less work that finds the same errors.
-
-    Raises nearly anything, as Pillow does on broken files.
-    """
-    picture = open_picture(essentials(path.read_bytes()))
-    if small:
-        picture.draft(None, (1, 1))
-    return upright(picture)
+def read_picture(path: Path) -> Image.Image:
+    """Read a file's picture, upright. Raises nearly anything, as Pillow does on broken files."""
+    return upright(open_picture(essentials(path.read_bytes())))
 
 
 def open_picture(

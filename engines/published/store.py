@@ -144,7 +144,9 @@ def staging() -> Iterator[Path]:
 
 
 def add(files: Path, model_manifest: Manifest, stage: Path) -> Path:
-    """Move the folder `files`, in `stage`, into the store and return the new folder; a model of the tag is replaced.
+    """Move the contents of the folder `files` into the store and return the new folder; a model of the tag is replaced.
+
+    All is on the store's file system.
 
     BentoML first registers the model in a temporary store in `stage`; one rename then moves it into the real store.
     """

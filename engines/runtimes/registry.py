@@ -12,7 +12,8 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from engines.published.manifest import GRAPHS
+from engines.published.manifest import GRAPHS, ONNX
+from engines.published.maps import MAPS, outputs_with_maps
 from engines.published.store import PublishedModel
 from engines.runtimes.engine import GPU_MAX_BATCH, Engine, EngineError, GpuEngine
 from engines.runtimes.machine import accelerator
@@ -50,7 +51,7 @@ PREFERRED: tuple[Measured, ...] = ("tensorrt", "tensorrt_rtx", "torch")  # the o
 
 
 class EngineSpec(NamedTuple):
-    """Choice of one engine of a model. Only OpenVINO uses `streams` and `threads`."""
+    """Choice of one engine of a model. Only OpenVINO uses `streams` and `threads`, and has the precision MAPS."""
 
     runtime: Runtime
     precision: str
@@ -133,7 +134,10 @@ def open_engine(
         raise EngineError(f"{spec.runtime} is not installed here ({error}): pip install '.[training]'") from error
     except RuntimeError as error:
         raise EngineError(f"{spec.runtime} cannot run {manifest.tag}: {error}") from error
-    if logits.shape != (batch, len(manifest.labels)):
+    outputs = len(manifest.labels)
+    if spec.precision == MAPS:
+        outputs = outputs_with_maps(manifest.complexity, outputs)
+    if logits.shape != (batch, outputs):
         raise EngineError(f"{manifest.tag} has {len(manifest.labels)} labels, but its graph returns {logits.shape[1:]}")
     return engine
 
@@ -152,14 +156,10 @@ def graph_of(model: PublishedModel, precision: str) -> Path:
 
 def make_engine(model: PublishedModel, spec: EngineSpec, max_batch: int = GPU_MAX_BATCH) -> Engine:
     """Create an engine without running it. The runtime's library is imported by this call, not before."""
-    runtime, precision, streams, threads = spec
+    runtime, precision, _, _ = spec
     match runtime:
         case "openvino":
-            from engines.runtimes.openvino import OpenVINOEngine
-
-            graph = graph_of(model, precision)
-            sha256 = model.manifest.files[graph.name].sha256
-            return OpenVINOEngine(graph, precision, streams=streams, threads=threads, sha256=sha256)
+            return make_openvino(model, spec)
         case "tensorrt" | "tensorrt_rtx":
             from engines.runtimes.tensorrt.engine import TensorRTEngine
 
@@ -182,3 +182,15 @@ def make_engine(model: PublishedModel, spec: EngineSpec, max_batch: int = GPU_MA
             from engines.runtimes.null import PacedEngine
 
             return PacedEngine(len(model.manifest.labels))
+
+
+def make_openvino(model: PublishedModel, spec: EngineSpec) -> Engine:
+    """Create an engine of OpenVINO; in the precision MAPS one that returns class activation maps too."""
+    from engines.runtimes.maps import MapsEngine
+    from engines.runtimes.openvino import OpenVINOEngine
+
+    if spec.precision == MAPS:
+        return MapsEngine(model.folder / ONNX, sha256=model.manifest.files[ONNX].sha256)
+    graph = graph_of(model, spec.precision)
+    sha256 = model.manifest.files[graph.name].sha256
+    return OpenVINOEngine(graph, spec.precision, streams=spec.streams, threads=spec.threads, sha256=sha256)

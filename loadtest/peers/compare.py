@@ -25,11 +25,11 @@ from loadtest.peers.launch import (
     SERVERS,
     SERVERS_ON_GPU,
     SET_BY_USER,
-    TRITON,
     UPPER_BOUNDS,
     Peer,
     PeerServer,
     environment,
+    installed,
     peers,
     run_module,
     serving,
@@ -49,11 +49,12 @@ PACKAGES = (
     *("openvino", "numpy", "pillow", "locust"),
 )
 HOW = (
-    "One server at a time, restarted for each model and round; each photo is a form that was encoded before the run,"
-    " the same bytes for all servers. convserve / server: ratio of the requests/s. CPU and memory (proportional set"
-    " size, after the run) are those of all processes of the server, or of the one process without HTTP; the client"
-    " shares the cores. wrong: another label than the engine's for the photo alone. LitServe installs uvloop and"
-    " httptools, which uvicorn then uses for every server. The peers are in loadtest/peers/."
+    "One server at a time, restarted for each model and round; each photo was encoded before the run: the same form for"
+    " all servers, but for Triton the file alone, and for MLServer base64 in JSON. convserve / server: ratio of the"
+    " requests/s. CPU and memory (proportional set size, after the run) are those of all processes of the server, or of"
+    " the one process without HTTP; the client shares the cores. wrong: another label than the engine's for the photo"
+    " alone. LitServe installs uvloop and httptools, which uvicorn then uses for every server. The peers are in"
+    " loadtest/peers/."
 )
 NOTE_GPU = (
     f"{HOW} The peers run torch eagerly in channels_last, convserve as its variables say, by default its torch engine."
@@ -69,7 +70,8 @@ NOTE = (
 NOTE_INSTALLED = (
     f"{HOW} The engine whose labels are right is convserve's in fp32. convserve is `bentoml serve`; the others run the"
     " fp32 file by OpenVINO without options: FastAPI in a `def` route with a lock, since OpenVINO refuses concurrent"
-    " calls, LitServe with max_batch_size=1, BentoML with batchable=True."
+    " calls, LitServe with max_batch_size=1, BentoML with batchable=True, Ray Serve and MLServer one image at a time,"
+    " Triton with dynamic batching."
 )
 
 
@@ -127,50 +129,46 @@ def compare(comparison: PeerComparison, out: Path) -> str:
     done = {row.key: row for row in read_peers(out)} if out.exists() else {}
     photos = [path.resolve() for path in find_photos(comparison.images)]
     models = [load_model(name, comparison, photos) for name in comparison.models]
-    setting = describe(comparison, models[0])
-    servers = with_triton(comparison, models[0]) if comparison.device else comparison.servers
+    compared = peers(comparison.precision, comparison.device)
+    servers = installed(comparison.servers, compared)
+    for server in sorted({*comparison.servers} - {*servers}):
+        print(f"without {server}: make peers (Linux on x86-64)", file=sys.stderr)
+    left_out: set[str] = set()
+    setting = describe(comparison, models[0], servers)
     for turn, model in itertools.product(range(comparison.rounds), models):
         first = turn % len(servers)  # each round starts with another server, so that none always follows the same one
         for server in (*servers[first:], *servers[:first]):
             todo = [n for n in comparison.connections if (setting, model.tag, n, server, turn) not in done]
-            if not todo:
+            if not todo or server in left_out:
                 continue
-            with opened(server, model, comparison) as measure_run:
-                if server == CONVSERVE and turn == 0 and comparison.precision == AS_INSTALLED:
-                    time.sleep(comparison.rest_s)
-                for connections in todo:
-                    row = PeerRow(
-                        setting=setting,
-                        model=model.tag,
-                        connections=connections,
-                        server=server,
-                        round=turn,
-                        date=time.strftime("%Y-%m-%d"),
-                        **measure_run(connections),
-                    )
-                    done[row.key] = row
-                    write_rows(out, done.values())
-                    print(f"round {turn + 1}: {row.progress}", file=sys.stderr)
+            try:
+                with opened(server, model, comparison) as measure_run:
+                    if server == CONVSERVE and turn == 0 and comparison.precision == AS_INSTALLED:
+                        time.sleep(comparison.rest_s)
+                    for connections in todo:
+                        row = PeerRow(
+                            setting=setting,
+                            model=model.tag,
+                            connections=connections,
+                            server=server,
+                            round=turn,
+                            date=time.strftime("%Y-%m-%d"),
+                            **measure_run(connections),
+                        )
+                        done[row.key] = row
+                        write_rows(out, done.values())
+                        print(f"round {turn + 1}: {row.progress}", file=sys.stderr)
+            except ScenarioError as error:
+                if server not in compared or not compared[server].package:
+                    raise
+                left_out.add(server)
+                print(f"without {server}: {error}", file=sys.stderr)
     tags = [model.tag for model in models]
     keys = itertools.product([setting], tags, comparison.connections, servers, range(comparison.rounds))
-    rows = [done[key] for key in keys]
+    rows = [done[key] for key in keys if key in done]
     dates = " to ".join(sorted({min(row.date for row in rows), max(row.date for row in rows)}))
     note = NOTE_GPU if comparison.device else NOTE_INSTALLED if comparison.precision == AS_INSTALLED else NOTE
     return f"{summary(rows)}\n\n{dates}; medians, rounds: {comparison.rounds}; {setting}. {note}"
-
-
-def with_triton(comparison: PeerComparison, model: ComparedModel) -> tuple[str, ...]:
-    """Return the names of the servers, without Triton, in a line of its own, if Triton does not start here."""
-    without = tuple(name for name in comparison.servers if name != TRITON)
-    if not find_spec("pytriton"):
-        print(f"without {TRITON}: pip install --no-deps nvidia-pytriton (Linux on x86-64)", file=sys.stderr)
-        return without
-    try:
-        with serving(TRITON, model.tag, comparison.precision, model.images["triton"][0], comparison.device):
-            return comparison.servers
-    except ScenarioError as error:
-        print(f"without {TRITON}: {error}", file=sys.stderr)
-        return without
 
 
 def load_model(name: str, comparison: PeerComparison, photos: list[Path]) -> ComparedModel:
@@ -185,11 +183,14 @@ def load_model(name: str, comparison: PeerComparison, photos: list[Path]) -> Com
     )
 
 
-def describe(comparison: PeerComparison, model: ComparedModel) -> str:
+def describe(comparison: PeerComparison, model: ComparedModel, servers: tuple[str, ...]) -> str:
     """Describe in words everything that must be the same for rows to be compared."""
     size = sum(len(image.body) for image in model.images["form"])
-    names = [*PACKAGES, *(["nvidia-pytriton"] if comparison.device and find_spec("pytriton") else [])]
-    packages = ", ".join(f"{name} {version(name)}" for name in names)
+    compared = peers(comparison.precision, comparison.device)
+    optional = [compared[name] for name in servers if name in compared and compared[name].package]
+    packages = ", ".join(
+        [*(f"{name} {version(name)}" for name in PACKAGES), *(f"{peer.package} {peer.version}" for peer in optional)]
+    )
     precision = f"OpenVINO in {comparison.precision}"
     if comparison.device:
         settings = [f"{name}={os.environ[name]}" for name in SET_BY_USER if name in os.environ]

@@ -8,9 +8,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 
 import psutil
@@ -32,36 +33,72 @@ TAIL = 20  # lines of a log that an error message shows
 class Peer:
     """Server to compare: Python's arguments that start it at a port, and the path that classifies an image.
 
-    `checked` is False for a server without a model, whose labels mean nothing.
+    `checked` is False for a server without a model, whose labels mean nothing. `package` is that of an optional server,
+    which is compared where it is installed and starts: in the environment `own`, or in this one.
     """
 
     arguments: tuple[str, ...]
     path: str = "/classify"
     checked: bool = True
     encoding: str = "form"  # of an image, by its name in ENCODINGS
+    package: str | None = None
+    own: Path | None = None
+
+    @property
+    def python(self) -> Path:
+        """Return the Python that runs the server."""
+        return self.own / "bin" / "python" if self.own else Path(sys.executable)
+
+    @property
+    def version(self) -> str | None:
+        """Return the version of an optional server, or None if it is not installed."""
+        paths = [str(path) for path in self.own.glob("lib/python*/site-packages")] if self.own else sys.path
+        found = distributions(name=self.package, path=paths) if self.package else ()
+        return next((distribution.version for distribution in found), None)
 
 
 BENTOML = ("-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", "{port}")
 CONVSERVE = {"convserve": Peer(BENTOML, path=path_of("{model}"))}
 FASTAPI = Peer(("-m", "uvicorn", "loadtest.peers.fastapi_lock:app", "--port", "{port}"))
 BATCHABLE = Peer((*BENTOML, "loadtest.peers.bentoml_batchable:Batchable"))
+RAY_SERVE = Peer(
+    ("-m", "loadtest.peers.ray_serve", "{port}"), package="ray", own=Path(sys.prefix, "peers", "ray_serve")
+)
+MLSERVER = Peer(
+    ("-m", "loadtest.peers.mlserver_photos", "{port}"),
+    path="/v2/models/photos/infer",
+    encoding="base64",
+    package="mlserver",
+    own=Path(sys.prefix, "peers", "mlserver"),
+)
+TRITON = Peer(
+    ("-m", "loadtest.peers.triton_server", "{port}"),
+    path="/v2/models/photos/infer",
+    encoding="triton",
+    package="nvidia-pytriton",
+)
 TUNED = CONVSERVE | {
     "FastAPI with a lock": FASTAPI,
     "LitServe with batching": Peer(("-m", "loadtest.peers.litserve_batching", "{port}")),
     "BentoML, batchable": BATCHABLE,
+    "Ray Serve with batching": RAY_SERVE,
+    "MLServer with batching": MLSERVER,
+    "Triton, Python backend": TRITON,
     "empty mounted route": Peer((*BENTOML, "loadtest.peers.empty_route:Empty"), checked=False),
 }
 INSTALLED = CONVSERVE | {
     "FastAPI": FASTAPI,
     "LitServe": Peer(("-m", "loadtest.peers.litserve_readme", "{port}"), path="/predict"),
     "BentoML": BATCHABLE,
+    "Ray Serve": RAY_SERVE,
+    "MLServer": MLSERVER,
+    "Triton, Python backend": TRITON,
 }
-TRITON = "Triton, Python backend"
 ON_GPU = CONVSERVE | {
     "FastAPI with a lock": Peer((*FASTAPI.arguments, "--workers", "{workers}")),
     "LitServe with batching": Peer(("-m", "loadtest.peers.litserve_gpu", "{port}")),
     "BentoML, batchable": BATCHABLE,
-    TRITON: Peer(("-m", "loadtest.peers.triton_server", "{port}"), path="/v2/models/photos/infer", encoding="triton"),
+    "Triton, Python backend": TRITON,
 }
 UPPER_BOUNDS = {"decoding + engine, no HTTP": "decode_engine", "engine alone, no HTTP": "engine"}  # in upper_bound.py
 SERVERS = (*TUNED, *UPPER_BOUNDS)
@@ -77,6 +114,11 @@ def peers(precision: str, device: str | None) -> dict[str, Peer]:
     if device:
         return ON_GPU
     return INSTALLED if precision == AS_INSTALLED else TUNED
+
+
+def installed(names: Iterable[str], compared: Mapping[str, Peer]) -> tuple[str, ...]:
+    """Return the names without those of optional servers that are not installed here."""
+    return tuple(name for name in names if name not in compared or not compared[name].package or compared[name].version)
 
 
 def workers() -> int:
@@ -173,7 +215,7 @@ def running(
     arguments = [argument.format(port=port, workers=workers()) for argument in peer.arguments]
     with tempfile.TemporaryFile("w+") as log:
         started = subprocess.Popen(  # noqa: S603 (arguments of a Peer)
-            [sys.executable, *arguments], cwd=ROOT, env=env, stdout=log, stderr=log
+            [peer.python, *arguments], cwd=ROOT, env=env, stdout=log, stderr=log
         )
         server = PeerServer(f"http://127.0.0.1:{port}", psutil.Process(started.pid), processes)
         try:
@@ -199,7 +241,9 @@ def why_not_ready(process: subprocess.Popen[bytes], url: str, peer: Peer, image:
             if answer.ok:
                 return None
             problem = f"{answer.status_code}: {answer.text[:200]}"
-            if answer.status_code < 500 and peer.encoding == "form":  # Triton: 400 until it has loaded the model
+            if (
+                answer.status_code < 500 and not peer.package
+            ):  # those answer 400 or 404 until they have loaded the model
                 return problem
         except requests.RequestException as error:
             problem = str(error)

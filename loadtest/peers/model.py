@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -68,6 +67,8 @@ def infer_tuned(model: PublishedModel, precision: str, batches: Sequence[int]) -
 
 def infer_as_installed(model: PublishedModel) -> Infer:
     """Return the function from pixels to logits of OpenVINO as its README has it, without any option."""
+    import openvino  # not before `engines`, which switches OpenVINO's reports off
+
     compiled = openvino.Core().compile_model(graph_of(model, "fp32"), "CPU")
 
     def infer(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import struct
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,6 +91,27 @@ def read_tensors(response: FastResponse) -> str:
     return body[head:-4].decode()
 
 
+def base64_tensor(path: Path, label: str) -> LabelledImage:
+    """Return a photo as a JSON request of the Open Inference Protocol, in base64, as MLServer takes bytes over HTTP."""
+    image = {"name": "image", "shape": [1], "datatype": "BYTES", "parameters": {"content_type": "base64"}}
+    data = [base64.b64encode(path.read_bytes()).decode()]
+    return LabelledImage(json.dumps({"inputs": [image | {"data": data}]}).encode(), label)
+
+
+def read_json_tensors(response: FastResponse) -> str:
+    """Return the label of a JSON answer with the outputs `label` and `probability`.
+
+    Raises ValueError if the answer is not well formed.
+    """
+    if response.status_code == requests.codes.ok:
+        with suppress(KeyError, TypeError, ValueError):
+            outputs = {output["name"]: output["data"] for output in response.json()["outputs"]}
+            (label,), (probability,) = outputs["label"], outputs["probability"]
+            if 0 <= probability <= 1:
+                return str(label)
+    raise ValueError(f"{response.status_code}: {response.text}"[:200])
+
+
 @dataclass(frozen=True)
 class Encoding:
     """Form of a request and of its answer: `encode` makes the body of a photo, `read` finds the label."""
@@ -99,6 +123,7 @@ class Encoding:
 
 ENCODINGS = {
     "form": Encoding(form, HEADERS, read_label),
+    "base64": Encoding(base64_tensor, {"Content-Type": "application/json"}, read_json_tensors),
     "triton": Encoding(
         tensor, {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "0"}, read_tensors
     ),

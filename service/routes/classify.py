@@ -8,38 +8,54 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
+from engines.published.imagenet import IMAGENET
 from service import schema
-from service.accuracy import IMAGENET, accuracy_of
+from service.accuracy import accuracy_of
+from service.admission import EngineQueue
 from service.context import ServerContext, Shared, problems
-from service.errors import Problem, as_problem
+from service.errors import Problem, as_problem, worst_of
+from service.image_forms import images_of, shape_of
 from service.images import FORMATS
-from service.inference import answers, deadline_of
+from service.inference import ImageAnswer, answers, answers_read, classification, deadline_of, top
 from service.loading import ServedModel, check_precision
-from service.scheduler import EngineQueue
 from service.select_model import AUTO, choose_model
+from service.several_images import check, infer_read
 
 MAX_TOP_K = 1000
 MAX_COMPARED = 16
 LOADING_SHARE = 0.75  # part of a comparison's time that may pass until its models are loaded
 logger = logging.getLogger("bentoml.convserve")
 
-IMAGE_BODY = {
+FILE: dict[str, Any] = {"type": "string", "format": "binary"}
+TEXTS = {"type": "array", "minItems": 1, "items": {"type": "string", "contentEncoding": "base64"}}
+
+
+def object_with(name: str, value: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON schema of a body with one required member."""
+    return {"schema": {"type": "object", "required": [name], "properties": {name: value}}}
+
+
+IMAGES: dict[str, Any] = {f"image/{name.lower()}": {"schema": FILE} for name in sorted(FORMATS)}
+IMAGE_BODY = {"required": True, "content": IMAGES | {"multipart/form-data": object_with("image", FILE)}}
+IMAGES_BODY = {
     "required": True,
-    "content": {
-        **{f"image/{name.lower()}": {"schema": {"type": "string", "format": "binary"}} for name in sorted(FORMATS)},
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["image"],
-                "properties": {"image": {"type": "string", "format": "binary"}},
-            }
-        },
+    "content": IMAGES
+    | {
+        "multipart/form-data": object_with("image", {"type": "array", "minItems": 1, "items": FILE}),
+        "application/json": object_with("images", TEXTS),
+        "application/octet-stream": {"schema": FILE},
     },
+}
+X_SHAPE = {
+    "name": "X-Shape",
+    "in": "header",
+    "description": "the body is raw pixels, as the model's graph takes them: height,width,channels, or n before these",
+    "schema": {"type": "string", "examples": ["32,32,1"]},
 }
 TopK = Annotated[int, Field(ge=1, le=MAX_TOP_K, description="largest number of classes in the answer")]
 DeadlineMs = Annotated[
@@ -71,12 +87,17 @@ router = APIRouter()
 
 @router.post(
     "/classify",
-    response_model=schema.Classification,
+    response_model=schema.Classification | schema.Classifications,
     responses=problems(400, 401, 404, 409, 413, 415, 422, 500, 503, 504),
-    openapi_extra={"requestBody": IMAGE_BODY},
+    openapi_extra={"requestBody": IMAGES_BODY, "parameters": [X_SHAPE]},
 )
 async def classify(request: Request, server: Shared, query: Annotated[ClassifyQuery, Query()]) -> Response:
-    """Classify one image: the body is the image itself, or a form with a part `image`."""
+    """Classify one image, or several: the body is the image itself, a form, JSON with base64, or raw pixels.
+
+    A form with one part `image` has the answer of one image. With several, as with JSON, `images` has an answer or a
+    problem for each, in order. If there is no answer, the request fails with the problem of the highest status, whose
+    member `images` holds the problems.
+    """
     with server.device.request():
         return await classified(request, server, query)
 
@@ -88,14 +109,67 @@ async def classified(request: Request, server: ServerContext, query: ClassifyQue
         model, choice = await server.catalog.fresh(lambda: model_for(server, query))
         request.state.tag = model.manifest.tag
         queue = await server.device.queue(model, query.precision)
-        with queue.in_use():
-            (answer,) = await answers(server, request, [(model, queue)], query.top_k, until)
+        shape = shape_of(request, model)
+        several = shape is None or len(shape) > 3
+        with queue.in_use(), server.bodies.hold() as held:
+            check(server, model, queue, until, shape[0] if shape and several else 1, 0 if shape else None)
+            body = await held.read(request)
+            images = await images_of(request, body, shape, server.settings.images_at_most)
+            if images is None:
+                (answer,) = await answers_read(server, request, [(model, queue)], [None], body, query.top_k, until)
+            else:
+                results = await infer_read(server, model, queue, images, until, request)
+                request.state.counted = True
+                if several:
+                    return of_several(model, queue, results, query.top_k, choice)
+                answer = of_one(model, queue, results[0], query.top_k)
     if isinstance(answer, Exception):
         raise answer
     answer.choice = choice
     timing = ", ".join(f"{stage};dur={ms:.3f}" for stage, ms in answer.timing_ms)
     content = answer.model_dump_json(exclude_none=True)
     return Response(content, media_type="application/json", headers={"Server-Timing": timing})
+
+
+def of_one(
+    model: ServedModel, queue: EngineQueue, result: ImageAnswer | Problem, top_k: int
+) -> schema.Classification | Exception:
+    """Return the answer to the one image of a request, or the image's problem."""
+    return result if isinstance(result, Problem) else classification(model, queue.engine, result, top_k)
+
+
+def of_several(
+    model: ServedModel,
+    queue: EngineQueue,
+    results: list[ImageAnswer | Problem],
+    top_k: int,
+    choice: schema.Choice | None,
+) -> Response:
+    """Return the response to a request of several images. Raises Problem if each image has one."""
+
+    def shown(result: ImageAnswer | Problem) -> schema.ImagePredictions | schema.ProblemDetails:
+        if isinstance(result, Problem):
+            return result.details()
+        predictions, superclasses = top(result.logits, model.manifest, top_k)
+        return schema.ImagePredictions(
+            predictions=predictions,
+            superclasses=superclasses,
+            batch_size=result.batch_size,
+            timing_ms=result.timing_ms,
+        )
+
+    images = [shown(result) for result in results]
+    problems = [result for result in results if isinstance(result, Problem)]
+    if len(problems) == len(results):
+        raise worst_of(problems, images=[image.model_dump() for image in images])
+    answer = schema.Classifications(
+        model=model.manifest.tag,
+        runtime=queue.engine.runtime,
+        precision=queue.engine.precision,
+        images=images,
+        choice=choice,
+    )
+    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
 
 
 def model_for(server: ServerContext, query: ClassifyQuery) -> tuple[ServedModel, schema.Choice | None]:
@@ -107,7 +181,7 @@ def model_for(server: ServerContext, query: ClassifyQuery) -> tuple[ServedModel,
         return choose_model(server, server.catalog.dataset(dataset), query.max_latency_ms, query.min_accuracy)
     if query.max_latency_ms is not None or query.min_accuracy is not None:
         raise Problem(422, "invalid_parameter", "max_latency_ms and min_accuracy are for model=auto")
-    model = server.catalog.find(query.model)
+    model = server.splits.canary(server.catalog, query.model, query.precision) or server.catalog.find(query.model)
     check_precision(model, query.precision)
     return model, None
 
@@ -216,9 +290,7 @@ def comparison(server: ServerContext, rows: list[ModelRow]) -> schema.Comparison
     """Return the rows as an answer, and count those that failed. Raises Problem if all failed."""
     problems = [row.problem for row in rows if row.problem]
     if len(problems) == len(rows):
-        worst = max(problems, key=lambda problem: problem.status)
-        shown = [row.shown.model_dump(exclude_none=True) for row in rows]
-        raise Problem(worst.status, worst.code, worst.detail, headers=worst.headers, **worst.more | {"models": shown})
+        raise worst_of(problems, models=[row.shown.model_dump(exclude_none=True) for row in rows])
     for row in rows:
         if row.problem:
             server.metrics.failed(row.shown.model if row.model else "", row.problem.code)

@@ -11,8 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from service import schema
 from service.accuracy import compared
 from service.architectures import with_layers
-from service.context import ServerContext, Shared, problems, same
-from service.errors import Problem
+from service.context import ServerContext, Shared, check_admin, problems
 from service.loading import ServedModel
 from service.recent import percentiles
 from service.select_model import expected_ms, front
@@ -108,12 +107,7 @@ async def admin(
     server: Shared, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 ) -> None:
     """Raise Problem 403 if no admin token is configured, 401 if the request has no token or a wrong one."""
-    token = server.settings.admin_token
-    if token is None:
-        raise Problem(403, "admin_off", "loading and unloading by request needs CONVSERVE_ADMIN_TOKEN to be set")
-    if not credentials or not same(credentials.credentials, token):
-        headers = {"WWW-Authenticate": "Bearer"}
-        raise Problem(401, "unauthorized", "the admin token is needed, as a bearer token", headers=headers)
+    check_admin(server, credentials.credentials if credentials else "")
 
 
 @router.post("/models/{name}/load", dependencies=[Depends(admin)], responses=problems(401, 403, 404, 409, 503))

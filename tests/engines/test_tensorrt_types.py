@@ -53,6 +53,7 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return stubs
 
 
+@pytest.mark.slow  # half a minute of mypy
 def test_tensorrt_has_every_name_that_engines_use(stubs: Path) -> None:
     folder = stubs.parent
     for package in ("engines", "models"):

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 
 from engines.published.store import PublishedModel
 from loadtest.peers import AS_INSTALLED
-from loadtest.peers.launch import INSTALLED, SERVERS, PeerServer, environment
+from loadtest.peers.launch import INSTALLED, SERVERS, TUNED, Peer, PeerServer, environment, installed
+from loadtest.peers.photos import read_json_tensors
 from loadtest.peers.results import read_peers, summary
 from loadtest.traffic import ScenarioError
 from tests.conftest import Run
@@ -34,7 +38,7 @@ def measured(run: Run, lenet5: PublishedModel, tmp_path_factory: pytest.TempPath
 @pytest.mark.slow
 def test_every_peer_answers_as_the_engine_does(measured: tuple[Path, str]) -> None:
     rows = {row.server: row for row in read_peers(measured[0])}
-    assert rows.keys() == set(SERVERS)
+    assert rows.keys() == set(installed(SERVERS, TUNED))
     for server, row in rows.items():
         assert row.answers > 0
         assert (row.failed, row.error) == (0, None)
@@ -46,7 +50,7 @@ def test_every_peer_answers_as_the_engine_does(measured: tuple[Path, str]) -> No
 
 @pytest.mark.slow
 def test_the_table_has_a_line_a_peer_and_says_how_it_was_measured(measured: tuple[Path, str]) -> None:
-    for server in SERVERS:
+    for server in installed(SERVERS, TUNED):
         assert f"| 2 | {server} |" in measured[1]
     for words in (
         "litserve 0.",
@@ -77,7 +81,7 @@ def test_every_server_answers_as_installed(run: Run, lenet5: PublishedModel, tmp
     out = tmp_path / "peers.jsonl"
     table = run("loadtest", "peers", *QUICK, "--as-installed", "--rest", "1", "--out", out).stdout
     rows = {row.server: row for row in read_peers(out)}
-    assert tuple(rows) == tuple(INSTALLED)
+    assert tuple(rows) == installed(INSTALLED, INSTALLED)
     for server, row in rows.items():
         assert row.answers > 0
         assert (row.failed, row.error) == (0, None)
@@ -89,6 +93,34 @@ def test_as_installed_a_server_has_no_settings(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("CONVSERVE_MAX_BATCH", "7")
     assert not [name for name in environment("lenet5", AS_INSTALLED) if name.startswith("CONVSERVE_")]
     assert environment("lenet5", "int8")["CONVSERVE_PRECISION"] == "int8"
+
+
+def test_a_server_that_is_not_installed_is_left_out(tmp_path: Path) -> None:
+    peer = Peer((), package="mlserver", own=tmp_path / "mlserver")
+    compared = {"convserve": Peer(()), "MLServer": peer}
+    assert installed(["convserve", "MLServer", "engine"], compared) == ("convserve", "engine")
+    about = tmp_path / "mlserver" / "lib" / "python3.11" / "site-packages" / "mlserver-1.7.1.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: mlserver\nVersion: 1.7.1\n")
+    assert (peer.version, peer.python) == ("1.7.1", tmp_path / "mlserver" / "bin" / "python")
+    assert installed(["convserve", "MLServer", "engine"], compared) == ("convserve", "MLServer", "engine")
+
+
+def test_an_answer_of_mlserver_is_read() -> None:
+    def answer(status: int = 200, **outputs: Any) -> Any:
+        tensors = [{"name": name, "data": data} for name, data in outputs.items()]
+        body = {"outputs": tensors}
+        return SimpleNamespace(status_code=status, text=json.dumps(body), json=lambda: body)
+
+    assert read_json_tensors(answer(label=["7"], probability=[0.5])) == "7"
+    for broken in (
+        answer(500),
+        answer(label=["7"]),
+        answer(label=["7", "7"], probability=[0.5, 0.5]),
+        answer(label=["7"], probability=[7]),
+    ):
+        with pytest.raises(ValueError, match=r"^(200|500): "):
+            read_json_tensors(broken)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import struct
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,7 +16,7 @@ import pytest
 from engines.published.store import PublishedModel
 from engines.runtimes.registry import EngineSpec, open_engine
 from loadtest.peers.gpu import driver, use, watched
-from loadtest.peers.launch import SERVERS_ON_GPU, TRITON, environment
+from loadtest.peers.launch import ON_GPU, SERVERS_ON_GPU, environment, installed
 from loadtest.peers.photos import read_tensors
 from loadtest.peers.results import PeerRow, read_peers, summary
 from loadtest.peers.torch_network import infer_torch
@@ -121,7 +120,7 @@ def test_every_peer_serves_the_torch_network(lenet5: PublishedModel, tmp_path: P
     command = [sys.executable, "-c", COMPARE, str(out)]
     table = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
     rows = {row.server: row for row in read_peers(out)}
-    assert rows.keys() == {name for name in SERVERS_ON_GPU if name != TRITON or find_spec("pytriton")}
+    assert rows.keys() == set(installed(SERVERS_ON_GPU, ON_GPU))
     for row in rows.values():
         assert row.answers > 0
         assert (row.failed, row.wrong, row.error) == (0, 0, None)

@@ -9,11 +9,11 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from service.admission import EngineQueue
 from service.application import create_application
 from service.context import ServerContext
 from service.cost import BatchCost
 from service.loading import Slot
-from service.scheduler import EngineQueue
 
 
 class StubEngine:

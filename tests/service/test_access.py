@@ -15,7 +15,7 @@ from tests.serving import ROOT
 pytestmark = pytest.mark.anyio
 DIGIT = (ROOT / "docs" / "digit.png").read_bytes()
 GET = ["/models", "/models/lenet5", "/models/lenet5/complexity", "/models/lenet5/latency", "/pareto", "/metrics"]
-POST = ["/classify?model=lenet5", "/compare?models=lenet5", "/models/lenet5/load"]
+POST = ["/classify?model=lenet5", "/compare?models=lenet5", "/explain?model=lenet5"]
 
 
 def served(lenet5: PublishedModel, **settings: object) -> ServerContext:
@@ -28,7 +28,7 @@ def served(lenet5: PublishedModel, **settings: object) -> ServerContext:
 async def statuses(client: httpx.AsyncClient, **headers: str) -> set[int]:
     """Return the statuses of every route that needs a key."""
     answers = [await client.get(path, headers=headers) for path in GET]
-    answers += [await client.post(path, content=DIGIT, headers=headers) for path in POST[:2]]
+    answers += [await client.post(path, content=DIGIT, headers=headers) for path in POST]
     for answer in answers:
         assert answer.status_code != 401 or answer.headers["WWW-Authenticate"] == "Bearer"
     return {answer.status_code for answer in answers}

@@ -61,6 +61,17 @@ def test_a_free_port_is_no_problem_and_stays_free(monkeypatch: pytest.MonkeyPatc
     assert address.problem_of("127.0.0.1", taken)
 
 
+def test_the_port_of_grpc_is_free_is_another_and_is_of_the_same_host(
+    monkeypatch: pytest.MonkeyPatch, taken: int
+) -> None:
+    monkeypatch.delenv("BENTOML_HOST", raising=False)
+    assert address.grpc_problem("127.0.0.1", 3000, 3000) == (
+        "CONVSERVE_GRPC_PORT: 3000 is the port of HTTP; choose another"
+    )
+    assert "choose another by CONVSERVE_GRPC_PORT" in str(address.grpc_problem("127.0.0.1", 3000, taken))
+    assert "set BENTOML_HOST=0.0.0.0 in place of --host" in str(address.grpc_problem("0.0.0.0", 3000, taken))
+
+
 def test_bentoml_listens_on_this_machine_alone_and_ends_with_one_line_on_a_taken_port(run: Run, taken: int) -> None:
     done = run("bentoml", "serve", "--port", str(taken), check=False, BENTOML_HOST="", CONVSERVE_RUNTIME="null")
     assert done.returncode != 0

@@ -167,7 +167,7 @@ async def test_requests_have_ids_and_routes_are_counted_as_templates(server: Ser
         assert len(strange.headers["x-request-id"]) == 32
         await client.request("STRANGE", "/models/lenet5")
         text = (await client.get("/metrics")).text
-        assert 'convserve_http_request_seconds_count{method="GET",route="/models/{name}",status="200"} 2.0' in text
+        assert 'convserve_request_duration_seconds_count{method="GET",route="/models/{name}",status="200"} 2.0' in text
         assert "STRANGE" not in text
 
 
@@ -214,8 +214,8 @@ async def test_wrong_parameters_are_counted_without_their_text(server: ServerCon
         await client.post("/classify?model=lenet5&top_k=x", content=DIGIT)
         await client.post("/classify?model=nosuch", content=DIGIT)
         metrics = (await client.get("/metrics")).text
-        assert 'convserve_requests_total{model="",outcome="invalid_parameter"} 1.0' in metrics
-        assert 'convserve_requests_total{model="",outcome="unknown_model"} 1.0' in metrics
+        assert 'convserve_images_total{model="",outcome="invalid_parameter"} 1.0' in metrics
+        assert 'convserve_images_total{model="",outcome="unknown_model"} 1.0' in metrics
 
 
 async def test_new_versions_are_taken_up_once_they_are_loaded(

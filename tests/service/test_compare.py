@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from starlette.types import Message
 
 from engines.published.store import PublishedModel
+from service.admission import EngineQueue
 from service.application import create_application
 from service.context import ServerContext, make_context
 from service.loading import Slot
-from service.scheduler import EngineQueue
 from service.settings import Settings
 from tests.service.stubs import StubEngine, client_of, put
 from tests.serving import ROOT
@@ -85,7 +85,7 @@ async def test_names_without_weights_have_a_row_and_the_others_answer(
         assert rows[1].keys() == {"model", "problem"}
         assert rows[2]["problem"]["detail"].startswith("senet154 has no published weights")
         metrics = (await client.get("/metrics")).text
-        assert 'convserve_requests_total{model="",outcome="unknown_model"} 3.0' in metrics
+        assert 'convserve_images_total{model="",outcome="unknown_model"} 3.0' in metrics
         assert "bogus" not in metrics
 
 

@@ -122,3 +122,14 @@ def test_a_cancelled_request_frees_its_thread(monkeypatch: pytest.MonkeyPatch) -
         return time.monotonic() - started
 
     assert asyncio.run(scenario()) < 1
+
+
+def test_photos_decoded_on_the_event_loop_count_in_the_expected_time_and_small_pictures_do_not() -> None:
+    async def scenario() -> None:
+        decoders = Decoders(1, LIMIT)
+        await decoders(encoded(noise(40), "JPEG"), "image/jpeg", [SMALL], scaled=False, alone=True)
+        assert decoders.mean_s == 0
+        await decoders(encoded(noise(300), "JPEG"), "image/jpeg", [SMALL], scaled=False, alone=True)
+        assert decoders.mean_s > 0
+
+    asyncio.run(scenario())

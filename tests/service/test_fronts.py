@@ -64,8 +64,8 @@ def test_one_scrape_and_one_list_of_latencies_are_of_all_fronts(split: tuple[htt
             answer = classify(another)
         assert answer.json()["predictions"][0]["label"] == "7"
         assert answer.headers["Server-Timing"].startswith("decode;dur=")
-    assert counted(client, r'convserve_requests_total\{.*outcome="ok"') == 20
-    assert counted(client, r'convserve_http_request_seconds_count\{.*route="/classify"') == 20
+    assert counted(client, r'convserve_images_total\{.*outcome="ok"') == 20
+    assert counted(client, r'convserve_request_duration_seconds_count\{.*route="/classify"') == 20
     assert counted(client, "process_resident_memory_bytes") > 300e6
     for _ in range(4):
         (latency,) = httpx.get(client.base_url.join("/models/lenet5/latency")).json()["models"].values()

@@ -190,7 +190,7 @@ def test_a_body_shorter_than_was_said_ends_with_its_connection(target: Victim, h
 )
 def test_a_form_that_is_cut_or_flooded_is_refused(target: Victim, kind: str, body: bytes) -> None:
     response = target.client.post("/classify?model=lenet5", content=body, headers={"content-type": kind})
-    assert problem(response) in {(400, "broken_multipart"), (400, "empty_image"), (400, "broken_image")}
+    assert problem(response)[1] in {"broken_multipart", "empty_image", "broken_image", "too_many_images"}
 
 
 NO_PICTURE = {(415, "unsupported_format"), (504, "timeout")}

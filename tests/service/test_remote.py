@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from engines.published.store import PublishedModel
 from service import device_process
+from service.admission import Late, Overloaded, PendingImage
 from service.batches import Jpeg
+from service.clients import SHADOWS, current
 from service.context import ServerContext, make_context, make_front
 from service.device import LocalDevice
 from service.device_process import DeviceProcess
@@ -27,7 +29,6 @@ from service.frames import AnswerStatus
 from service.link import DeviceLink
 from service.loading import Slot
 from service.remote import RemoteDevice, RemoteQueue
-from service.scheduler import Late, Overloaded, PendingImage
 from service.settings import Settings
 from service.slots import SLOT_BYTES, Expectations, Slots, anonymous
 from tests.service.stubs import StubEngine, put
@@ -134,6 +135,25 @@ async def test_thousands_of_cancelled_requests_never_get_answers_to_others(three
     assert not wrong
     assert outcomes["answered"] > 1000, outcomes
     assert outcomes["cancelled"] > 1000, outcomes
+
+
+async def test_images_of_shadows_give_way_in_the_device_process_too(three: list[str], tmp_path: Path) -> None:
+    async with split(three[0], tmp_path) as both:
+        both.engine.seconds = 0.2
+
+        async def of_a_shadow() -> float:
+            current.set(SHADOWS)
+            return await both.ask(7)
+
+        asking = asyncio.create_task(of_a_shadow())
+        async with asyncio.timeout(5):
+            while not both.process.pending:
+                await asyncio.sleep(0.01)
+        (front,) = both.process.fronts
+        (pending,) = front._pending.values()
+        assert pending.image
+        assert pending.image.client is SHADOWS
+        assert await asking == 7
 
 
 async def test_slots_are_bounded_and_come_back_late_failed_or_answered(three: list[str], tmp_path: Path) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import selectors
-from collections.abc import Coroutine, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,33 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from loadtest.scale.virtual_time import now, simulated
+from service.admission import Answer, EngineQueue, Late, Overloaded
 from service.batches import Inputs, Outcome, run
 from service.cost import BatchCost
-from service.scheduler import Answer, EngineQueue, Late, Overloaded, Scheduler
-
-
-class Clock(selectors.SelectSelector):
-    """Simulated clock: time jumps to the next timer when no task can run."""
-
-    now = 0.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        assert timeout is not None, "all wait for each other"
-        self.now += timeout
-        return super().select(0)
-
-
-def simulated(main: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine in simulated time."""
-
-    def make() -> asyncio.AbstractEventLoop:
-        clock = Clock()
-        loop = asyncio.SelectorEventLoop(clock)
-        loop.time = lambda: clock.now  # type: ignore[method-assign]
-        return loop
-
-    with asyncio.Runner(loop_factory=make) as runner:
-        runner.run(main)
+from service.scheduler import Scheduler
 
 
 class FirstPixelEngine:
@@ -78,10 +55,6 @@ class ExactDevice:
             self.ran.append((now(), queue, size))
             await asyncio.sleep(self.seconds or queue.cost(size))
         return run(inputs)
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def image(value: int) -> NDArray[np.uint8]:
@@ -261,6 +234,47 @@ def test_what_cannot_be_in_time_is_refused_and_told_when_it_could(device: ExactD
         await asyncio.sleep(raised.value.retry_after_s)
         assert (await ask(scheduler, queue, within_s=5.001))[1] == pytest.approx(11.0)
         await asyncio.gather(*tasks)
+
+    simulated(main())
+
+
+def test_what_comes_for_other_engines_meanwhile_is_expected(device: ExactDevice) -> None:
+    async def main() -> None:
+        heavy, scheduler = device.queue(0.02, best=1), Scheduler(1000, device, now)
+        others = [device.queue(0.01, best=1) for _ in range(6)]
+        late = refused = 0
+
+        async def one(queue: EngineQueue) -> None:
+            nonlocal late, refused
+            try:
+                await ask(scheduler, queue, within_s=1.0)
+            except Late:
+                late += 1
+            except Overloaded:
+                refused += 1
+
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(1000):  # 10 s: the others have 60 % of the device, the first asks for 200 %
+                tasks.create_task(one(heavy))
+                tasks.create_task(one(others[number % len(others)]))
+                await asyncio.sleep(0.01)
+        assert late < 0.1 * refused
+
+    simulated(main())
+
+
+def test_the_backlogs_of_all_queues_are_those_of_each(device: ExactDevice) -> None:
+    async def main() -> None:
+        scheduler = Scheduler(1000, device, now)
+        queues = [device.queue(0.01 * number, gain=0.5) for number in range(1, 9)]
+        for number, queue in enumerate(queues[:6]):
+            await start_requests(scheduler, queue, *[1] * (7 * number % 5))
+        scheduler.began(queues[6])
+        await asyncio.sleep(0.05)
+        each = [scheduler.backlog_s(queue) for queue in queues]
+        assert len(set(each)) == len(each)
+        assert scheduler.backlogs_s(queues) == pytest.approx(each)
+        await asyncio.sleep(10)
 
     simulated(main())
 

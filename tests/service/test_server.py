@@ -262,9 +262,9 @@ def test_health_metrics_and_documentation(server: httpx.Client, lenet5: Publishe
     classify(server, b"")
     metrics = server.get("/metrics").text
     tag = lenet5.manifest.tag
-    assert f'convserve_requests_total{{model="{tag}",outcome="ok"}}' in metrics
-    assert f'convserve_requests_total{{model="{tag}",outcome="empty_image"}}' in metrics
-    page = server.get("/", follow_redirects=True).text
+    assert f'convserve_images_total{{model="{tag}",outcome="ok"}}' in metrics
+    assert f'convserve_images_total{{model="{tag}",outcome="empty_image"}}' in metrics
+    page = server.get("/docs").text
     assert "//cdn" not in page
     assert server.get("/static-offline-docs/swagger-ui-bundle.js").status_code == 200
     paths = server.get("/openapi.json").json()["paths"]
@@ -278,7 +278,7 @@ def test_random_paths_leave_no_trace_in_the_metrics(server: httpx.Client) -> Non
         classify(server, DIGIT, model=f"nosuch{number}")
     metrics = server.get("/metrics").text
     assert "nosuch" not in metrics
-    assert 'convserve_requests_total{model="",outcome="unknown_model"}' in metrics
+    assert 'convserve_images_total{model="",outcome="unknown_model"}' in metrics
 
 
 def test_a_wrong_method_is_a_problem(server: httpx.Client) -> None:

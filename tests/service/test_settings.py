@@ -15,6 +15,7 @@ from tests.conftest import Run
 
 TAG = "lenet5:mnist5k-5c93254d"
 OTHER = "resnet18:imagenet-0123abcd"
+HASH = "0" * 64
 
 
 @pytest.fixture(autouse=True)
@@ -102,9 +103,35 @@ def test_a_token_from_a_file_may_end_in_a_line_break(monkeypatch: pytest.MonkeyP
         ("DRAIN_S", "nan", "Input should be"),
         ("MEMORY_MB", "inf", "Input should be a finite number"),
         ("MEMORY_MB", "", "Input should be a valid number"),
+        ("MODELS", "models", "the form is s3://BUCKET/FOLDER"),
+        ("MODELS", "gs://models", "gs:// needs gcsfs, which is not installed: pip install '.[gcs]'"),
+        ("ROUTES", '{"lenet5": {"share": 0.5}}', "lenet5: name either a model that answers"),
+        (
+            "ROUTES",
+            f'{{"lenet5": {{"to": "{TAG}", "share": 2}}}}',
+            "lenet5.share: Input should be less than or equal to 1",
+        ),
+        ("ROUTES", '{"lenet5": {"to": "resnet18", "share": 0.5}}', "lenet5.to: String should match pattern"),
+        ("CLIENTS", "shop", "not JSON"),
+        ("CLIENTS", "[]", "Input should be a valid dictionary"),
+        ("CLIENTS", '{"shop": {"key_sha256": "s3cret"}}', "shop.key_sha256: String should match pattern"),
+        ("CLIENTS", '{"shop": {}}', "shop.key_sha256: Field required"),
+        (
+            "CLIENTS",
+            f'{{"shop": {{"key_sha256": "{HASH}", "weight": 0}}}}',
+            "shop.weight: Input should be greater than or equal to 0.001",
+        ),
+        ("CLIENTS", f'{{"Shop": {{"key_sha256": "{HASH}"}}}}', "Shop.[key]: String should match pattern"),
+        (
+            "CLIENTS",
+            f'{{"a": {{"key_sha256": "{HASH}"}}, "b": {{"key_sha256": "{HASH}"}}}}',
+            "two clients have the same",
+        ),
         ("MAX_BATCH", "1000000000", "Input should be less than or equal to"),
         ("MAX_BATCH", "1.5", "Input should be a valid integer"),
         ("DECODERS", "-1", "Input should be greater than or equal to 1"),
+        ("GRPC_PORT", "0", "Input should be greater than or equal to 1"),
+        ("GRPC_PORT", "grpc", "Input should be a valid integer"),
         ("FRONTS", "0", "a number from 1 to 256, or auto"),
         ("FRONTS", "many", "a number from 1 to 256, or auto"),
         ("DEVICES", "65", "a number from 1 to 64, or auto"),

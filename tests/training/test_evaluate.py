@@ -69,6 +69,7 @@ def test_results_are_added_once_and_tabled(lenet5_checkpoint: Path, tmp_path: Pa
     assert find(path, "lenet5", "mnist5k", 1) is None
     (result,) = read(path)
     assert find(path, "lenet5", "mnist5k", 0) == result
+    assert find(path, "lenet5", "mnist5k", 0, start="mnist5k") is None
     assert (result.macs, result.params, result.epochs) == (325_680, 60_000, 15)
     assert result.top1_low < result.top1 < result.top1_high
     assert (tmp_path / "docs" / "results.md").read_text() == table([result], "results.jsonl")

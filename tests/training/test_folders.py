@@ -17,11 +17,13 @@ from PIL import Image
 from engines.published.preprocess import Preprocess
 from loadtest.peers.photos import find_photos
 from loadtest.traffic import read_images
+from models.zoo import ZOO
 from training import checkpoint
 from training.__main__ import main
 from training.data import Files, Images, load, write_images
 from training.data.images import PictureError, from_files
 from training.errors import DataError
+from training.recipes import recipe_of
 
 
 def write(path: Path, seed: int = 0) -> None:
@@ -37,7 +39,7 @@ def two(tmp_path: Path) -> Path:
     root = tmp_path / "two"
     for label in ("blue", "red"):
         for number in range(4):
-            write(root / label / f"{number}.png", number)
+            write(root / label / f"{number}.png", number + 10 * (label == "red"))
     return root
 
 
@@ -98,7 +100,7 @@ def test_pictures_that_are_all_alike_are_warned_of(two: Path, capsys: pytest.Cap
     for path in two.rglob("*.png"):
         Image.new("RGB", (9, 9), (200, 200, 200)).save(path)
     load(f"folder:{two}")
-    assert capsys.readouterr().err.count("warning: ") == 1
+    assert capsys.readouterr().err.count("the pixels of all pictures are nearly the same") == 1
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "LAB", "YCbCr", "LA", "RGBA"])
@@ -237,3 +239,20 @@ def test_pictures_in_lab_become_grey_and_colour(mode: Literal["L", "RGB"], two: 
     data = load(f"folder:{two}")
     assert count(data.train) + count(data.held_out) == 9
     assert data.train.pixels(Preprocess(mode=mode, resize_edge=40, crop=40)).std() > 0
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(("sizes", "edge"), [({(28, 28)}, 28), ({(28, 28), (20, 28)}, None), ({(200, 200)}, None)])
+def test_small_squares_are_not_cropped_as_photos_are(
+    sizes: set[tuple[int, int]], edge: int | None, tmp_path: Path
+) -> None:
+    root = tmp_path / "signs"
+    for label in ("a", "b"):
+        (root / label).mkdir(parents=True)
+        for number, size in enumerate(sorted(sizes) * 2):
+            Image.new("L", size, 9 * number + 90 * (label == "b")).save(root / label / f"{number}.png")
+    data = load(f"folder:{root}")
+    assert data.edge == edge
+    assert (recipe_of(ZOO["lenet5_modern"], data, "tune").area is None) == bool(edge)

@@ -110,6 +110,7 @@ def test_imported_weights_are_served(run: Run, tmp_path: Path) -> None:
     values, indices = theirs(transform(photo("chelsea")).unsqueeze(0)).softmax(1)[0].topk(3)
     found = {prediction["index"]: prediction["probability"] for prediction in answer.json()["predictions"]}
     assert found == pytest.approx(dict(zip(indices.tolist(), values.tolist(), strict=True)), rel=1e-2)
+    assert [row["superclass"] for row in answer.json()["superclasses"]]
     assert described["models"][0]["accuracy"] == {}
 
 

@@ -16,12 +16,15 @@ from training import checkpoint
 from training.results import read
 
 
-def test_two_processes_are_as_one_with_the_same_batch(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "more", [(), pytest.param(("--set", "accumulate=2", "--set", "ema=0.3"), marks=pytest.mark.slow)]
+)
+def test_two_processes_are_as_one_with_the_same_batch(more: tuple[str, ...], run: Run, tmp_path: Path) -> None:
     """The network has neither dropout nor batch norm, whose statistics differ between processes."""
-    run(*arguments(tmp_path / "1"), "--set", "batch=500")
+    run(*arguments(tmp_path / "1"), "--set", "batch=500", *more)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     done = subprocess.run(
-        [*command, *arguments(tmp_path / "2"), "--set", "batch=500"],
+        [*command, *arguments(tmp_path / "2"), "--set", "batch=500", *more],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,

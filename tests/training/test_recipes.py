@@ -15,7 +15,8 @@ from tests.training.small import trainer
 from training.data import DataSet, Images, load
 from training.recipes import PAPERS, Kind, default_kind, modern, paper, quick, recipe_of, shortened
 from training.recipes.small_data import for_few_images
-from training.trainer import learning_rate, make_net
+from training.schedule import learning_rate
+from training.trainer import make_net
 
 
 def test_the_rate_warms_up_to_its_peak_and_ends_at_zero(digits: DataSet) -> None:

@@ -15,10 +15,10 @@ from training.augment import translate
 from training.campaign import campaign
 from training.data import DataSet, load
 from training.errors import DivergedError, TrainingError
+from training.losses import map_loss
 from training.recipes import PAPERS, Recipe, quick
 from training.results import read
 from training.train import TrainingOptions, TrainingRun, train
-from training.trainer import map_loss
 
 
 def test_the_map_loss_by_hand() -> None:

@@ -7,15 +7,18 @@ from pathlib import Path
 
 from training.data.dataset import DataSet
 from training.data.folder import folder
-from training.data.images import Arrays, Files, Images, sample_pixels
+from training.data.images import Arrays, Files, Images, Members, sample_pixels
 from training.data.mnist5k import mnist5k
+from training.data.shards import shards
+from training.data.tables import table
 from training.data.torchvision import IN_MEMORY, imagenet
 from training.errors import DataError
 
-__all__ = ["Arrays", "DataSet", "Files", "Images", "download", "load", "sample_pixels", "write_images"]
+__all__ = ["Arrays", "DataSet", "Files", "Images", "Members", "download", "load", "sample_pixels", "write_images"]
 
 PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA"}
-NAMES = ("mnist5k", "imagenet", "folder", *IN_MEMORY)
+OF_PATHS = {"folder": folder, "csv": table, "tar": shards}  # each needs a path
+NAMES = ("mnist5k", "imagenet", *OF_PATHS, *IN_MEMORY)
 
 
 def load(spec: str) -> DataSet:
@@ -28,11 +31,11 @@ def load(spec: str) -> DataSet:
         return imagenet(root)
     if name in IN_MEMORY:
         return IN_MEMORY[name].load(root, spec)
-    if name != "folder":
+    if name not in OF_PATHS:
         raise DataError(f"no data set {name!r}; there are {', '.join(NAMES)}")
     if not path:
-        raise DataError("folder needs a path: --data folder:PATH")
-    return folder(root, reserved=set(NAMES) - {"folder"})
+        raise DataError(f"{name} needs a path: --data {name}:PATH")
+    return OF_PATHS[name](root, set(NAMES) - OF_PATHS.keys())
 
 
 def download(spec: str) -> None:

@@ -12,10 +12,10 @@ from training.errors import DataError
 class DataSet:
     """Data set with a fixed split; held-out images are never trained on.
 
-    `spec` is the argument of `load`; `split` describes how the held-out images were chosen. `edge` is the edge of every
-    picture in pixels, or None where sizes differ. `mean` and `std` (0 to 1), one value per channel, describe the
-    training pictures (for mnist5k all of MNIST's). `fill` (0 to 255) is the grey level of padding. `light_on_dark`
-    states that every picture has light strokes on a dark ground, up to its border.
+    `spec` is the argument of `load`; `split` describes how the held-out images were chosen. `edge` is the edge of all
+    pictures in pixels where they are small squares of one size, else None. `mean` and `std` (0 to 1), one value per
+    channel, describe the training pictures (for mnist5k all of MNIST's). `fill` (0 to 255) is the grey level of
+    padding. `light_on_dark` states that every picture has light strokes on a dark ground, up to its border.
     """
 
     name: str

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from engines.published.picture import read_picture
+from engines.published.essentials import essentials
+from engines.published.picture import open_picture, read_picture, upright
 from engines.published.preprocess import Preprocess
 from training.errors import DataError
 
@@ -40,6 +42,10 @@ class Arrays:
     def __getitem__(self, index: int) -> Image.Image:
         return Image.fromarray(self.array[index])
 
+    def name(self, index: int) -> str:
+        """Return the picture's number as text."""
+        return f"number {index}"
+
 
 @dataclass(frozen=True)
 class Files:
@@ -51,14 +57,49 @@ class Files:
         try:
             return read_picture(self.paths[index])
         except Exception as error:  # Pillow raises nearly anything, and the file may be gone
-            raise PictureError(f"{legible(self.paths[index])}: {error}") from error
+            raise PictureError(f"{self.name(index)}: {error}") from error
+
+    def name(self, index: int) -> str:
+        """Return the path of a picture."""
+        return legible(self.paths[index])
+
+
+class Place(NamedTuple):
+    """Place of a picture in a larger file: where its bytes begin, and how many there are."""
+
+    file: Path
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """Return the bytes of the picture."""
+        with self.file.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+@dataclass(frozen=True)
+class Members:
+    """Pictures in larger files, such as tar, decoded on access as `Files` are. Raises PictureError."""
+
+    places: tuple[Place, ...]
+
+    def __getitem__(self, index: int) -> Image.Image:
+        try:
+            return upright(open_picture(essentials(self.places[index].read())))
+        except Exception as error:  # Pillow raises nearly anything, and the file may be gone
+            raise PictureError(f"{self.name(index)}: {error}") from error
+
+    def name(self, index: int) -> str:
+        """Return the file of a picture, and where it begins there."""
+        return f"{legible(self.places[index].file)}, at byte {self.places[index].offset}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
     """Pictures and their class indices, (N,)."""
 
-    pictures: Arrays | Files
+    pictures: Arrays | Files | Members
     targets: NDArray[np.int64]
 
     def __len__(self) -> int:

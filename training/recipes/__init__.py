@@ -10,10 +10,12 @@ from training.data import DataSet
 from training.recipes.modern import modern
 from training.recipes.papers import PAPERS
 from training.recipes.quick import quick
-from training.recipes.recipe import Recipe, as_json, override, shortened
+from training.recipes.recipe import HEAD_ONLY, Recipe, as_json, override, shortened
 from training.recipes.small_data import for_few_images
+from training.recipes.tune import tune
 
 __all__ = [
+    "HEAD_ONLY",
     "PAPERS",
     "Kind",
     "Recipe",
@@ -25,9 +27,10 @@ __all__ = [
     "quick",
     "recipe_of",
     "shortened",
+    "tune",
 ]
 
-Kind = Literal["paper", "quick", "modern"]
+Kind = Literal["paper", "quick", "modern", "tune"]
 WRITING = {"mnist5k", "mnist"}  # a mirrored digit is another sign
 QUICK_BELOW = 10_000  # training images; the papers' recipes are for more
 
@@ -39,7 +42,7 @@ def paper(card: Architecture, data: DataSet) -> Recipe:
 
 def recipe_of(card: Architecture, data: DataSet, kind: Kind) -> Recipe:
     """Return the recipe of this kind for an architecture, adapted to few images; digits are never mirrored."""
-    recipe = {"paper": paper, "quick": quick, "modern": modern}[kind](card, data)
+    recipe = {"paper": paper, "quick": quick, "modern": modern, "tune": tune}[kind](card, data)
     recipe = replace(recipe, flip=recipe.flip and data.name not in WRITING)
     return for_few_images(recipe, len(data.train), photos=data.edge is None)
 

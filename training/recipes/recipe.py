@@ -17,6 +17,7 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Edge = Annotated[int, Field(ge=224)]
+HEAD_ONLY = "head-only"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +31,18 @@ class Recipe:
     a linear warm-up; then `schedule` lowers the rate: "cosine" to zero; "steps" by `factor` at each of `drops`, shares
     of all epochs; "exponential" by `factor` an epoch; "plateau" by `factor` when held-out top-1 has not risen for
     `patience` epochs, at most `falls` times. `clip` bounds the norm of all gradients. `precision` holds for the forward
-    and the backward pass; weights and optimizer are always float32.
+    and the backward pass; weights and optimizer are always float32. `norm_decay`: weight decay is for batch norms too.
+    `accumulate`: parts in which each batch is computed, one after another, before one step. `ema`: share of all epochs
+    over which weights are averaged exponentially; the averages are measured and saved. `stop_after`: epochs without a
+    new best top-1 after which the training ends.
 
-    **Loss.** `auxiliary` is the weight of each auxiliary head's loss, where the network has such heads.
+    **Fine-tuning.** `freeze`: layers that are never trained, "none", "stem", "stage1" and so on (the stage and all
+    before), or "head-only", which trains the head alone. `head_epochs`: epochs at the start that train the head alone;
+    the rest is a phase of its own, with its own warm-up and schedule, whose rate is `body` times `lr`.
+
+    **Loss.** `auxiliary` is the weight of each auxiliary head's loss, where the network has such heads. `balanced`:
+    classes weigh as if they had the same number of images. `distil` is the weight of a teacher's answers, softened by
+    `temperature`; that of the targets is 1 - `distil`.
 
     **Network.** None keeps the values of the network's own file. `init_std`: weights are drawn from N(0, init_std²),
     biases are 0, or 1 in the layers of `init_ones`. `zero_init_residual`: the weights of each residual block's last
@@ -44,7 +54,9 @@ class Recipe:
     proportion, then cropped at a random place. `trivial`: one random operation (TrivialAugment). `rotation`: degrees,
     each way. `jitter`: brightness, contrast and saturation, each by this share. `lighting`: standard deviation of
     AlexNet's colour noise along the principal components of ImageNet's pixels. `shift`: pixels, each way, padded with
-    the data set's fill, or by reflection if `reflect`. `flip`: half of the images, left to right.
+    the data set's fill, or by reflection if `reflect`. `flip`: half of the images, left to right. `mixup` and `cutmix`:
+    alphas of the mixing of images; with both, each batch draws one of them. `erasing`: share of images of which a
+    rectangle becomes the mean colour.
     """
 
     source: str
@@ -67,10 +79,21 @@ class Recipe:
     batch: Count
     epochs: Count
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    norm_decay: bool = True
+    accumulate: Count = 1
+    ema: BelowOne = 0
+    stop_after: Count | None = None
+
+    freeze: str = "none"
+    head_epochs: Annotated[int, Field(ge=0)] = 0
+    body: Positive = 1
 
     loss: Literal["cross_entropy", "map"] = "cross_entropy"
     label_smoothing: BelowOne = 0
     auxiliary: NotNegative = 0.3
+    balanced: bool = False
+    distil: Share = 0
+    temperature: Positive = 4
 
     init_std: Positive | None = None
     init_ones: tuple[str, ...] = ()
@@ -87,17 +110,23 @@ class Recipe:
     shift: Annotated[int, Field(ge=0)] = 0
     reflect: bool = False
     flip: bool = False
+    mixup: NotNegative = 0
+    cutmix: NotNegative = 0
+    erasing: Share = 0
 
 
 def shortened(recipe: Recipe, epochs: int) -> Recipe:
-    """Return the recipe with its schedule compressed to `epochs` epochs."""
+    """Return the recipe with its schedule compressed to `epochs` epochs; the last is never one of the head alone."""
     share = epochs / recipe.epochs
+    head_epochs = min(max(1, round(recipe.head_epochs * share)), epochs - 1) if recipe.head_epochs else 0
     return replace(
         recipe,
         epochs=epochs,
+        head_epochs=head_epochs,
         warmup_epochs=recipe.warmup_epochs * share,
         factor=recipe.factor ** (1 / share) if recipe.schedule == "exponential" else recipe.factor,
         patience=max(1, round(recipe.patience * share)),
+        stop_after=recipe.stop_after and max(1, round(recipe.stop_after * share)),
     )
 
 
@@ -112,6 +141,11 @@ def override(recipe: Recipe, values: Mapping[str, object]) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         raise RecipeError(f"{first['loc'][0]}: {first['msg']}") from error
+    if overridden.freeze != HEAD_ONLY and overridden.head_epochs >= overridden.epochs:
+        raise RecipeError(
+            f"head_epochs: {overridden.head_epochs} of {overridden.epochs} epochs leave none for the other layers; "
+            f"--freeze {HEAD_ONLY} trains the head alone"
+        )
     if overridden.optimizer == "nesterov" and not overridden.momentum:
         raise RecipeError("momentum: nesterov needs some")
     return overridden

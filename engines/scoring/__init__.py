@@ -1,0 +1,1 @@
+"""Answers to many pictures at once, without HTTP: the command `score`."""
