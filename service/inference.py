@@ -41,7 +41,8 @@ def deadline_of(server: ServerContext, deadline_ms: float | None) -> float:
 
     The server's own time limit bounds the requested `deadline_ms`.
     """
-    return server.scheduler.clock() + min(server.settings.timeout_s, (deadline_ms or inf) / 1000)
+    asked_ms = inf if deadline_ms is None else deadline_ms
+    return server.scheduler.clock() + min(server.settings.timeout_s, asked_ms / 1000)
 
 
 async def answers(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
@@ -130,7 +131,7 @@ class GrpcServer:
         started = time.perf_counter()
         noticed: dict[str, Any] = {}  # for the log
         status = int(HTTPStatus.BAD_REQUEST)  # of a client that goes away, as over HTTP
-        headers = Headers({name: value for name, value in call.invocation_metadata() if isinstance(value, str)})
+        headers = headers_of(call.invocation_metadata())
         request_id = id_of(headers)
         call.set_trailing_metadata(((HEADER.lower(), request_id),))
         try:
@@ -139,6 +140,8 @@ class GrpcServer:
             return answer
         except asyncio.CancelledError:
             noticed["problem"] = "disconnected"
+            if method == INFER:
+                self._server.metrics.failed(noticed.get("tag", ""), "disconnected")
             raise
         except Exception as error:
             problem = await noted(self._server, State(noticed), error, counted=method == INFER)
@@ -165,6 +168,8 @@ class GrpcServer:
             check_admin(server, bearer(headers))
         if method in SHARED_MEMORY:
             raise Problem(501, "not_supported", NO_SHARED_MEMORY)
+        if method in OPEN:  # whose message is empty: nobody without a key keeps the messages of others waiting
+            return messages.encoded(method, await METHODS[method](server, None))
         with server.bodies.hold() as body:
             message = messages.decoded(method, await self._read(call, body))
             if method == INFER:
@@ -195,6 +200,11 @@ class GrpcServer:
         message: bytes = data
         body.add(len(message))
         return message
+
+
+def headers_of(metadata: Iterable[tuple[str, str | bytes]]) -> Headers:
+    """Return the metadata of a call as headers, whatever characters they have; binary values are left out."""
+    return Headers(raw=[(name.encode(), value.encode()) for name, value in metadata if isinstance(value, str)])
 
 
 def advice(problem: Problem) -> list[tuple[str, str]]:

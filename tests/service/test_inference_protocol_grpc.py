@@ -20,8 +20,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from service.context import ServerContext, make_context
 from service.device import LocalDevice
 from service.errors import Problem
+from service.inference import deadline_of
 from service.inference_protocol import messages
-from service.inference_protocol.grpc_server import GrpcServer
+from service.inference_protocol.grpc_server import GrpcServer, headers_of
 from service.inference_protocol.messages import SERVICE
 from service.settings import Settings
 from tests.conftest import Run
@@ -248,6 +249,24 @@ async def test_few_messages_arrive_at_a_time_and_each_is_counted_until_its_answe
         assert (server.bodies.count, server.bodies._held, queue.users) == (0, 0, 0)
 
 
+async def test_calls_without_a_key_keep_no_message_waiting(three: list[str]) -> None:
+    settings = {"api_keys": ["one"], "max_body_bytes": 10_000, "max_bodies_bytes": 20_000}
+    server = make_context(Settings.model_validate(settings))
+    put(server, three[0], StubEngine())
+    async with channel_to(server) as (channel, _):
+        stalled = [channel.stream_unary(f"/{SERVICE}/ServerLive")() for _ in range(3)]  # and send no message
+        await asyncio.sleep(0.1)
+        assert server.bodies.count == 0
+        await ask(channel, "ModelInfer", ("x-api-key", "one"), **request_of(three[0], [DIGIT]))
+        live = messages.encoded("ServerLive", {"live": True})
+        assert [await call for call in stalled] == [live] * 3
+
+
+def test_metadata_may_have_any_characters() -> None:
+    headers = headers_of([("x-request-id", "a-1"), ("x-api-key", "\u20ac"), ("trace-bin", b"\xff")])
+    assert (headers["X-Request-ID"], headers.keys()) == ("a-1", ["x-request-id", "x-api-key"])
+
+
 def test_a_message_that_would_be_huge_is_refused_unparsed() -> None:
     kind = messages.classes()["ModelInfer"].request
     many = b"\x2a\x00" * 1_000_000  # inputs without members
@@ -324,6 +343,9 @@ async def test_a_call_that_is_given_up_leaves_the_queue(
         assert (queue.users, queue.decoding, server.bodies.count) == (0, 0, 0)
     line = json.loads(capsys.readouterr().out.splitlines()[0])
     assert line["code"] in {"disconnected", "timeout"}
+    counted = [sample for sample in server.metrics.samples() if sample.name == "convserve_images_total"]
+    assert [(sample.labels["outcome"], sample.value) for sample in counted] == [(line["code"], 1)]
+    assert deadline_of(server, 0.0) <= server.scheduler.clock()  # a call that has no time left has none
 
 
 async def test_health_and_reflection_are_there(server: ServerContext) -> None:
