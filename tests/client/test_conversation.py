@@ -192,6 +192,12 @@ def test_an_answer_of_another_server_is_shown(reply: httpx.Response) -> None:
     assert str(results[0]).startswith(f"not_convserve: http://server/classify answers {reply.status_code} with '")
 
 
+def test_the_password_in_an_address_is_not_shown() -> None:
+    posted = httpx.Request("POST", "http://ann:secret@server/classify?model=lenet5")
+    results, _ = drive([b"a"], httpx.Response(401, text="Who?", request=posted))
+    assert str(results[0]) == "not_convserve: http://server/classify answers 401 with 'Who?'"
+
+
 def test_requests_are_bounded_in_images_and_bytes() -> None:
     large = bytes(BATCH_BYTES // 2 + 1)
     sizes = [len(chunk) for chunk in chunks([b"x"] * 5 + [large] * 3 + [bytes(2 * BATCH_BYTES), b"x"], 4)]
