@@ -16,6 +16,7 @@ export function answerCard(answer) {
       el("button.link", { onclick: () => emit("card", architecture) }, architecture),
       el("span.small", ` ${dataset}${accuracyOf(answer.model)}`)),
     el("ol.bars", answer.predictions.map((prediction) => el("li", bar(answer, prediction, why)))),
+    answer.superclasses && el("p.small", `By superclass: ${answer.superclasses.map(together).join(", ")}`),
     time(answer.timing_ms),
     el("p.small", `${answer.precision} on ${answer.runtime}, in a batch of ${answer.batch_size}`),
     why,
@@ -33,13 +34,16 @@ function accuracyOf(tag) {
   return known ? `, top-1 ${percent(known.top1)} ${measured ? "measured" : "published"}` : "";
 }
 
+const together = ({ superclass, probability }) => `${superclass} ${percent(probability)}`;
+
 /** Return a class with its probability, as a button that asks why. */
 function bar(answer, prediction, why) {
   const strip = el("span.strip");
   strip.style.setProperty("--share", prediction.probability);
   return el(
     "button.bar", { title: `Why ${prediction.label}?`, onclick: (event) => explain(answer.model, prediction, why, event.currentTarget) },
-    el("span.label", prediction.label), el("span.hint", "Why?"), el("span", percent(prediction.probability)), strip,
+    el("span.label", prediction.label, prediction.superclass && el("span.small", ` ${prediction.superclass}`)),
+    el("span.hint", "Why?"), el("span", percent(prediction.probability)), strip,
   );
 }
 

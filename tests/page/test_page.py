@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 
 from engines.published.store import PublishedModel
 from service.context import ServerContext
-from tests.page.conftest import ThreadedServer, Visit
+from tests.page.conftest import ThreadedServer, Visit, served
 from tests.service.stubs import StubEngine, put
 from tests.serving import ROOT
 
@@ -93,6 +93,15 @@ def test_three_networks_are_compared(visit: Visit, stubs: ThreadedServer, three:
     expect(page.locator("#verdict")).to_contain_text("All 2 say 1.")
     only(page, *three[2:])
     expect(page.locator("#verdict")).to_have_text(re.compile(r"kuzushiji lenet5 says \d\.mnist5k lenet5 says 1\."))
+
+
+def test_an_answer_of_imagenet_has_superclasses(visit: Visit, imagenet_server: ServerContext, imagenet: str) -> None:
+    with served(imagenet_server) as threaded:
+        page = visit(threaded.address)
+        only(page, imagenet)
+        choose(page, DIGIT)
+        expect(page.locator(".bar .label").first).to_have_text("label 281 cat")
+        expect(page.locator(".answer")).to_contain_text(re.compile(r"By superclass: cat \d\d\.\d %, dog \d\d\.\d %, "))
 
 
 def test_a_time_limit_chooses_and_refuses(visit: Visit, stubs: ThreadedServer) -> None:
