@@ -13,7 +13,7 @@ import pytest
 
 from convserve_client.answers import ClassifiedImage, RankedSuperclass, Result, ServerProblem
 from convserve_client.client import BATCH_BYTES, LARGEST, chunks, load
-from convserve_client.conversation import Outgoing, Question, Reply, conversation
+from convserve_client.conversation import Outgoing, Question, Reply, conversation, wait_before
 
 POSTED = httpx.Request("POST", "http://server/classify?model=lenet5")
 ENGINE = {"model": "lenet5:mnist5k-5c93254d", "runtime": "openvino", "precision": "fp32"}
@@ -152,6 +152,7 @@ def test_waits_grow_until_the_patience_is_over(monkeypatch: pytest.MonkeyPatch) 
     results, log = drive([b"a"], *[httpx.ConnectError("refused")] * 6, patience_s=5)
     assert shown(results) == ["unreachable"]
     assert log[1::2] == [0.1, 0.2, 0.4, 0.8, 1.6]
+    assert wait_before(2000, []) == 5  # a server may be away for hours
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 422, 500])
