@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 from grpc import StatusCode, aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from starlette.datastructures import Headers, State
 
@@ -28,7 +28,7 @@ from service.request_log import HEADER, id_of, write
 
 INFER = "ModelInfer"
 LARGEST = 2**31 - 1  # bytes of a message that gRPC can be told
-HEALTH_S = 0.5  # between two looks at the readiness
+HEALTH_S = 0.5  # between two looks at the readiness, for a client that watches it
 CODES = {
     400: StatusCode.INVALID_ARGUMENT,
     401: StatusCode.UNAUTHENTICATED,
@@ -47,6 +47,41 @@ CODES = {
 logger = logging.getLogger("bentoml.convserve")
 
 
+class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """Standard health service, which reports the readiness of the server.
+
+    The library's service holds a lock while it tells a client that watches: one that does not read would keep all
+    others, and the end of the process, waiting.
+    """
+
+    def __init__(self, server: ServerContext) -> None:
+        self._server = server
+        self.ended = False  # set once no calls are accepted
+
+    def _state(self, service: str) -> Any:
+        states = health_pb2.HealthCheckResponse
+        if service not in {"", SERVICE}:
+            return states.SERVICE_UNKNOWN
+        return states.NOT_SERVING if self._server.not_ready else states.SERVING
+
+    async def Check(self, request: Any, call: Any) -> Any:  # noqa: N802 (the name in the protocol)
+        """Return the state of a service, or end the call with NOT_FOUND."""
+        state = self._state(request.service)
+        if state == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
+            await call.abort(StatusCode.NOT_FOUND, "there is no such service")
+        return health_pb2.HealthCheckResponse(status=state)
+
+    async def Watch(self, request: Any, call: Any) -> None:  # noqa: N802 (the name in the protocol)
+        """Send the state of a service, and each other state, until no calls are accepted."""
+        told = None
+        while not self.ended:
+            state = self._state(request.service)
+            if state != told:
+                await call.write(health_pb2.HealthCheckResponse(status=state))
+                told = state
+            await asyncio.sleep(HEALTH_S)
+
+
 class GrpcServer:
     """Server of gRPC, with the protocol's methods, the standard health service, and reflection."""
 
@@ -54,10 +89,9 @@ class GrpcServer:
         settings = server.settings
         self._server = server
         self._reading = asyncio.Semaphore(settings.max_bodies_bytes // settings.max_body_bytes)
-        self._health = health.aio.HealthServicer()
+        self._health = HealthService(server)
         self._grpc: Any = None
         self.port = 0  # once the server listens
-        self._following: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
 
     async def start(self, host: str, port: int, *, shared: bool = False) -> None:
@@ -81,19 +115,12 @@ class GrpcServer:
         names = [SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._grpc, pool)
         self.port = self._grpc.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-        await self._tell_health()
         await self._grpc.start()
-        self._following = asyncio.create_task(self._follow())
         logger.info("gRPC listens on %s, port %d", host, self.port)
-
-    async def leave(self) -> None:
-        """Report not ready from now on, so that clients and proxies go elsewhere."""
-        await self._health.enter_graceful_shutdown()
 
     def end(self, grace_s: float) -> None:
         """Accept no more calls; those that are under way have `grace_s` seconds."""
-        if self._following:
-            self._following.cancel()
+        self._health.ended = True
         if self._ending is None:
             self._ending = asyncio.create_task(self._grpc.stop(grace_s))
 
@@ -102,18 +129,6 @@ class GrpcServer:
         self.end(grace_s)
         if self._ending:
             await self._ending
-
-    async def _follow(self) -> None:
-        """Tell the health service whether the server is ready. Never returns."""
-        while True:
-            await asyncio.sleep(HEALTH_S)
-            await self._tell_health()
-
-    async def _tell_health(self) -> None:
-        states = health_pb2.HealthCheckResponse
-        status = states.NOT_SERVING if self._server.not_ready else states.SERVING
-        for service in ("", SERVICE):
-            await self._health.set(service, status)
 
     def _handler(self, method: str) -> Any:
         """Return the handler of a method.

@@ -361,8 +361,16 @@ async def test_health_and_reflection_are_there(server: ServerContext) -> None:
         listed, *files = [answer async for answer in reflected(iter(asked))]
         assert {service.name for service in listed.list_services_response.service} >= set(symbols)
         assert all(file.file_descriptor_response.file_descriptor_proto for file in files)
-        await served.leave()
+        with pytest.raises(aio.AioRpcError) as error:
+            await stub.Check(health_pb2.HealthCheckRequest(service="x"))
+        assert error.value.code() == StatusCode.NOT_FOUND
+        watch, unknown = (stub.Watch(health_pb2.HealthCheckRequest(service=service)) for service in ("", "x"))
+        assert [(await each.read()).status for each in (watch, unknown)] == [states.SERVING, states.SERVICE_UNKNOWN]
+        server.leaving.set()
+        assert (await watch.read()).status == states.NOT_SERVING
         assert (await stub.Check(health_pb2.HealthCheckRequest())).status == states.NOT_SERVING
+        async with asyncio.timeout(5):  # those who watch keep no process from its end
+            await served.stop(60)
 
 
 async def test_a_port_that_is_taken_is_an_error(server: ServerContext) -> None:
