@@ -11,8 +11,6 @@ from typing import Any
 
 import grpc
 from grpc import StatusCode, aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2
 from starlette.datastructures import Headers, State
 
 from service.body import Body
@@ -20,6 +18,7 @@ from service.context import ServerContext, bearer, check_admin, let_in, noted
 from service.errors import Problem
 from service.inference_protocol import messages
 from service.inference_protocol.grpc_methods import ADMIN, METHODS, OPEN, SHARED_MEMORY
+from service.inference_protocol.grpc_open_services import OpenServices
 from service.inference_protocol.inference import infer
 from service.inference_protocol.messages import SERVICE
 from service.inference_protocol.models import full_name
@@ -28,7 +27,6 @@ from service.request_log import HEADER, id_of, write
 
 INFER = "ModelInfer"
 LARGEST = 2**31 - 1  # bytes of a message that gRPC can be told
-HEALTH_S = 0.5  # between two looks at the readiness, for a client that watches it
 CODES = {
     400: StatusCode.INVALID_ARGUMENT,
     401: StatusCode.UNAUTHENTICATED,
@@ -47,41 +45,6 @@ CODES = {
 logger = logging.getLogger("bentoml.convserve")
 
 
-class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
-    """Standard health service, which reports the readiness of the server.
-
-    The library's service holds a lock while it tells a client that watches: one that does not read would keep all
-    others, and the end of the process, waiting.
-    """
-
-    def __init__(self, server: ServerContext) -> None:
-        self._server = server
-        self.ended = False  # set once no calls are accepted
-
-    def _state(self, service: str) -> Any:
-        states = health_pb2.HealthCheckResponse
-        if service not in {"", SERVICE}:
-            return states.SERVICE_UNKNOWN
-        return states.NOT_SERVING if self._server.not_ready else states.SERVING
-
-    async def Check(self, request: Any, call: Any) -> Any:  # noqa: N802 (the name in the protocol)
-        """Return the state of a service, or end the call with NOT_FOUND."""
-        state = self._state(request.service)
-        if state == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
-            await call.abort(StatusCode.NOT_FOUND, "there is no such service")
-        return health_pb2.HealthCheckResponse(status=state)
-
-    async def Watch(self, request: Any, call: Any) -> None:  # noqa: N802 (the name in the protocol)
-        """Send the state of a service, and each other state, until no calls are accepted."""
-        told = None
-        while not self.ended:
-            state = self._state(request.service)
-            if state != told:
-                await call.write(health_pb2.HealthCheckResponse(status=state))
-                told = state
-            await asyncio.sleep(HEALTH_S)
-
-
 class GrpcServer:
     """Server of gRPC, with the protocol's methods, the standard health service, and reflection."""
 
@@ -89,7 +52,7 @@ class GrpcServer:
         settings = server.settings
         self._server = server
         self._reading = asyncio.Semaphore(settings.max_bodies_bytes // settings.max_body_bytes)
-        self._health = HealthService(server)
+        self._open = OpenServices(server)
         self._grpc: Any = None
         self.port = 0  # once the server listens
         self._ending: asyncio.Task[None] | None = None
@@ -107,20 +70,15 @@ class GrpcServer:
         ]
         self._grpc = aio.server(options=options, maximum_concurrent_rpcs=settings.max_waiting)
         handlers = {name: self._handler(name) for name in (INFER, *METHODS, *SHARED_MEMORY)}
-        self._grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        pool = messages.pool()
-        for file in (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
-            pool.AddSerializedFile(file.serialized_pb)
-        names = [SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
-        reflection.enable_server_reflection(names, self._grpc, pool)
+        own = grpc.method_handlers_generic_handler(SERVICE, handlers)
+        self._grpc.add_generic_rpc_handlers((own, *self._open.handlers()))
         self.port = self._grpc.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
         await self._grpc.start()
         logger.info("gRPC listens on %s, port %d", host, self.port)
 
     def end(self, grace_s: float) -> None:
         """Accept no more calls; those that are under way have `grace_s` seconds."""
-        self._health.ended = True
+        self._open.ended = True
         if self._ending is None:
             self._ending = asyncio.create_task(self._grpc.stop(grace_s))
 

@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from grpc import Compression, StatusCode, aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from service.context import ServerContext, make_context
 from service.device import LocalDevice
@@ -346,31 +344,6 @@ async def test_a_call_that_is_given_up_leaves_the_queue(
     counted = [sample for sample in server.metrics.samples() if sample.name == "convserve_images_total"]
     assert [(sample.labels["outcome"], sample.value) for sample in counted] == [(line["code"], 1)]
     assert deadline_of(server, 0.0) <= server.scheduler.clock()  # a call that has no time left has none
-
-
-async def test_health_and_reflection_are_there(server: ServerContext) -> None:
-    states = health_pb2.HealthCheckResponse
-    async with channel_to(server) as (channel, served):
-        stub = health_pb2_grpc.HealthStub(channel)
-        for service in ("", SERVICE):
-            assert (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status == states.SERVING
-        reflected = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
-        symbols = [SERVICE, "grpc.health.v1.Health"]
-        asked = [reflection_pb2.ServerReflectionRequest(list_services="")]
-        asked += [reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol) for symbol in symbols]
-        listed, *files = [answer async for answer in reflected(iter(asked))]
-        assert {service.name for service in listed.list_services_response.service} >= set(symbols)
-        assert all(file.file_descriptor_response.file_descriptor_proto for file in files)
-        with pytest.raises(aio.AioRpcError) as error:
-            await stub.Check(health_pb2.HealthCheckRequest(service="x"))
-        assert error.value.code() == StatusCode.NOT_FOUND
-        watch, unknown = (stub.Watch(health_pb2.HealthCheckRequest(service=service)) for service in ("", "x"))
-        assert [(await each.read()).status for each in (watch, unknown)] == [states.SERVING, states.SERVICE_UNKNOWN]
-        server.leaving.set()
-        assert (await watch.read()).status == states.NOT_SERVING
-        assert (await stub.Check(health_pb2.HealthCheckRequest())).status == states.NOT_SERVING
-        async with asyncio.timeout(5):  # those who watch keep no process from its end
-            await served.stop(60)
 
 
 async def test_a_port_that_is_taken_is_an_error(server: ServerContext) -> None:
