@@ -17,6 +17,7 @@ from engines.published.maps import MAPS
 from engines.published.preprocess import Preprocess
 from engines.published.store import PublishedModel
 from models.cost import LayerCost
+from service import loading
 from service.admission import EngineQueue
 from service.context import ServerContext, make_context
 from service.cost import BatchCost
@@ -124,6 +125,17 @@ async def test_a_network_with_global_pooling_has_a_map_for_one_image(
         metrics = (await client.get("/metrics")).text
         assert 'outcome="ok"} 1.0' in metrics
         assert f'convserve_queue_depth{{model="{three[0]}",precision="maps"}} 0.0' in metrics
+
+
+async def test_an_engine_of_maps_does_not_prove_that_the_model_can_be_served(
+    stub_server: ServerContext, three: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "open_engine", lambda *_, **__: MapsStub())
+    model = stub_server.catalog.models[three[2]]
+    model.slots = {None: Slot()}
+    for precision, proven in ((MAPS, False), (None, True)):
+        await stub_server.device.queue(model, precision)
+        assert model.proven == proven
 
 
 async def test_an_explanation_is_admitted_as_the_images_it_costs(stub_server: ServerContext, three: list[str]) -> None:
