@@ -61,7 +61,7 @@ class OpenServices:
         state = self._state(await self._service(call))
         if state == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
             await call.abort(StatusCode.NOT_FOUND, "there is no such service")
-        return encoded(state)
+        return message_of(state)
 
     async def _watch(self, _: object, call: Any) -> None:
         """Send the state of a service, and each other state, until no calls are accepted."""
@@ -69,7 +69,7 @@ class OpenServices:
         while not self.ended:
             state = self._state(service)
             if state != told:
-                await call.write(encoded(state))
+                await call.write(message_of(state))
                 told = state
             await asyncio.sleep(LOOK_S)
 
@@ -113,7 +113,7 @@ class OpenServices:
             await call.abort(StatusCode.INVALID_ARGUMENT, "the message is none of this service")
 
 
-def encoded(state: Any) -> bytes:
+def message_of(state: Any) -> bytes:
     """Return the message with a state."""
     message: bytes = health_pb2.HealthCheckResponse(status=state).SerializeToString()
     return message
