@@ -126,10 +126,12 @@ class ModelBucket:
                 continue
             try:
                 new = self._pull(name)
-            except (BucketError, ManifestError, OSError) as error:
-                if self.errors.get(name) != str(error):
-                    logger.warning("not pulled: %s", error)
-                self.errors[name] = str(error)
+            except Exception as error:  # one model keeps no other back
+                expected = isinstance(error, BucketError | ManifestError | OSError)
+                text = str(error) if expected else f"{name}: {type(error).__name__}: {error}"
+                if self.errors.get(name) != text:
+                    logger.warning("not pulled: %s", text, exc_info=not expected)
+                self.errors[name] = text
                 self._failed[name] = description, time.monotonic()
             else:
                 self._seen[name] = description
