@@ -96,7 +96,13 @@ class WaitFactor:
         return min(max(1.0, self._waited_s / self._predicted_s), OUTLIER) if self._predicted_s else 1.0
 
     def observe(self, predicted_s: float, waited_s: float) -> None:
-        """Count the wait of one image, and those before a little less: long waits weigh most."""
+        """Count the wait of one image, and those before a little less: long waits weigh most.
+
+        An image that was to wait for nothing counts for nothing: many waits of the event loop's fraction of a
+        millisecond would outweigh the predictions.
+        """
+        if predicted_s <= 0:
+            return
         self._predicted_s = (1 - LEARNING) * self._predicted_s + predicted_s
         self._waited_s = (1 - LEARNING) * self._waited_s + waited_s
 

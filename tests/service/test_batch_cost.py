@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.cost import BatchCost
+from service.cost import BatchCost, WaitFactor
 
 
 def test_a_batch_is_no_larger_than_gains() -> None:
@@ -21,3 +21,14 @@ def test_a_cost_is_interpolated_and_learns() -> None:
     assert [cost(2), cost(4)] == pytest.approx([4.0, 6.0], rel=1e-3)
     cost.observe(2, 4000.0)  # a pause of the machine
     assert cost(2) < 6.0
+
+
+def test_waits_of_an_idle_device_do_not_outweigh_predictions() -> None:
+    factor = WaitFactor()
+    assert factor() == 1
+    factor.observe(0.05, 0.06)
+    for _ in range(100):
+        factor.observe(0.0, 0.0002)  # the event loop's
+    assert factor() == pytest.approx(1.2)
+    factor.observe(0.05, 1.0)
+    assert factor() == 4
