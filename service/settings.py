@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal, Self
@@ -98,14 +98,27 @@ def of_its_architecture(pins: dict[str, str]) -> dict[str, str]:
     architectures = read_cards() if pins else {}
     for name, tag in pins.items():
         architecture, at, dataset = name.partition("@")
-        if architecture not in architectures:
-            hint = suggestion(near_names(architecture, architectures)[:1])
-            raise ValueError("; ".join(filter(None, [f"there is no architecture {architecture!r}", hint])))
+        check_architecture(architecture, architectures)
         match = TAG.fullmatch(tag)
         if not match or match["architecture"] != architecture or (at and match["dataset"] != dataset):
             form = f"{architecture}:{dataset or 'DATASET'}-XXXXXXXX"
             raise ValueError(f"{tag!r} is no tag of {name}; the form is {name}={form}")
     return pins
+
+
+def of_known_architectures(routes: dict[str, TrafficShare]) -> dict[str, TrafficShare]:
+    """Return `routes` if each name is one of an architecture; else raise ValueError: nobody would take the route."""
+    architectures = read_cards() if routes else {}
+    for name in routes:
+        check_architecture(re.split("[@:]", name)[0], architectures)
+    return routes
+
+
+def check_architecture(name: str, architectures: Collection[str]) -> None:
+    """Raise ValueError, with a similar name, if there is no such architecture."""
+    if name not in architectures:
+        hint = suggestion(near_names(name, architectures)[:1])
+        raise ValueError("; ".join(filter(None, [f"there is no architecture {name!r}", hint])))
 
 
 def of_models(url: str) -> str:
@@ -191,6 +204,7 @@ class Settings(BaseSettings):
         dict[Annotated[str, Field(pattern="^[a-z0-9_@:-]{1,100}$")], TrafficShare],
         NoDecode,
         BeforeValidator(json_object),
+        AfterValidator(of_known_architectures),
     ] = {}
     tune: Literal["auto", "off"] = "auto"
     max_batch: Annotated[int, Field(ge=1, le=4096, default_factory=largest_batch)]
