@@ -31,7 +31,7 @@ class Catalog:
     """Known architectures and the published models in the store, rescanned while the server runs."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self._settings, self._candidates = settings, settings.candidates
         self.architectures = read_cards()
         self.models: dict[str, ServedModel] = {}
         self._unserved: tuple[Unserved, ...] = ()
@@ -165,7 +165,8 @@ class Catalog:
 
         An architecture means its weights for the default data set, or for the only data set that has weights of it.
         Several models can match: the newest that has been loaded once is returned, else the newest whose load has not
-        failed, else the newest. Raises Problem 404 for an unknown name, 409 for a known architecture without weights.
+        failed, else the newest; one of the settings' `candidates` only if there is no other. Raises Problem 404 for an
+        unknown name, 409 for a known architecture without weights.
         """
         name = self._settings.pins.get(name, name)
         if name in self.models:
@@ -179,6 +180,7 @@ class Catalog:
             matching = [model for model in matching if model.manifest.dataset == dataset]
         if not matching:
             raise no_weights(card.name, dataset, names_of(self.published(card.name)), self.unserved(card.name))
+        matching = [model for model in matching if model.manifest.tag not in self._candidates] or matching
         proven = [model for model in matching if model.proven]
         not_failed = [model for model in matching if model.chosen.status != "failed"]
         return (proven or not_failed or matching)[0]

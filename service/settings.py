@@ -110,8 +110,13 @@ def of_known_architectures(routes: dict[str, TrafficShare]) -> dict[str, Traffic
     """Return `routes` if each name is one of an architecture; else raise ValueError: nobody would take the route."""
     architectures = read_cards() if routes else {}
     for name in routes:
-        check_architecture(re.split("[@:]", name)[0], architectures)
+        check_architecture(architecture_of(name), architectures)
     return routes
+
+
+def architecture_of(name: str) -> str:
+    """Return the architecture in a model's name: itself, `architecture@dataset`, or a tag."""
+    return re.split("[@:]", name)[0]
 
 
 def check_architecture(name: str, architectures: Collection[str]) -> None:
@@ -239,6 +244,12 @@ class Settings(BaseSettings):
     def invents(self) -> bool:
         """True if the runtime computes nothing, so that every answer is invented."""
         return self.runtime != "auto" and RUNTIMES[self.runtime].precisions == NO_PRECISION
+
+    @property
+    def candidates(self) -> frozenset[str]:
+        """Tags of versions that `routes` try under a name of their own architecture."""
+        tried = ((name, split.to or split.shadow or "") for name, split in self.routes.items())
+        return frozenset(tag for name, tag in tried if architecture_of(tag) == architecture_of(name))
 
     @property
     def images_at_most(self) -> int:
