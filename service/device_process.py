@@ -339,14 +339,7 @@ class FrontConnection(FramedProtocol):
                 task.add_done_callback(self._calls.discard)
 
     def _enqueue(
-        self,
-        slot: int,
-        generation: int,
-        number: int,
-        client: int,
-        picture: Picture,
-        deadline: float,
-        decode_ms: float,
+        self, slot: int, generation: int, number: int, client: int, picture: Picture, deadline: float, decode_ms: float
     ) -> None:
         """Enqueue an image, and write what is expected of the engines from now on."""
         engine = self.process.engines.get(number)
