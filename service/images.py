@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from engines.published.essentials import Essentials, essentials
-from engines.published.picture import open_picture, upright
+from engines.published.picture import keep_freed_memory, open_picture, upright
 from engines.published.plain_jpeg import Sampling, sampling_of
 from engines.published.preprocess import Preprocess, draft
 from service.batches import Jpeg, Pixels
@@ -36,6 +36,7 @@ HALF_LIFE_S = 30  # in which the mean halves while no image is decoded, since sl
 
 silence_pillow()
 keep_pillows_memory()
+keep_freed_memory()
 
 
 class ImageBytes(io.BytesIO):
