@@ -24,6 +24,7 @@ from service.inference_protocol.wire import MAX_TEXT
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 AT_A_TIME = 16  # messages that arrive
 ARRIVES_S = 2.0  # in which a message must arrive
+MOST_WATCHING = 64  # clients that watch the readiness; each is a call that does not end
 LOOK_S = 0.5  # between two looks at the readiness, for a client that watches it
 
 
@@ -37,6 +38,7 @@ class OpenServices:
     def __init__(self, server: ServerContext) -> None:
         self._server = server
         self._arriving = asyncio.Semaphore(AT_A_TIME)
+        self._watching = 0
         self.ended = False  # set once no calls are accepted
         pool = messages.pool()
         for file in (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
@@ -64,14 +66,20 @@ class OpenServices:
         return message_of(state)
 
     async def _watch(self, _: object, call: Any) -> None:
-        """Send the state of a service, and each other state, until no calls are accepted."""
-        service, told = await self._service(call), None
-        while not self.ended:
-            state = self._state(service)
-            if state != told:
-                await call.write(message_of(state))
-                told = state
-            await asyncio.sleep(LOOK_S)
+        """Send the state of a service, and each other state, until no calls are accepted; only to some clients."""
+        if self._watching >= MOST_WATCHING:
+            await call.abort(StatusCode.RESOURCE_EXHAUSTED, f"{MOST_WATCHING} clients watch already; call Check")
+        self._watching += 1
+        try:
+            service, told = await self._service(call), None
+            while not self.ended:
+                state = self._state(service)
+                if state != told:
+                    await call.write(message_of(state))
+                    told = state
+                await asyncio.sleep(LOOK_S)
+        finally:
+            self._watching -= 1
 
     async def _reflect(self, _: object, call: Any) -> AsyncIterator[bytes]:
         """Yield the answer to each question about messages."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
+from weakref import WeakValueDictionary
 
 import grpc
 from grpc import StatusCode, aio
@@ -16,6 +18,7 @@ from starlette.datastructures import Headers, State
 from service.body import Body
 from service.context import ServerContext, bearer, check_admin, let_in, noted
 from service.errors import Problem
+from service.inference import deadline_of
 from service.inference_protocol import messages
 from service.inference_protocol.grpc_methods import ADMIN, METHODS, OPEN, SHARED_MEMORY
 from service.inference_protocol.grpc_open_services import OpenServices
@@ -27,6 +30,7 @@ from service.request_log import HEADER, id_of, write
 
 INFER = "ModelInfer"
 LARGEST = 2**31 - 1  # bytes of a message that gRPC can be told
+BEYOND = 1024  # calls beyond `max_waiting`: those that need no key, or are being refused
 CODES = {
     400: StatusCode.INVALID_ARGUMENT,
     401: StatusCode.UNAUTHENTICATED,
@@ -51,7 +55,10 @@ class GrpcServer:
     def __init__(self, server: ServerContext) -> None:
         settings = server.settings
         self._server = server
-        self._reading = asyncio.Semaphore(settings.max_bodies_bytes // settings.max_body_bytes)
+        self._at_a_time = settings.max_bodies_bytes // settings.max_body_bytes  # messages that arrive
+        self._reading = asyncio.Semaphore(self._at_a_time)
+        self._shares: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # of each client's address
+        self._calls = 0  # that read a message or wait for their answer
         self._open = OpenServices(server)
         self._grpc: Any = None
         self.port = 0  # once the server listens
@@ -63,12 +70,14 @@ class GrpcServer:
         With `shared` other processes listen on the port too. Raises RuntimeError if the port is not free.
         """
         settings = self._server.settings
+        most = settings.max_waiting + BEYOND  # beyond them gRPC itself refuses, without a line in the log
         options = [
             ("grpc.max_receive_message_length", min(settings.max_body_bytes, LARGEST)),
             ("grpc.compression_enabled_algorithms_bitset", 1),  # none: the limit is not for what a message unpacks to
+            ("grpc.max_concurrent_streams", most // 2),  # of a connection
             ("grpc.so_reuseport", int(shared)),
         ]
-        self._grpc = aio.server(options=options, maximum_concurrent_rpcs=settings.max_waiting)
+        self._grpc = aio.server(options=options, maximum_concurrent_rpcs=most)
         handlers = {name: self._handler(name) for name in (INFER, *METHODS, *SHARED_MEMORY)}
         own = grpc.method_handlers_generic_handler(SERVICE, handlers)
         self._grpc.add_generic_rpc_handlers((own, *self._open.handlers()))
@@ -143,28 +152,46 @@ class GrpcServer:
             raise Problem(501, "not_supported", NO_SHARED_MEMORY)
         if method in OPEN:  # whose message is empty: nobody without a key keeps the messages of others waiting
             return messages.encoded(method, await METHODS[method](server, None))
-        with server.bodies.hold() as body:
-            message = messages.decoded(method, await self._read(call, body))
+        remaining_s = call.time_remaining()
+        state.deadline = deadline_of(server, None if remaining_s is None else 1000 * remaining_s)
+        with self._counted(), server.bodies.hold() as body:
+            message = messages.decoded(method, await self._read(call, body, state.deadline))
             if method == INFER:
-                return await self._infer(call, message, state)
+                return await self._infer(message, state)
             return messages.encoded(method, await METHODS[method](server, message))
 
-    async def _infer(self, call: Any, message: Any, state: State) -> bytes:
+    async def _infer(self, message: Any, state: State) -> bytes:
         async def receive() -> Received:
             return messages.received(message)
 
         name = full_name(message.model_name, message.model_version)
+        left_s = state.deadline - self._server.scheduler.clock()
         with self._server.device.request():
-            answer = await infer(self._server, state, name, receive, timeout_s=call.time_remaining())
+            answer = await infer(self._server, state, name, receive, timeout_s=left_s)
         return messages.encoded_answer(answer)
 
-    async def _read(self, call: Any, body: Body) -> bytes:
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count a call while the context is open. Raises Problem 503 `overloaded` if there are too many."""
+        most = self._server.settings.max_waiting
+        if self._calls >= most:
+            raise Problem(503, "overloaded", f"{most:,} calls wait already", headers={"Retry-After": "1"})
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+
+    async def _read(self, call: Any, body: Body, deadline: float) -> bytes:
         """Return the message of a call, and count its bytes.
 
-        gRPC delivers a message as a whole, so only as many are received at a time as all bodies together may hold.
+        gRPC delivers a message as a whole, so only as many are received at a time as all bodies together may hold; of
+        one address at most half of these, so that messages that stall leave room for those of others.
         Raises Problem 503 if they hold too many bytes, Problem 413 for a message that gRPC has refused for its size.
         """
-        async with asyncio.timeout(self._server.settings.timeout_s), self._reading:
+        # Kept by the calls of the address, not by the dictionary.
+        share = self._shares.setdefault(address_of(call), asyncio.Semaphore(max(1, self._at_a_time // 2)))
+        async with asyncio.timeout_at(deadline), share, self._reading:
             body.add(0)
             data = await call.read()
         if data is aio.EOF:
@@ -178,6 +205,12 @@ class GrpcServer:
 def headers_of(metadata: Iterable[tuple[str, str | bytes]]) -> Headers:
     """Return the metadata of a call as headers, whatever characters they have; binary values are left out."""
     return Headers(raw=[(name.encode(), value.encode()) for name, value in metadata if isinstance(value, str)])
+
+
+def address_of(call: Any) -> str:
+    """Return the address of the client of a call, without the port."""
+    address: str = call.peer().rpartition(":")[0]
+    return address
 
 
 def advice(problem: Problem) -> list[tuple[str, str]]:

@@ -52,6 +52,23 @@ async def test_health_and_reflection_are_there(server: ServerContext) -> None:
             await served.stop(60)
 
 
+async def test_so_many_clients_may_watch(server: ServerContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpc_open_services, "MOST_WATCHING", 1)
+    async with channel_to(server) as (channel, _):
+        stub = health_pb2_grpc.HealthStub(channel)
+        first = stub.Watch(health_pb2.HealthCheckRequest())
+        assert (await first.read()).status
+        with pytest.raises(aio.AioRpcError) as error:
+            await stub.Watch(health_pb2.HealthCheckRequest()).read()
+        assert (error.value.code(), error.value.details()) == (
+            StatusCode.RESOURCE_EXHAUSTED,
+            "1 clients watch already; call Check",
+        )
+        first.cancel()
+        await asyncio.sleep(0.1)
+        assert (await stub.Watch(health_pb2.HealthCheckRequest()).read()).status
+
+
 async def test_messages_that_are_slow_large_or_wrong_end_their_calls(
     server: ServerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:

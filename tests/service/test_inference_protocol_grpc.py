@@ -217,36 +217,6 @@ async def test_an_overload_says_when_to_ask_again(server: ServerContext, three: 
         assert (code, "the bodies of other requests" in details) == (StatusCode.UNAVAILABLE, True)
 
 
-async def test_few_messages_arrive_at_a_time_and_each_is_counted_until_its_answer(three: list[str]) -> None:
-    server = make_context(Settings(max_body_bytes=10_000, max_bodies_bytes=20_000))
-    queue = put(server, three[0], StubEngine())
-    right = request_of(three[0], [DIGIT])
-    size = messages.classes()["ModelInfer"].request(**right).ByteSize()
-    async with channel_to(server) as (channel, _):
-        infer = channel.stream_unary(f"/{SERVICE}/ModelInfer")
-        stalled = [infer() for _ in range(2)]  # and send no message
-        await asyncio.sleep(0.1)
-        assert server.bodies.count == 2
-        third = asyncio.create_task(ask(channel, "ModelInfer", **right))
-        await asyncio.sleep(0.1)
-        assert (server.bodies.count, third.done()) == (3, False)
-        stalled[0].cancel()
-        await third
-        held = []
-        model, unpatched = server.catalog.models[three[0]], server.device.queue
-
-        async def loading(*_: object) -> Any:
-            held.append(server.bodies._held)
-            return await unpatched(model)
-
-        server.device.queue = loading  # type: ignore[assignment,method-assign]
-        await ask(channel, "ModelInfer", **right)
-        assert held == [size]
-        stalled[1].cancel()
-        await asyncio.sleep(0.1)
-        assert (server.bodies.count, server.bodies._held, queue.users) == (0, 0, 0)
-
-
 async def test_calls_without_a_key_keep_no_message_waiting(three: list[str]) -> None:
     settings = {"api_keys": ["one"], "max_body_bytes": 10_000, "max_bodies_bytes": 20_000}
     server = make_context(Settings.model_validate(settings))
