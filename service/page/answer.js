@@ -14,7 +14,7 @@ export function answerCard(answer) {
     "article.answer",
     el("h3",
       el("button.link", { onclick: () => emit("card", architecture) }, architecture),
-      el("span.small", ` ${dataset}${accuracyOf(answer.model)}`)),
+      el("span.small", ` ${dataset}${accuracyOf(answer)}`)),
     el("ol.bars", answer.predictions.map((prediction) => el("li", bar(answer, prediction, why)))),
     answer.superclasses && el("p.small", `By superclass: ${answer.superclasses.map(together).join(", ")}`),
     time(answer.timing_ms),
@@ -27,10 +27,10 @@ export function problemCard({ model, problem }) {
   return el("article.answer.failed", el("h3", parts(model).architecture), paragraph(problem));
 }
 
-function accuracyOf(tag) {
-  const model = state.served.find((served) => served.tag === tag);
-  const [measured] = Object.values(model?.accuracy ?? {});
-  const known = measured ?? model?.published_accuracy;
+function accuracyOf({ model, precision }) {
+  const { accuracy = {}, published_accuracy: published } = state.served.find(({ tag }) => tag === model) ?? {};
+  const measured = accuracy[precision] ?? accuracy.fp32; // as /compare has it
+  const known = measured ?? published;
   return known ? `, top-1 ${percent(known.top1)} ${measured ? "measured" : "published"}` : "";
 }
 
