@@ -138,6 +138,16 @@ async def test_thousands_of_cancelled_requests_never_get_answers_to_others(three
     assert outcomes["cancelled"] > 1000, outcomes
 
 
+async def test_only_decoded_pictures_count_in_the_latencies(three: list[str], tmp_path: Path) -> None:
+    async with split(three[0], tmp_path) as both:
+        model = both.front.catalog.models[both.tag]
+        await both.ask(7)  # which has no time of decoding
+        queue = await both.front.device.queue(model)
+        with both.front.scheduler.admit(queue, time.monotonic() + 30) as place:
+            await place.infer(numbered(8), 0.5)
+        assert [stages[0] for stages in await both.front.device.recent(model)] == [0.5]
+
+
 async def test_images_of_shadows_give_way_in_the_device_process_too(three: list[str], tmp_path: Path) -> None:
     async with split(three[0], tmp_path) as both:
         both.engine.seconds = 0.2
