@@ -21,7 +21,7 @@ from engines.__main__ import main
 from engines.published import bucket as buckets
 from engines.published import manifest, store
 from engines.published.bucket import ModelBucket, check_url, downloads
-from engines.published.manifest import ManifestError
+from engines.published.manifest import Accuracy, ManifestError
 from engines.published.store import PublishedModel
 from engines.published.urls import BucketError
 from tests.serving import ROOT, free_port
@@ -127,6 +127,22 @@ def test_a_model_that_was_published_again_replaces_the_older_one(lenet5: Publish
     assert bucket.push(PublishedModel(lenet5.folder, newer)) == []
     assert bucket.pull_new(wait=True) == [newer.tag]
     assert [model.manifest.created.year for model in store.published()] == [2031]
+
+
+def test_an_accuracy_that_was_measured_later_is_taken(lenet5: PublishedModel, here: Path, url: str) -> None:
+    bucket, later = ModelBucket(url), {"int8": Accuracy(top1=0.9, images=100)}
+    bucket.push(lenet5)
+    bucket.pull_new(wait=True)
+    (pulled,) = store.published()
+    own = {"bf16": Accuracy(top1=0.8, images=100)}
+    store.keep_accuracy(lenet5.manifest.tag, "bf16", own["bf16"])
+    measured = lenet5.manifest.model_copy(update={"accuracy": lenet5.manifest.accuracy | later})
+    assert bucket.push(PublishedModel(lenet5.folder, measured)) == []
+    assert bucket.pull_new(wait=True) == [measured.tag]
+    (changed,) = store.published()
+    assert changed.manifest == measured.model_copy(update={"accuracy": lenet5.manifest.accuracy | own | later})
+    assert (changed.folder / manifest.ONNX).stat() == (pulled.folder / manifest.ONNX).stat()
+    assert ModelBucket(url).pull_new(wait=True) == []
 
 
 def test_a_file_that_was_changed_is_never_served(
