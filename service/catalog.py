@@ -179,7 +179,8 @@ class Catalog:
                 dataset = only_other({model.manifest.dataset for model in matching}, default) or default
             matching = [model for model in matching if model.manifest.dataset == dataset]
         if not matching:
-            raise no_weights(card.name, dataset, names_of(self.published(card.name)), self.unserved(card.name))
+            others = names_of(self.published(card.name))
+            raise no_weights(card, dataset, others, self.unserved(card.name), named="@" in name)
         matching = [model for model in matching if model.manifest.tag not in self._candidates] or matching
         proven = [model for model in matching if model.proven]
         not_failed = [model for model in matching if model.chosen.status != "failed"]
@@ -245,15 +246,19 @@ def names_of(models: list[ServedModel]) -> list[str]:
     return list(dict.fromkeys(f"{model.manifest.architecture}@{model.manifest.dataset}" for model in models))
 
 
-def no_weights(architecture: str, dataset: str, others: list[str], unserved: list[str]) -> Problem:
-    """Return Problem 409 `no_weights`; for the embedded data set with the command that trains the weights."""
-    detail = "; ".join([f"{architecture} has no published weights for {dataset}", *unserved])
+def no_weights(card: ArchitectureCard, dataset: str, others: list[str], unserved: list[str], *, named: bool) -> Problem:
+    """Return Problem 409 `no_weights`, with the command that imports weights or trains them, if there is one.
+
+    If the request has not `named` the data set, weights for another one will do where there are none.
+    """
+    detail = "; ".join([f"{card.name} has no published weights for {dataset}", *unserved])
     if others:
         detail += f"; there are {', '.join(others)}"
-    if dataset != EMBEDDED_DATASET:
-        return Problem(409, "no_weights", detail, near=others)
-    command = (
-        f"python -m training {architecture} --data {dataset} && "
-        f"python -m training publish checkpoints/{architecture}-{dataset}"
-    )
-    return Problem(409, "no_weights", f"{detail}; make them: {command}", near=others, command=command)
+    made, source = card.importable, f"import {card.name}"
+    if not made or (made != dataset and (named or others or unserved)):
+        made, source = dataset, f"{card.name} --data {dataset}"
+        if dataset != EMBEDDED_DATASET:
+            return Problem(409, "no_weights", detail, near=others)
+    command = f"python -m training {source} && python -m training publish checkpoints/{card.name}-{made}"
+    verb = "make them" if made == dataset else f"take those for {made}"
+    return Problem(409, "no_weights", f"{detail}; {verb}: {command}", near=others, command=command)
