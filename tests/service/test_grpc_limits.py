@@ -47,6 +47,7 @@ async def test_calls_beyond_those_that_may_wait_are_refused_in_words(
         await asyncio.sleep(0.1)
         await ask(channel, "ModelInfer", **right)
         stalled[1].cancel()
+        await asyncio.sleep(0.1)
 
 
 async def test_few_messages_arrive_at_a_time_and_each_is_counted_until_its_answer(

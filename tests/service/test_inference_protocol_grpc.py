@@ -50,6 +50,7 @@ async def channel_to(server: ServerContext) -> AsyncIterator[tuple[Any, GrpcServ
             yield channel, served
     finally:
         await served.stop(1)
+        await asyncio.sleep(0.1)  # gRPC's last events must not find the loop closed
 
 
 async def ask(
