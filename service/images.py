@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from math import exp2
 from threading import Event
 from time import monotonic, perf_counter
 
@@ -169,7 +170,7 @@ class Decoders:
     @property
     def mean_s(self) -> float:
         """Mean seconds of a decoding, as a moving average over all but small images."""
-        return self._mean_s * 0.5 ** ((self._clock() - self._observed_at) / HALF_LIFE_S)
+        return self._mean_s * exp2((self._observed_at - self._clock()) / HALF_LIFE_S)
 
     def wait_s(self, images: int = 1) -> float:
         """Return the expected seconds until a thread is free for the last of `images`, from the mean decoding time."""
