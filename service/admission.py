@@ -86,7 +86,7 @@ class EngineQueue:
     `waiting` holds decoded images, and JPEGs for the device's `decoder`; `decoding` counts admitted images that are
     still being decoded. `users` counts the requests that hold the queue, from before their bodies are read until they
     are answered. `share` is the device time that the queue has used, in seconds over the weights of the clients; time
-    that it left unused while nothing waited is not kept for it. `latest` is the latest arrival of what has run.
+    that it left unused while nothing waited is not kept for it.
     """
 
     engine: Engine
@@ -97,7 +97,6 @@ class EngineQueue:
     users: int = 0
     share: float = 0.0
     wait_factor: WaitFactor = field(default_factory=WaitFactor)
-    latest: float = 0.0
 
     @property
     def depth(self) -> int:

@@ -13,7 +13,7 @@ from typing import cast
 
 from service.admission import LATE, Admission, Answer, EngineQueue, Late, PendingImage, settle
 from service.batches import Inputs, Outcome, RefusedJpeg, RunBatch, in_threads
-from service.clients import Client, current
+from service.clients import SHADOWS, Client, current
 
 
 @dataclass(eq=False)
@@ -149,7 +149,7 @@ class Scheduler(Admission):
         now, until = max(self.clock(), self.free_at), inf  # a second lane computes when the first has done so
         batch: list[PendingImage] = []
         first = queue.waiting.first()
-        if first.since >= queue.latest:  # it was not passed by later images, which were not expected
+        if first.client is not SHADOWS:  # which let those pass who come after them
             queue.wait_factor.observe(first.wait_s, now - first.since)
         while queue.waiting and len(batch) < queue.cost.best_batch:
             image = queue.waiting.first()
@@ -158,7 +158,7 @@ class Scheduler(Admission):
             elif batch and min(until, image.deadline) < now + queue.cost(len(batch) + 1):
                 break
             else:
-                until, queue.latest = min(until, image.deadline), max(queue.latest, image.since)
+                until = min(until, image.deadline)
                 batch.append(image)
             queue.waiting.popleft()
         return batch
