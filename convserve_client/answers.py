@@ -159,5 +159,6 @@ def retry_after(body: dict[str, Any], response: httpx.Response) -> float | None:
 def foreign(response: httpx.Response) -> ServerProblem:
     """Return the problem of an answer that is not convserve's, such as a proxy's page."""
     text = " ".join(response.text[:SHOWN].split())
-    detail = f"{response.url.copy_with(query=None)} answers {response.status_code} with {text!r}"
+    address = response.url.copy_with(query=None, username=None, password=None)
+    detail = f"{address} answers {response.status_code} with {text!r}"
     return ServerProblem(response.status_code, "not_convserve", detail, retry_after({}, response))

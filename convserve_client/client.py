@@ -197,8 +197,11 @@ def checked(url: str) -> str:
 
 
 def headers_with(api_key: str | None) -> dict[str, str]:
-    """Return the headers that send a key, if there is one."""
-    return {"X-API-Key": api_key} if api_key else {}
+    """Return the headers that send a key, if there is one. Raises ValueError for a key that no header can have."""
+    key = (api_key or "").strip()  # one that was read from a file ends in a line break
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError("the API key has characters that a header cannot have")
+    return {"X-API-Key": key} if key else {}
 
 
 def chunks(images: Iterable[Image], batch: int) -> Iterator[list[bytes | ServerProblem]]:

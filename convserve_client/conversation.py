@@ -19,6 +19,7 @@ PASSING = {0, 429, 502, 503, 504}  # statuses after which the same request may s
 IMPOSSIBLE = "impossible_deadline"  # code of a request that takes longer than it may; fewer images may not
 UNREACHABLE = "unreachable"
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0  # before a request is sent again, unless the server says when
+MOST_DOUBLINGS = 10  # of the first wait, which is the longest by then
 LEAST_TIMEOUT_S = 1.0
 
 
@@ -128,6 +129,7 @@ def is_passing(result: Result) -> bool:
 
 def wait_before(waits: int, rows: Sequence[Result]) -> float:
     """Return the seconds to wait: what the server says, or after each wait twice as long; spread, so clients part."""
-    own_s: float = min(FIRST_WAIT_S * 2**waits, LONGEST_WAIT_S) * random.uniform(0.5, 1)  # noqa: S311
+    longest_s = min(FIRST_WAIT_S * 2.0 ** min(waits, MOST_DOUBLINGS), LONGEST_WAIT_S)
+    own_s: float = longest_s * random.uniform(0.5, 1)  # noqa: S311
     told = [row.retry_after_s for row in rows if isinstance(row, ServerProblem) and row.retry_after_s is not None]
     return max([own_s, *told])

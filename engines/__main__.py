@@ -24,6 +24,7 @@ from engines.runtimes.registry import NO_PRECISION, RUNTIMES, Measured, preferre
 from engines.runtimes.tensorrt.library import TensorRT
 from engines.scoring.command import score
 from engines.transfer import names_of
+from models.closed_pipe import may_be_closed
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -109,6 +110,8 @@ def main() -> None:
     selected = [model for model in models if not names or names_of(model.manifest) & set(names)]
     try:
         sys.exit(run(options.command, selected, options))
+    except BrokenPipeError:
+        raise
     except (OSError, BucketError, ManifestError) as error:
         sys.exit(f"error: {error}")
 
@@ -208,7 +211,9 @@ def score_one(models: list[PublishedModel], options: argparse.Namespace) -> int:
     """Score with the only model that was selected. Raises SystemExit with one line for what goes wrong."""
     if len(models) > 1:
         tags = ", ".join(model.manifest.tag for model in models)
-        sys.exit(f"error: {options.model} is the name of several models, {tags}: name one by its tag")
+        by_data = list(dict.fromkeys(f"{options.model}@{model.manifest.dataset}" for model in models))
+        names = f"its data set, {' or '.join(by_data)}, or by " if len(by_data) > 1 else ""
+        sys.exit(f"error: {options.model} is the name of several models, {tags}: name one by {names}its tag")
     try:
         return score(
             options.input,
@@ -227,4 +232,5 @@ def score_one(models: list[PublishedModel], options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    with may_be_closed():
+        main()

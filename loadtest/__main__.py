@@ -14,6 +14,7 @@ from loadtest.peers.command import peers_command
 from loadtest.protocols.command import protocols_command
 from loadtest.scale.command import scale_command, simulate_command
 from loadtest.traffic import ScenarioError
+from models.closed_pipe import may_be_closed
 
 SWEEP = RESULTS / "sweep.jsonl"
 BROKEN = 3  # exit code of `diff` if a rule of --fail-if is true; 1 is an error
@@ -138,4 +139,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with may_be_closed():
+        main()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from typing import Literal
 from tqdm import tqdm
 
 from models.card import Architecture
+from models.closed_pipe import may_be_closed
 from models.complexity import complexity, depth
 from models.cost import FLOAT_BYTES, Complexity
 from models.names import near_names, suggestion
@@ -43,6 +43,7 @@ def describe(card: Architecture, cost: Complexity) -> Row:
         "year": card.paper.year,
         "paper": asdict(card.paper),
         "published": [asdict(result) for result in card.published],
+        "importable": card.weights and card.weights.data,
         **asdict(cost),
     }
 
@@ -190,19 +191,16 @@ def main(arguments: list[str]) -> None:
         command.error("--family, --data, --sort, --layers and --markdown are for the list, without a NAME")
     if layers and form != "json":
         command.error("--layers needs --json")
-    try:
-        if len(names) == 1:
-            show_layers(ZOO[names[0]], form)
-        elif names:
-            show_side_by_side([ZOO[name] for name in names], form)
-        else:
-            rows = select(options.family, options.data, options.max_params, options.max_macs)
-            rows = ordered(rows, options.sort, descending=options.descending) if options.sort else rows
-            show_list(rows, form, layers=layers)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader of the pipe has closed it, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if len(names) == 1:
+        show_layers(ZOO[names[0]], form)
+    elif names:
+        show_side_by_side([ZOO[name] for name in names], form)
+    else:
+        rows = select(options.family, options.data, options.max_params, options.max_macs)
+        rows = ordered(rows, options.sort, descending=options.descending) if options.sort else rows
+        show_list(rows, form, layers=layers)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with may_be_closed():
+        main(sys.argv[1:])

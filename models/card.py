@@ -64,6 +64,11 @@ class Weights:
     reorder: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     accuracy: tuple[float, float | None] | None = None
 
+    @property
+    def data(self) -> Literal["imagenet", "cifar10"]:
+        """Data set that the weights were trained on."""
+        return "cifar10" if self.library == "pytorch_resnet_cifar10" else "imagenet"
+
     def translate(self, state: Mapping[str, T]) -> dict[str, T]:
         """Return the library's state dict under this project's names."""
         translated = {}

@@ -11,9 +11,12 @@ import os
 import socket
 import sys
 import time
+from importlib import import_module
 from ipaddress import ip_address
 
 ALL = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # address of all interfaces: address of this machine  # noqa: S104
+# Modules that gRPC needs; with packages that do not go together, importing one of them raises an error.
+GRPC = ("grpc.aio", "grpc_health.v1.health_pb2", "grpc_reflection.v1alpha.reflection")
 READY = """
 Ready. In another terminal:
 
@@ -37,6 +40,12 @@ def grpc_problem(host: str, http_port: int, port: int) -> str | None:
         return f"CONVSERVE_GRPC_PORT: {port} is the port of HTTP; choose another"
     if host != listening_host():
         return f"CONVSERVE_GRPC_PORT: gRPC listens where BENTOML_HOST says; set BENTOML_HOST={host} in place of --host"
+    try:
+        for module in GRPC:
+            import_module(module)
+    except Exception as error:  # protobuf raises errors of its own if a package was made for another version
+        needed = "CONVSERVE_GRPC_PORT needs the versions of grpcio and protobuf that convserve was installed with"
+        return f"gRPC cannot be imported: {' '.join(str(error).split())}; {needed}"
     return problem_of(host, port, "CONVSERVE_GRPC_PORT")
 
 

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import nan
 from typing import Protocol, Self
 
 from engines.published.plain_jpeg import Sampling
@@ -64,15 +65,15 @@ class Pending(Protocol):
 class PendingImage:
     """Image in a queue, with its arrival time and deadline in seconds on the scheduler's clock.
 
-    `decode_ms` is the time that decoding the image took, `start` its place in the shares of all clients, `wait_s` the
-    seconds that it was predicted to wait.
+    `decode_ms` is the time that decoding the image took, NaN if the image is none of a request's own and counts in no
+    latencies; `start` its place in the shares of all clients, `wait_s` the seconds that it was predicted to wait.
     """
 
     picture: Picture
     since: float
     deadline: float
     answer: Pending
-    decode_ms: float = 0.0
+    decode_ms: float = nan
     client: Client = field(default_factory=current.get)
     start: float = 0.0
     wait_s: float = 0.0
@@ -203,7 +204,7 @@ class QueuePlace:
             self._decoding = False
             self._admission.ended(self.queue)
 
-    async def infer(self, picture: Picture, decode_ms: float = 0.0) -> Answer:
+    async def infer(self, picture: Picture, decode_ms: float = nan) -> Answer:
         """Return the answer to one image. Raises Late if its deadline passes, RefusedJpeg if no device decodes it."""
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         image = PendingImage(picture, self._admission.clock(), self._deadline, answer, decode_ms)

@@ -219,8 +219,6 @@ class ConvServe(Lifecycle):
 
     async def last_request(self) -> None:
         """Wait until no new requests come, over HTTP and gRPC."""
-        if self._grpc:
-            await self._grpc.leave()
         await super().last_request()
         if self._grpc:
             self._grpc.end(SETTINGS.timeout_s)

@@ -79,9 +79,10 @@ class Body:
 
 
 def image_of(body: bytes, content_type: str) -> bytes:
-    """Return the image bytes of a body: the body itself, or the first part `image` of a form that is not empty.
+    """Return the image bytes of a body: the body itself, or the part `image` of a form; an empty part is passed over.
 
-    A part needs no file name (RFC 7578). Raises Problem 400 if a form is broken or has no part named `image`.
+    A part needs no file name (RFC 7578). Raises Problem 400 if a form is broken or has no part named `image`, Problem
+    422 if the form has several images.
     """
     # Not multipart's own parser of this header, which requires quotes around unusual boundaries.
     kind, options = parse_options_header(content_type)
@@ -96,7 +97,10 @@ def image_of(body: bytes, content_type: str) -> bytes:
         names = ", ".join(repr(name) for name, _ in parts)[:MAX_NAMES]
         found = f"; its parts are {names}" if names else ""
         raise Problem(400, "empty_image", f"the form has no part named `{PART}`{found}")
-    return next(filter(None, images), b"")
+    images = list(filter(None, images))
+    if len(images) > 1:
+        raise Problem(422, "several_images", f"the form has {len(images)} images; this route takes one")
+    return images[0] if images else b""
 
 
 def parts_of(body: bytes, boundary: bytes, most: int) -> Iterator[tuple[str, bytes]]:

@@ -31,7 +31,7 @@ class Catalog:
     """Known architectures and the published models in the store, rescanned while the server runs."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self._settings, self._candidates = settings, settings.candidates
         self.architectures = read_cards()
         self.models: dict[str, ServedModel] = {}
         self._unserved: tuple[Unserved, ...] = ()
@@ -165,7 +165,8 @@ class Catalog:
 
         An architecture means its weights for the default data set, or for the only data set that has weights of it.
         Several models can match: the newest that has been loaded once is returned, else the newest whose load has not
-        failed, else the newest. Raises Problem 404 for an unknown name, 409 for a known architecture without weights.
+        failed, else the newest; one of the settings' `candidates` only if there is no other. Raises Problem 404 for an
+        unknown name, 409 for a known architecture without weights.
         """
         name = self._settings.pins.get(name, name)
         if name in self.models:
@@ -178,7 +179,9 @@ class Catalog:
                 dataset = only_other({model.manifest.dataset for model in matching}, default) or default
             matching = [model for model in matching if model.manifest.dataset == dataset]
         if not matching:
-            raise no_weights(card.name, dataset, names_of(self.published(card.name)), self.unserved(card.name))
+            others = names_of(self.published(card.name))
+            raise no_weights(card, dataset, others, self.unserved(card.name), named="@" in name)
+        matching = [model for model in matching if model.manifest.tag not in self._candidates] or matching
         proven = [model for model in matching if model.proven]
         not_failed = [model for model in matching if model.chosen.status != "failed"]
         return (proven or not_failed or matching)[0]
@@ -243,15 +246,19 @@ def names_of(models: list[ServedModel]) -> list[str]:
     return list(dict.fromkeys(f"{model.manifest.architecture}@{model.manifest.dataset}" for model in models))
 
 
-def no_weights(architecture: str, dataset: str, others: list[str], unserved: list[str]) -> Problem:
-    """Return Problem 409 `no_weights`; for the embedded data set with the command that trains the weights."""
-    detail = "; ".join([f"{architecture} has no published weights for {dataset}", *unserved])
+def no_weights(card: ArchitectureCard, dataset: str, others: list[str], unserved: list[str], *, named: bool) -> Problem:
+    """Return Problem 409 `no_weights`, with the command that imports weights or trains them, if there is one.
+
+    If the request has not `named` the data set, weights for another one will do where there are none.
+    """
+    detail = "; ".join([f"{card.name} has no published weights for {dataset}", *unserved])
     if others:
         detail += f"; there are {', '.join(others)}"
-    if dataset != EMBEDDED_DATASET:
-        return Problem(409, "no_weights", detail, near=others)
-    command = (
-        f"python -m training {architecture} --data {dataset} && "
-        f"python -m training publish checkpoints/{architecture}-{dataset}"
-    )
-    return Problem(409, "no_weights", f"{detail}; make them: {command}", near=others, command=command)
+    made, source = card.importable, f"import {card.name}"
+    if not made or (made != dataset and (named or others or unserved)):
+        made, source = dataset, f"{card.name} --data {dataset}"
+        if dataset != EMBEDDED_DATASET:
+            return Problem(409, "no_weights", detail, near=others)
+    command = f"python -m training {source} && python -m training publish checkpoints/{card.name}-{made}"
+    verb = "make them" if made == dataset else f"take those for {made}"
+    return Problem(409, "no_weights", f"{detail}; {verb}: {command}", near=others, command=command)

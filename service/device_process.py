@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from itertools import count
+from math import isnan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -271,8 +272,9 @@ class SlotAnswer:
         """Write the logits into the slot and tell the front."""
         self._front.slots.put_logits(self.slot, result.logits)
         assert self.image
-        stages = (self.image.decode_ms, result.queue_ms, result.inference_ms)
-        self._front.process.device.latencies.add(self.engine.tag, stages)
+        if not isnan(self.image.decode_ms):
+            stages = (self.image.decode_ms, result.queue_ms, result.inference_ms)
+            self._front.process.device.latencies.add(self.engine.tag, stages)
         self._front.settle(self, AnswerStatus.OK, len(result.logits), result)
 
     def set_exception(self, exception: Exception, /) -> None:
@@ -339,14 +341,7 @@ class FrontConnection(FramedProtocol):
                 task.add_done_callback(self._calls.discard)
 
     def _enqueue(
-        self,
-        slot: int,
-        generation: int,
-        number: int,
-        client: int,
-        picture: Picture,
-        deadline: float,
-        decode_ms: float,
+        self, slot: int, generation: int, number: int, client: int, picture: Picture, deadline: float, decode_ms: float
     ) -> None:
         """Enqueue an image, and write what is expected of the engines from now on."""
         engine = self.process.engines.get(number)

@@ -24,7 +24,8 @@ from service import schema
 from service.admission import Answer, EngineQueue, QueuePlace, QueuePlaces
 from service.batches import Pixels
 from service.context import ServerContext
-from service.inference import prediction, refusal, while_connected
+from service.errors import Problem
+from service.inference import finite, prediction, refusal, while_connected
 from service.loading import ServedModel
 
 LEAST_EDGE = 4  # cells: a coarser map, as of a picture of 64 pixels in a ResNet, shows less than hiding does
@@ -109,14 +110,27 @@ async def explain(
 
 
 async def plan_for(server: ServerContext, model: ServedModel, deadline: float) -> ExplanationPlan:
-    """Return how to explain a model's answers by a deadline, and load the engine for that if necessary."""
+    """Return how to explain a model's answers by a deadline, and load the engine for that if necessary.
+
+    A network whose maps cannot be had here is explained by hiding. Raises Problem 422 `not_explainable` if the images
+    of the coarsest grid are more than may wait.
+    """
     edge = map_edge(model.manifest.complexity)
     if edge >= LEAST_EDGE:
-        return ExplanationPlan("class_activation_map", await server.device.queue(model, MAPS), edge, 1)
+        try:
+            return ExplanationPlan("class_activation_map", await server.device.queue(model, MAPS), edge, 1)
+        except Problem as problem:
+            if problem.code != "not_loadable":
+                raise
+    most = server.scheduler.max_waiting
+    edges = [edge for edge in EDGES if edge**2 + 1 <= most]
+    if not edges:
+        needed = f"{model.manifest.tag} is explained by {EDGES[-1] ** 2 + 1} images or more"
+        raise Problem(422, "not_explainable", f"{needed}, and CONVSERVE_MAX_WAITING is {most}")
     queue = await server.device.queue(model)
     time_s = TIME_SHARE * (deadline - server.scheduler.clock())
-    in_time = (edge for edge in EDGES if queue.cost.uncorrected_backlog_s(edge**2 + 1) <= time_s)
-    edge = next(in_time, EDGES[-1])
+    in_time = (edge for edge in edges if queue.cost.uncorrected_backlog_s(edge**2 + 1) <= time_s)
+    edge = next(in_time, edges[-1])
     return ExplanationPlan("occlusion", queue, edge, edge**2 + 1)
 
 
@@ -139,19 +153,23 @@ async def run_all(
 
     The picture has the place `first`, which counts since before its decoding; the others take theirs in turn. Two
     batches are under way at a time, so that images of other requests get between. If one image fails, the others leave
-    the queue.
+    the queue. Only the picture counts in the latencies, since the others are not decoded.
     """
     under_way = asyncio.Semaphore(2 * plan.queue.cost.best_batch)
     colour = pixels.mean((0, 1)).round().astype(np.uint8)
 
     async def one(number: int) -> Answer:
-        own_ms = 0.0 if number else decode_ms
         async with under_way:
-            place = places.take() if number else first
-            answer = await place.infer(hidden(pixels, plan.edge, number - 1, colour) if number else pixels, own_ms)
-        stages = {"decode": own_ms, "queue": answer.queue_ms, "inference": answer.inference_ms}
+            if number:
+                answer = await places.take().infer(hidden(pixels, plan.edge, number - 1, colour))
+            else:
+                answer = await first.infer(pixels, decode_ms)
+        finite(model, plan.queue, answer.logits)
+        stages = {"queue": answer.queue_ms, "inference": answer.inference_ms}
+        if not number:
+            stages = {"decode": decode_ms} | stages
+            server.device.answered(model, tuple(stages.values()))
         server.metrics.answered(model.manifest.tag, answer.batch_size, stages)
-        server.device.answered(model, tuple(stages.values()))
         return answer
 
     tasks = [asyncio.create_task(one(number)) for number in range(plan.images)]

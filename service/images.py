@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from math import exp2
 from threading import Event
-from time import perf_counter
+from time import monotonic, perf_counter
 
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from engines.published.essentials import Essentials, essentials
-from engines.published.picture import open_picture, upright
+from engines.published.picture import keep_freed_memory, open_picture, upright
 from engines.published.plain_jpeg import Sampling, sampling_of
 from engines.published.preprocess import Preprocess, draft
 from service.batches import Jpeg, Pixels
@@ -32,9 +33,11 @@ MAX_EDGE = 65_535  # pixels, as in a JPEG; Pillow needs sixty bytes for each row
 MAX_SCANNED = 1_000_000_000  # pixels times scans in a JPEG: twenty scans of 50 megapixels
 ARITHMETIC = 20  # Huffman-coded scans that cost as much as an arithmetic-coded one
 LEARNING = 0.1  # share by which one image moves the mean
+HALF_LIFE_S = 30  # in which the mean halves while no image is decoded, since slow decodings may be of a busy past
 
 silence_pillow()
 keep_pillows_memory()
+keep_freed_memory()
 
 
 class ImageBytes(io.BytesIO):
@@ -156,12 +159,18 @@ def plain_jpeg(body: bytes, content_type: str, samplings: frozenset[Sampling], m
 class Decoders:
     """Pool of threads that decode images. The scheduler's admission bounds the number of waiting images."""
 
-    def __init__(self, threads: int, max_pixels: int) -> None:
+    def __init__(self, threads: int, max_pixels: int, clock: Callable[[], float] = monotonic) -> None:
         self.threads = threads
         self._max_pixels = max_pixels
         self._pool = ThreadPoolExecutor(threads, "decode")
         self.under_way = 0  # images that a thread decodes, or that wait for one
-        self.mean_s = 0.0  # moving average over all but small images
+        self._clock = clock
+        self._mean_s, self._observed_at = 0.0, clock()
+
+    @property
+    def mean_s(self) -> float:
+        """Mean seconds of a decoding, as a moving average over all but small images."""
+        return self._mean_s * exp2((self._observed_at - self._clock()) / HALF_LIFE_S)
 
     def wait_s(self, images: int = 1) -> float:
         """Return the expected seconds until a thread is free for the last of `images`, from the mean decoding time."""
@@ -172,7 +181,7 @@ class Decoders:
 
         Without this, requests that are refused for the expected time would never lead to a new observation.
         """
-        self.mean_s *= 1 - LEARNING
+        self._mean_s *= 1 - LEARNING
 
     async def __call__(
         self, body: bytes, content_type: str, preprocesses: Sequence[Preprocess], *, scaled: bool, alone: bool
@@ -189,7 +198,7 @@ class Decoders:
             if picture.width * picture.height <= most_pixels:
                 decoded, seconds = decode(picture, preprocesses, scaled=scaled), perf_counter() - started
                 if len(body) > SMALL[0]:
-                    self._observe(seconds)
+                    self.observe(seconds)
                 return decoded, seconds * 1000
         loop = asyncio.get_running_loop()
         over = Event()
@@ -201,7 +210,7 @@ class Decoders:
             pixels, seconds = await asyncio.wrap_future(job)
         finally:
             over.set()
-        self._observe(seconds)
+        self.observe(seconds)
         return pixels, (perf_counter() - started) * 1000
 
     async def plain_jpeg(
@@ -219,8 +228,10 @@ class Decoders:
             jpeg = await asyncio.wrap_future(job)
         return jpeg, (perf_counter() - started) * 1000
 
-    def _observe(self, seconds: float) -> None:
-        self.mean_s += LEARNING * (seconds - self.mean_s)
+    def observe(self, seconds: float) -> None:
+        """Count the decoding of one image in the mean."""
+        self._mean_s = self.mean_s + LEARNING * (seconds - self.mean_s)
+        self._observed_at = self._clock()
 
     def _ended(self) -> None:
         self.under_way -= 1

@@ -41,7 +41,8 @@ def deadline_of(server: ServerContext, deadline_ms: float | None) -> float:
 
     The server's own time limit bounds the requested `deadline_ms`.
     """
-    return server.scheduler.clock() + min(server.settings.timeout_s, (deadline_ms or inf) / 1000)
+    asked_ms = inf if deadline_ms is None else deadline_ms
+    return server.scheduler.clock() + min(server.settings.timeout_s, asked_ms / 1000)
 
 
 async def answers(
@@ -186,8 +187,12 @@ async def undecoded(
 async def infer(
     server: ServerContext, model: ServedModel, place: QueuePlace, picture: Picture, decode_ms: float
 ) -> ImageAnswer:
-    """Wait for the device and return the answer; count the answer in metrics and spans."""
+    """Wait for the device and return the answer; count the answer in metrics and spans.
+
+    Raises Problem 500 for an answer with infinite numbers or NaN.
+    """
     answer = await place.infer(picture, decode_ms)
+    finite(model, place.queue, answer.logits)
     server.splits.copy(server, model, picture, answer)
     timing = schema.Timing(
         decode=round(decode_ms, 3), queue=round(answer.queue_ms, 3), inference=round(answer.inference_ms, 3)
@@ -197,6 +202,14 @@ async def infer(
     server.device.answered(model, (decode_ms, answer.queue_ms, answer.inference_ms))
     trace(server.tracer, stages)
     return ImageAnswer(answer.logits, answer.batch_size, timing)
+
+
+def finite(model: ServedModel, queue: EngineQueue, logits: Logits) -> None:
+    """Raise Problem 500 if an engine has answered with infinite numbers or NaN, which JSON cannot hold."""
+    if not np.isfinite(logits).all():
+        tag, engine = model.manifest.tag, queue.engine
+        detail = f"{tag} has no answer to this image: {engine.runtime} in {engine.precision} computed infinity or NaN"
+        raise Problem(500, "internal_error", detail)
 
 
 def classification(model: ServedModel, engine: Engine, answer: ImageAnswer, top_k: int) -> schema.Classification:

@@ -76,7 +76,7 @@ class ServedModel:
     """Published model with the records of its engines on this machine and the state of each engine.
 
     `slots` maps a requested precision to its engine; the key None is the default engine, which serves requests without
-    a precision. `proven` is True once the model has been loaded.
+    a precision. `proven` is True once the model has been loaded to classify.
     """
 
     published: PublishedModel
@@ -228,7 +228,7 @@ class Loader:
             slot.loading = None
             self.changed()
         slot.loaded(queue)
-        model.proven = True
+        model.proven |= precision != MAPS  # these say nothing of the engine that classifies
         self.changed()
         logger.info("%s is ready on %s, %s", tag, queue.engine.runtime, queue.engine.precision)
         return queue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from threading import Event
 
 from engines.published.bucket import ModelBucket
 from engines.published.urls import BucketError
@@ -23,17 +24,22 @@ class Puller:
         self._url, self._scan_s = settings.models, settings.scan_s
         self._metrics = metrics
         self._bucket: ModelBucket | None = None
+        self._stopped = Event()
         self.problem: str | None = None
 
     async def pull(self, *, wait: bool = False) -> None:
         """Download what is new, in a thread; `wait` for another process that does so.
 
-        What cannot be downloaded is logged, and `problem` says why.
+        What cannot be downloaded is logged, and `problem` says why. If the call is cancelled, as the server's end does,
+        no more is downloaded: Python waits for its threads.
         """
         if not self._url:
             return
         try:
             pulled, error_of_a_model = await asyncio.to_thread(self._pull, self._url, wait)
+        except asyncio.CancelledError:
+            self._stopped.set()
+            raise
         except Exception as error:  # the models that are here are served
             problem = f"CONVSERVE_MODELS: {error}"
             if self.problem != problem:
@@ -54,6 +60,6 @@ class Puller:
     def _pull(self, url: str, wait: bool) -> tuple[list[str], str | None]:
         """Return the tags of the models that were downloaded, and the error of a model that could not be, or None."""
         if self._bucket is None:  # here, since some file systems ask for credentials when they are opened
-            self._bucket = ModelBucket(url)
+            self._bucket = ModelBucket(url, self._stopped)
         pulled = self._bucket.pull_new(wait)
         return pulled, next(iter(self._bucket.errors.values()), None)

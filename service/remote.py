@@ -334,8 +334,8 @@ class RemoteDevice(Device):
             raise gone()
         await self._load(model.manifest.tag, precision)
         loaded = self._catalog.models[model.manifest.tag].slots
-        own = loaded.get(precision)
-        queue = own.queue if own and own.queue else loaded[None].queue
+        own, default = (slot.queue if slot else None for slot in (loaded.get(precision), loaded[None]))
+        queue = own or (default if default and default.engine.precision == precision else None)
         if queue is None:  # unloaded again at once, or the process has ended
             raise gone()
         return queue

@@ -27,6 +27,7 @@ class Card:
     year: int
     paper: Paper
     published: list[Published]
+    importable: str | None  # data set of the weights that `python -m training import` makes a checkpoint of
 
 
 @dataclass(frozen=True, kw_only=True)

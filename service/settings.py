@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal, Self
@@ -98,14 +98,32 @@ def of_its_architecture(pins: dict[str, str]) -> dict[str, str]:
     architectures = read_cards() if pins else {}
     for name, tag in pins.items():
         architecture, at, dataset = name.partition("@")
-        if architecture not in architectures:
-            hint = suggestion(near_names(architecture, architectures)[:1])
-            raise ValueError("; ".join(filter(None, [f"there is no architecture {architecture!r}", hint])))
+        check_architecture(architecture, architectures)
         match = TAG.fullmatch(tag)
         if not match or match["architecture"] != architecture or (at and match["dataset"] != dataset):
             form = f"{architecture}:{dataset or 'DATASET'}-XXXXXXXX"
             raise ValueError(f"{tag!r} is no tag of {name}; the form is {name}={form}")
     return pins
+
+
+def of_known_architectures(routes: dict[str, TrafficShare]) -> dict[str, TrafficShare]:
+    """Return `routes` if each name is one of an architecture; else raise ValueError: nobody would take the route."""
+    architectures = read_cards() if routes else {}
+    for name in routes:
+        check_architecture(architecture_of(name), architectures)
+    return routes
+
+
+def architecture_of(name: str) -> str:
+    """Return the architecture in a model's name: itself, `architecture@dataset`, or a tag."""
+    return re.split("[@:]", name)[0]
+
+
+def check_architecture(name: str, architectures: Collection[str]) -> None:
+    """Raise ValueError, with a similar name, if there is no such architecture."""
+    if name not in architectures:
+        hint = suggestion(near_names(name, architectures)[:1])
+        raise ValueError("; ".join(filter(None, [f"there is no architecture {name!r}", hint])))
 
 
 def of_models(url: str) -> str:
@@ -191,6 +209,7 @@ class Settings(BaseSettings):
         dict[Annotated[str, Field(pattern="^[a-z0-9_@:-]{1,100}$")], TrafficShare],
         NoDecode,
         BeforeValidator(json_object),
+        AfterValidator(of_known_architectures),
     ] = {}
     tune: Literal["auto", "off"] = "auto"
     max_batch: Annotated[int, Field(ge=1, le=4096, default_factory=largest_batch)]
@@ -225,6 +244,12 @@ class Settings(BaseSettings):
     def invents(self) -> bool:
         """True if the runtime computes nothing, so that every answer is invented."""
         return self.runtime != "auto" and RUNTIMES[self.runtime].precisions == NO_PRECISION
+
+    @property
+    def candidates(self) -> frozenset[str]:
+        """Tags of versions that `routes` try under a name of their own architecture."""
+        tried = ((name, split.to or split.shadow or "") for name, split in self.routes.items())
+        return frozenset(tag for name, tag in tried if architecture_of(tag) == architecture_of(name))
 
     @property
     def images_at_most(self) -> int:

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from engines.published.maps import MAPS
 from service.context import ServerContext
 from service.gpu_metrics import gpu_metrics
 
@@ -27,7 +28,9 @@ class ServerState(Collector):
             "convserve_model_failed", "1 if an engine of the model could not be loaded", None, ("model",)
         )
         for tag, model in server.catalog.models.items():
-            failed.add_metric((tag,), int(any(slot.status == "failed" for slot in model.slots.values())))
+            # Without an engine of maps the model answers all the same.
+            slots = (slot for precision, slot in model.slots.items() if precision != MAPS)
+            failed.add_metric((tag,), int(any(slot.status == "failed" for slot in slots)))
         yield failed
         unserved = len(server.catalog.unserved())
         yield GaugeMetricFamily("convserve_unserved_models", "Models in the store that cannot be served", unserved)

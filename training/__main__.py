@@ -10,6 +10,7 @@ from pathlib import Path
 
 from engines.published.manifest import ManifestError
 from engines.runtimes.engine import EngineError
+from models.closed_pipe import may_be_closed
 from models.zoo import ZOO
 from training.errors import TrainingError
 from training.machine import check_writable, machine_errors
@@ -130,7 +131,8 @@ def import_command(arguments: list[str]) -> None:
         print(offers(), end="")
         return
     data = load(options.data) if options.data else None
-    named = data.name if data else DATA if options.random else "imagenet"
+    weights = ZOO[options.name].weights
+    named = data.name if data else DATA if options.random or not weights else weights.data
     folder = options.out or Path("checkpoints") / f"{options.name}-{named}"
     check_writable(folder)
     if options.random:
@@ -254,4 +256,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with may_be_closed():
+        main(sys.argv[1:])

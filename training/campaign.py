@@ -23,8 +23,9 @@ def campaign(
 ) -> None:
     """Train the runs of which `file` has no result, and append their results to the file.
 
-    A run that fails does not stop the others. Raises TrainingError, which names the failed runs, after the last run; a
-    single run raises its own error.
+    A result by other values of the recipe is named with them; of a single run it is an error. A run that fails does not
+    stop the others. Raises TrainingError, which names the failed runs, after the last run; a single run raises its own
+    error.
     """
     if file:
         processes.from_first(partial(check_appendable, file))
@@ -34,7 +35,12 @@ def campaign(
         wanted = partial(results.find, start=run.start, teacher=run.teacher)
         known = processes.from_first(partial(wanted, file, run.card.name, data.name, run.seed)) if file else None
         if known:
-            say(processes, f"{file} has {name}: {known.top1:.1%}, by the recipe {known.recipe.source!r}")
+            line = f"{file} has {name}: {known.top1:.1%}, by the recipe {known.recipe.source!r}"
+            if other := results.other_values(known, run.recipe):
+                line += f" with {', '.join(other)}; another --results takes both"
+                if len(runs) == 1:
+                    raise TrainingError(line)
+            say(processes, line)
             continue
         try:
             with machine_errors():

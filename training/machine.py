@@ -8,12 +8,13 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 
+from models.closed_pipe import reader_is_gone
 from training.errors import MachineError
 
 REMEDIES = {
@@ -50,6 +51,8 @@ def machine_errors(path: Path | None = None, other: str = "") -> Iterator[None]:
     try:
         yield
     except (MachineError, OSError, SafetensorError, MemoryError, RuntimeError) as error:
+        if isinstance(error, BrokenPipeError) and reader_is_gone():
+            raise
         reason = str(error) if isinstance(error, MachineError) else of_system(error, path) or of_text(error)
         if reason is None:
             raise
@@ -81,11 +84,17 @@ def of_text(error: Exception) -> str | None:
 
 
 def check_writable(folder: Path, other: str = "") -> None:
-    """Create the folder if it is missing, and write a file there. Raises MachineError if either fails."""
+    """Raise MachineError if no file can be written in the folder. A folder that is missing is so afterwards."""
     with machine_errors(folder, other):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"x")
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(b"x")
+        finally:
+            with suppress(OSError):  # another process writes there
+                for path in missing:
+                    path.rmdir()
 
 
 def check_appendable(file: Path) -> None:
@@ -97,7 +106,7 @@ def check_appendable(file: Path) -> None:
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Raise MachineError if fewer than `needed` bytes are free on the disk of the folder, which exists."""
-    free = shutil.disk_usage(folder).free
+    """Raise MachineError if fewer than `needed` bytes are free on the disk of the folder, which need not exist yet."""
+    free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
     if free < needed:
         raise MachineError(f"{folder}: checkpoints need {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free")

@@ -127,7 +127,7 @@ def of_idelbayev(weights: Weights) -> PublishedWeights:
     assert weights.accuracy
     return PublishedWeights(
         library="pytorch_resnet_cifar10",
-        data="cifar10",
+        data=weights.data,
         name=weights.model,
         licence="BSD-2-Clause",
         source=f"{IDELBAYEV}/{weights.model}",

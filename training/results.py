@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from models.zoo import ZOO
 from training import jsonl
 from training.checkpoint import Checkpoint
 from training.machine import machine_errors
-from training.recipes import Recipe
+from training.recipes import Recipe, shortened
 from training.significance import wilson
 
 
@@ -72,6 +73,20 @@ def find(
         row for row in read(path) if (row.architecture, row.dataset, row.seed, row.start, row.teacher) == wanted
     )
     return next(matching, None)
+
+
+def other_values(known: TrainingResult, recipe: Recipe) -> list[str]:
+    """Return the values of a recipe that a known result has otherwise; those that follow from fewer epochs may differ.
+
+    `--max-minutes` trains fewer.
+    """
+    shorter = shortened(recipe, known.recipe.epochs)
+    return [
+        f"{field.name} {had!r}, not {wanted!r}"
+        for field in fields(recipe)
+        if (had := getattr(known.recipe, field.name)) != (wanted := getattr(recipe, field.name))
+        and wanted == getattr(shorter, field.name)
+    ]
 
 
 def result_of(card: Architecture, saved: Checkpoint, held_out: int) -> TrainingResult:

@@ -147,7 +147,8 @@ def compare_command(arguments: list[str]) -> None:
         data_set = processes.from_first(lambda: data.load(options.data))
         data_set.check_train()
         options.seed = options.seeds[0]
-        runs = compare.runs(run_from(options.name, data_set, options), data_set, options.seeds)
+        run = run_from(options.name, data_set, options)
+        runs = processes.from_first(lambda: compare.runs(run, data_set, options.seeds))  # may download weights
         table = compare.compare(runs, data_set, processes)
     if processes.first:
         print(f"\n{table}")

@@ -5,12 +5,12 @@ set -eu
 
 image=$1
 models=$(realpath "$2")
-name=convserve-smoke-test
+name=convserve-smoke-test-$$
+trap 'docker logs "$name" | tail -n 50; docker rm --force "$name" > /dev/null' EXIT # also if the port is taken
 docker run --detach --name "$name" --publish 127.0.0.1:3000:3000 \
     --read-only --tmpfs /tmp --tmpfs /var/lib/convserve:uid=10001,gid=10001 --shm-size 256m \
     --user 10001:10001 --cap-drop ALL --security-opt no-new-privileges \
     --volume "$models:/models:ro" --env CONVSERVE_MODELS=file:///models "$image"
-trap 'docker logs "$name" | tail -n 50; docker rm --force "$name" > /dev/null' EXIT
 
 for _ in $(seq 60); do
     if curl --silent --fail http://127.0.0.1:3000/readyz > /dev/null; then

@@ -8,6 +8,9 @@ import shutil
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Event
+
+from fsspec.callbacks import Callback
 
 from engines.published import files, manifest, store
 from engines.published.manifest import Manifest, ManifestError
@@ -40,6 +43,28 @@ def check_url(url: str) -> str:
     return url
 
 
+class StoppedError(BucketError):
+    """Raised in a download that is to end before it is whole."""
+
+
+class Progress(Callback):  # type: ignore[misc]
+    """Progress of downloads, which fsspec reports part by part, and which ends them once `stopped` is set."""
+
+    def __init__(self, stopped: Event) -> None:
+        super().__init__()
+        self._stopped = stopped
+
+    def go_on(self) -> None:
+        """Raise StoppedError if downloads are to end."""
+        if self._stopped.is_set():
+            raise StoppedError("the download was stopped")
+
+    def relative_update(self, inc: int = 1) -> None:
+        """Count bytes that have come. Raises StoppedError if downloads are to end."""
+        self.go_on()
+        super().relative_update(inc)
+
+
 class ModelBucket:
     """Store of published models at a URL: `<architecture>/<version>/` with the files of each, its manifest last.
 
@@ -47,8 +72,10 @@ class ModelBucket:
     model that could not be downloaded, by the name of its manifest.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, stopped: Event | None = None) -> None:
+        """Open the store at a URL. Once `stopped` is set, a download ends at its next part, and none begins."""
         self.url = check_url(url)
+        self._progress = Progress(stopped or Event())
         self._files, root = open_url(url)
         self._root = root.rstrip("/")
         self._seen: dict[str, str] = {}  # description of each manifest that was taken up
@@ -92,7 +119,7 @@ class ModelBucket:
         return {one.tag: one for one in found}
 
     def pull(self, tag: str) -> bool:
-        """Download a model into the model store; return False if the store has the model as new.
+        """Download a model, or the accuracies that are new, into the model store; return False if the store has all.
 
         Raises BucketError if the bucket cannot be read, ManifestError if the model there is not whole, OSError if the
         store cannot be written.
@@ -103,9 +130,9 @@ class ModelBucket:
     def pull_new(self, wait: bool) -> list[str]:
         """Download the models that the store lacks, or has in an older form, and return their tags.
 
-        While another process does so, `wait` for its end, or return at once. A model that cannot be downloaded is
-        logged once, and tried again by a call a minute later, or as soon as its manifest is another. Raises BucketError
-        if the bucket cannot be read.
+        Accuracies that were measured later are taken as well. While another process does so, `wait` for its end, or
+        return at once. A model that cannot be downloaded is logged once, and tried again by a call a minute later, or
+        as soon as its manifest is another. Raises BucketError if the bucket cannot be read.
         """
         if wait:
             with files.locked(downloads() / "lock"):
@@ -126,10 +153,14 @@ class ModelBucket:
                 continue
             try:
                 new = self._pull(name)
-            except (BucketError, ManifestError, OSError) as error:
-                if self.errors.get(name) != str(error):
-                    logger.warning("not pulled: %s", error)
-                self.errors[name] = str(error)
+            except StoppedError:
+                break
+            except Exception as error:  # one model keeps no other back
+                expected = isinstance(error, BucketError | ManifestError | OSError)
+                text = str(error) if expected else f"{name}: {type(error).__name__}: {error}"
+                if self.errors.get(name) != text:
+                    logger.warning("not pulled: %s", text, exc_info=not expected)
+                self.errors[name] = text
                 self._failed[name] = description, time.monotonic()
             else:
                 self._seen[name] = description
@@ -164,8 +195,13 @@ class ModelBucket:
 
     def _pull(self, name: str) -> bool:
         found = self._read(name)
-        if not newer(found):
-            return False
+        here = in_store(found.tag)
+        if here and here.created >= found.created:
+            same = (here.created, here.files) == (found.created, found.files)
+            if not same or found.accuracy.items() <= here.accuracy.items():
+                return False
+            store.keep_accuracies(found.tag, found.accuracy)  # measured after the model was published
+            return True
         work = downloads() / found.tag.replace(":", "-")
         work.mkdir(exist_ok=True)
         for path in work.iterdir():
@@ -177,7 +213,9 @@ class ModelBucket:
                 continue  # of a pull that was interrupted
             try:
                 with reported(self.url):
-                    self._files.get_file(f"{name.removesuffix(manifest.FILE)}{file}", str(path))
+                    self._progress.go_on()
+                    source = f"{name.removesuffix(manifest.FILE)}{file}"
+                    self._files.get_file(source, str(path), callback=self._progress)
                 if manifest.sha256(path) != expected.sha256:
                     remedy = "remove the model there, and push it again"
                     raise ManifestError(f"{self.url}: {file} of {found.tag} is not the file that was pushed; {remedy}")
@@ -197,10 +235,9 @@ def downloads() -> Path:
     return folder
 
 
-def newer(found: Manifest) -> bool:
-    """Return True if the model store lacks a model, or has an older form of the same weights."""
+def in_store(tag: str) -> Manifest | None:
+    """Return the manifest of a model in the model store, or None if the store has none that is valid."""
     try:
-        here = manifest.load(store.folder_of(found.tag))
+        return manifest.load(store.folder_of(tag))
     except ManifestError:
-        return True
-    return here.created < found.created
+        return None

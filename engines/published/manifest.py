@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from engines.published.preprocess import Preprocess
 from models.cost import Complexity
@@ -92,7 +91,7 @@ class Manifest(Record):
     calibration: Calibration | None = None
     complexity: Complexity
     provenance: dict[str, Any]
-    created: datetime
+    created: AwareDatetime  # models are sorted by it, and Python compares no time zone with none
     files: dict[str, File]
 
     @model_validator(mode="before")

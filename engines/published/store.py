@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,9 +178,14 @@ def keep_accuracy(tag: str, precision: str, accuracy: Accuracy) -> None:
 
     Raises ManifestError if the model is gone, OSError if the store cannot be written.
     """
+    keep_accuracies(tag, {precision: accuracy})
+
+
+def keep_accuracies(tag: str, accuracies: Mapping[str, Accuracy]) -> None:
+    """Keep measured accuracies by precision, all or none, as `keep_accuracy` does."""
     with staging():  # one publisher at a time
         folder = folder_of(tag)
         found = manifest.load(folder)
-        if found.accuracy.get(precision) != accuracy:
-            measured = found.model_copy(update={"accuracy": found.accuracy | {precision: accuracy}})
+        if not accuracies.items() <= found.accuracy.items():
+            measured = found.model_copy(update={"accuracy": {**found.accuracy, **accuracies}})
             write(folder / manifest.FILE, measured.model_dump_json(indent=1))

@@ -13,6 +13,8 @@ from engines.runtimes.openvino import OpenVINOEngine, core
 
 PAIRS = ("Add", "Multiply")  # operations whose other input is a constant: a bias, and a Gemm's factor
 SAME = ("Convert", "Reshape", "Squeeze")  # operations that keep the values of their first input
+SPATIAL = {2, 3}  # axes of (N, channels, height, width)
+VERSION = 1  # of how the maps are made; with another one no engine of the cache is loaded
 
 
 class MapsEngine(OpenVINOEngine):
@@ -27,7 +29,7 @@ class MapsEngine(OpenVINOEngine):
 
         Raises EngineError if the graph does not end in global pooling, with at most one linear layer after it.
         """
-        super().__init__(onnx, "fp32", sha256=f"{sha256} with maps")
+        super().__init__(onnx, "fp32", sha256=f"{sha256} with maps {VERSION}")
         self.precision = MAPS
 
     @staticmethod
@@ -66,4 +68,16 @@ def before_pooling(logits: openvino.Output) -> tuple[openvino.Output, openvino.N
             value = next(value for value in node.input_values() if value.get_node().get_type_name() != "Constant")
         else:
             raise EngineError(f"a graph that ends in {kind} has no class activation maps")
+    if not is_global(node):
+        raise EngineError(
+            "a graph that ends in a mean of other axes than height and width has no class activation maps"
+        )
     return node.input_value(0), linear
+
+
+def is_global(mean: openvino.Node) -> bool:
+    """Return True if a ReduceMean is over height and width. OpenVINO makes a Range of the axes of a global pooling."""
+    axes, rank = mean.input_value(1).get_node(), len(mean.get_input_partial_shape(0))
+    if axes.get_type_name() == "Range":
+        return True
+    return axes.get_type_name() == "Constant" and {axis % rank for axis in axes.data.ravel().tolist()} == SPATIAL

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from engines.published.essentials import essentials
-from engines.published.picture import open_picture, upright
+from engines.published.picture import keep_freed_memory, open_picture, upright
 from engines.published.preprocess import Preprocess
 from engines.scoring import pictures
 
@@ -44,6 +44,7 @@ def begin(memory: Any, shape: tuple[int, ...], preprocess: Preprocess) -> None:
     warnings.filterwarnings("ignore", module="PIL")
     if "PILLOW_BLOCKS_MAX" not in os.environ:  # large photos decode 1.5 times as fast with memory that is kept
         Image.core.set_blocks_max(PILLOW_BLOCKS)  # type: ignore[attr-defined]
+    keep_freed_memory()
     DecodingProcess.memory = np.frombuffer(memory, np.uint8).reshape(shape)
     DecodingProcess.preprocess = preprocess
 

@@ -20,15 +20,20 @@ def find(source: str) -> list[str]:
     """
     files, name = open_url(source)
     with reported(source):
-        if not source.endswith("/") and files.isfile(name):
-            lines = [source] if name.lower().endswith(SUFFIXES) else files.cat_file(name).decode().splitlines()
-            found = list(dict.fromkeys(located(line) for line in map(str.strip, lines) if line))
-        else:
-            folder = located(source).rstrip("/")
-            prefix = len(name.rstrip("/"))
-            found = [
-                f"{folder}{below[prefix:]}" for below in files_below(files, name) if below.lower().endswith(SUFFIXES)
-            ]
+        try:
+            if not source.endswith("/") and files.isfile(name):
+                lines = [source] if name.lower().endswith(SUFFIXES) else files.cat_file(name).decode().splitlines()
+                found = list(dict.fromkeys(located(line) for line in map(str.strip, lines) if line))
+            else:
+                folder = located(source).rstrip("/")
+                prefix = len(name.rstrip("/"))
+                found = [
+                    f"{folder}{below[prefix:]}"
+                    for below in files_below(files, name)
+                    if below.lower().endswith(SUFFIXES)
+                ]
+        except FileNotFoundError:
+            raise BucketError(f"there is no {source}") from None
     if not found:
         endings = ", ".join(SUFFIXES)
         raise BucketError(f"{source} has no picture: a folder or bucket with {endings}, or a file with a path a line")

@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
+from weakref import WeakValueDictionary
 
 import grpc
 from grpc import StatusCode, aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2
 from starlette.datastructures import Headers, State
 
 from service.body import Body
 from service.context import ServerContext, bearer, check_admin, let_in, noted
 from service.errors import Problem
+from service.inference import deadline_of
 from service.inference_protocol import messages
 from service.inference_protocol.grpc_methods import ADMIN, METHODS, OPEN, SHARED_MEMORY
+from service.inference_protocol.grpc_open_services import OpenServices
 from service.inference_protocol.inference import infer
 from service.inference_protocol.messages import SERVICE
 from service.inference_protocol.models import full_name
@@ -27,7 +30,7 @@ from service.request_log import HEADER, id_of, write
 
 INFER = "ModelInfer"
 LARGEST = 2**31 - 1  # bytes of a message that gRPC can be told
-HEALTH_S = 0.5  # between two looks at the readiness
+BEYOND = 1024  # calls beyond `max_waiting`: those that need no key, or are being refused
 CODES = {
     400: StatusCode.INVALID_ARGUMENT,
     401: StatusCode.UNAUTHENTICATED,
@@ -52,11 +55,13 @@ class GrpcServer:
     def __init__(self, server: ServerContext) -> None:
         settings = server.settings
         self._server = server
-        self._reading = asyncio.Semaphore(settings.max_bodies_bytes // settings.max_body_bytes)
-        self._health = health.aio.HealthServicer()
+        self._at_a_time = settings.max_bodies_bytes // settings.max_body_bytes  # messages that arrive
+        self._reading = asyncio.Semaphore(self._at_a_time)
+        self._shares: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # of each client's address
+        self._calls = 0  # that read a message or wait for their answer
+        self._open = OpenServices(server)
         self._grpc: Any = None
         self.port = 0  # once the server listens
-        self._following: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
 
     async def start(self, host: str, port: int, *, shared: bool = False) -> None:
@@ -65,34 +70,24 @@ class GrpcServer:
         With `shared` other processes listen on the port too. Raises RuntimeError if the port is not free.
         """
         settings = self._server.settings
+        most = settings.max_waiting + BEYOND  # beyond them gRPC itself refuses, without a line in the log
         options = [
             ("grpc.max_receive_message_length", min(settings.max_body_bytes, LARGEST)),
             ("grpc.compression_enabled_algorithms_bitset", 1),  # none: the limit is not for what a message unpacks to
+            ("grpc.max_concurrent_streams", most // 2),  # of a connection
             ("grpc.so_reuseport", int(shared)),
         ]
-        self._grpc = aio.server(options=options, maximum_concurrent_rpcs=settings.max_waiting)
+        self._grpc = aio.server(options=options, maximum_concurrent_rpcs=most)
         handlers = {name: self._handler(name) for name in (INFER, *METHODS, *SHARED_MEMORY)}
-        self._grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        pool = messages.pool()
-        for file in (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
-            pool.AddSerializedFile(file.serialized_pb)
-        names = [SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
-        reflection.enable_server_reflection(names, self._grpc, pool)
+        own = grpc.method_handlers_generic_handler(SERVICE, handlers)
+        self._grpc.add_generic_rpc_handlers((own, *self._open.handlers()))
         self.port = self._grpc.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-        await self._tell_health()
         await self._grpc.start()
-        self._following = asyncio.create_task(self._follow())
         logger.info("gRPC listens on %s, port %d", host, self.port)
-
-    async def leave(self) -> None:
-        """Report not ready from now on, so that clients and proxies go elsewhere."""
-        await self._health.enter_graceful_shutdown()
 
     def end(self, grace_s: float) -> None:
         """Accept no more calls; those that are under way have `grace_s` seconds."""
-        if self._following:
-            self._following.cancel()
+        self._open.ended = True
         if self._ending is None:
             self._ending = asyncio.create_task(self._grpc.stop(grace_s))
 
@@ -101,18 +96,6 @@ class GrpcServer:
         self.end(grace_s)
         if self._ending:
             await self._ending
-
-    async def _follow(self) -> None:
-        """Tell the health service whether the server is ready. Never returns."""
-        while True:
-            await asyncio.sleep(HEALTH_S)
-            await self._tell_health()
-
-    async def _tell_health(self) -> None:
-        states = health_pb2.HealthCheckResponse
-        status = states.NOT_SERVING if self._server.not_ready else states.SERVING
-        for service in ("", SERVICE):
-            await self._health.set(service, status)
 
     def _handler(self, method: str) -> Any:
         """Return the handler of a method.
@@ -130,7 +113,7 @@ class GrpcServer:
         started = time.perf_counter()
         noticed: dict[str, Any] = {}  # for the log
         status = int(HTTPStatus.BAD_REQUEST)  # of a client that goes away, as over HTTP
-        headers = Headers({name: value for name, value in call.invocation_metadata() if isinstance(value, str)})
+        headers = headers_of(call.invocation_metadata())
         request_id = id_of(headers)
         call.set_trailing_metadata(((HEADER.lower(), request_id),))
         try:
@@ -139,6 +122,8 @@ class GrpcServer:
             return answer
         except asyncio.CancelledError:
             noticed["problem"] = "disconnected"
+            if method == INFER:
+                self._server.metrics.failed(noticed.get("tag", ""), "disconnected")
             raise
         except Exception as error:
             problem = await noted(self._server, State(noticed), error, counted=method == INFER)
@@ -165,28 +150,48 @@ class GrpcServer:
             check_admin(server, bearer(headers))
         if method in SHARED_MEMORY:
             raise Problem(501, "not_supported", NO_SHARED_MEMORY)
-        with server.bodies.hold() as body:
-            message = messages.decoded(method, await self._read(call, body))
+        if method in OPEN:  # whose message is empty: nobody without a key keeps the messages of others waiting
+            return messages.encoded(method, await METHODS[method](server, None))
+        remaining_s = call.time_remaining()
+        state.deadline = deadline_of(server, None if remaining_s is None else 1000 * remaining_s)
+        with self._counted(), server.bodies.hold() as body:
+            message = messages.decoded(method, await self._read(call, body, state.deadline))
             if method == INFER:
-                return await self._infer(call, message, state)
+                return await self._infer(message, state)
             return messages.encoded(method, await METHODS[method](server, message))
 
-    async def _infer(self, call: Any, message: Any, state: State) -> bytes:
+    async def _infer(self, message: Any, state: State) -> bytes:
         async def receive() -> Received:
             return messages.received(message)
 
         name = full_name(message.model_name, message.model_version)
+        left_s = state.deadline - self._server.scheduler.clock()
         with self._server.device.request():
-            answer = await infer(self._server, state, name, receive, timeout_s=call.time_remaining())
+            answer = await infer(self._server, state, name, receive, timeout_s=left_s)
         return messages.encoded_answer(answer)
 
-    async def _read(self, call: Any, body: Body) -> bytes:
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count a call while the context is open. Raises Problem 503 `overloaded` if there are too many."""
+        most = self._server.settings.max_waiting
+        if self._calls >= most:
+            raise Problem(503, "overloaded", f"{most:,} calls wait already", headers={"Retry-After": "1"})
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+
+    async def _read(self, call: Any, body: Body, deadline: float) -> bytes:
         """Return the message of a call, and count its bytes.
 
-        gRPC delivers a message as a whole, so only as many are received at a time as all bodies together may hold.
+        gRPC delivers a message as a whole, so only as many are received at a time as all bodies together may hold; of
+        one address at most half of these, so that messages that stall leave room for those of others.
         Raises Problem 503 if they hold too many bytes, Problem 413 for a message that gRPC has refused for its size.
         """
-        async with asyncio.timeout(self._server.settings.timeout_s), self._reading:
+        # Kept by the calls of the address, not by the dictionary.
+        share = self._shares.setdefault(address_of(call), asyncio.Semaphore(max(1, self._at_a_time // 2)))
+        async with asyncio.timeout_at(deadline), share, self._reading:
             body.add(0)
             data = await call.read()
         if data is aio.EOF:
@@ -195,6 +200,17 @@ class GrpcServer:
         message: bytes = data
         body.add(len(message))
         return message
+
+
+def headers_of(metadata: Iterable[tuple[str, str | bytes]]) -> Headers:
+    """Return the metadata of a call as headers, whatever characters they have; binary values are left out."""
+    return Headers(raw=[(name.encode(), value.encode()) for name, value in metadata if isinstance(value, str)])
+
+
+def address_of(call: Any) -> str:
+    """Return the address of the client of a call, without the port."""
+    address: str = call.peer().rpartition(":")[0]
+    return address
 
 
 def advice(problem: Problem) -> list[tuple[str, str]]:

@@ -14,8 +14,9 @@ export function answerCard(answer) {
     "article.answer",
     el("h3",
       el("button.link", { onclick: () => emit("card", architecture) }, architecture),
-      el("span.small", ` ${dataset}${accuracyOf(answer.model)}`)),
+      el("span.small", ` ${dataset}${accuracyOf(answer)}`)),
     el("ol.bars", answer.predictions.map((prediction) => el("li", bar(answer, prediction, why)))),
+    answer.superclasses && el("p.small", `By superclass: ${answer.superclasses.map(together).join(", ")}`),
     time(answer.timing_ms),
     el("p.small", `${answer.precision} on ${answer.runtime}, in a batch of ${answer.batch_size}`),
     why,
@@ -26,12 +27,14 @@ export function problemCard({ model, problem }) {
   return el("article.answer.failed", el("h3", parts(model).architecture), paragraph(problem));
 }
 
-function accuracyOf(tag) {
-  const model = state.served.find((served) => served.tag === tag);
-  const [measured] = Object.values(model?.accuracy ?? {});
-  const known = measured ?? model?.published_accuracy;
+function accuracyOf({ model, precision }) {
+  const { accuracy = {}, published_accuracy: published } = state.served.find(({ tag }) => tag === model) ?? {};
+  const measured = accuracy[precision] ?? accuracy.fp32; // as /compare has it
+  const known = measured ?? published;
   return known ? `, top-1 ${percent(known.top1)} ${measured ? "measured" : "published"}` : "";
 }
+
+const together = ({ superclass, probability }) => `${superclass} ${percent(probability)}`;
 
 /** Return a class with its probability, as a button that asks why. */
 function bar(answer, prediction, why) {
@@ -39,7 +42,8 @@ function bar(answer, prediction, why) {
   strip.style.setProperty("--share", prediction.probability);
   return el(
     "button.bar", { title: `Why ${prediction.label}?`, onclick: (event) => explain(answer.model, prediction, why, event.currentTarget) },
-    el("span.label", prediction.label), el("span.hint", "Why?"), el("span", percent(prediction.probability)), strip,
+    el("span.label", prediction.label, prediction.superclass && el("span.small", ` ${prediction.superclass}`)),
+    el("span.hint", "Why?"), el("span", percent(prediction.probability)), strip,
   );
 }
 

@@ -44,11 +44,12 @@ async function request(method, path, { query = {}, body, signal, text } = {}) {
     const headers = key.get() ? { "X-API-Key": key.get() } : {};
     response = await fetch(url, { method, body, headers, signal, cache: "no-store" });
     content = await response.text();
+    if (response.ok && !text) content = JSON.parse(content); // a proxy's page is none
   } catch (error) {
-    throw error.name === "AbortError" ? error : await unanswered(body);
+    throw error.name === "AbortError" ? error : await unanswered(content ? null : body);
   }
   if (!response.ok) throw problemOf(response, content);
-  return text ? content : JSON.parse(content);
+  return content;
 }
 
 export const get = (path, options) => request("GET", path, options);

@@ -32,7 +32,7 @@ export async function readModels() {
   const cards = await get("models");
   if (JSON.stringify(cards) === JSON.stringify(state.cards)) return;
   state.cards = cards;
-  state.served = state.cards.flatMap((card) => card.models.map((model) => ({ ...model, card })));
+  state.served = cards.flatMap((card) => card.models.map((model) => ({ ...model, card })));
   emit("models");
 }
 

@@ -12,6 +12,7 @@ import { emit, on, state } from "./state.js";
 const AGAIN_S = 2; // between two looks whether the server is back
 const MODELS_S = 15; // between two looks while no model is published
 let away = false;
+let next = 0; // timer of the next look
 
 setUpPicture();
 setUpAsk();
@@ -34,9 +35,10 @@ start();
 async function start() {
   try {
     await readModels();
+    clearTimeout(next);
     $("key-form").hidden = !key.get();
     warn(state.served.length ? null : nothingPublished());
-    if (!state.served.length) setTimeout(start, 1000 * MODELS_S);
+    if (!state.served.length) next = setTimeout(start, 1000 * MODELS_S);
     else emit("back");
   } catch (error) {
     trouble(error);

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from convserve_client import AsyncConvServeClient, ConvServeClient, Question, ServerProblem
-from convserve_client.client import Image
+from convserve_client.client import Image, headers_with
 from engines.published.store import PublishedModel
 from service.application import create_application
 from service.context import ServerContext, make_context
@@ -69,6 +69,14 @@ def test_an_address_needs_a_scheme_and_a_server() -> None:
     client = ConvServeClient("http://127.0.0.1:9", patience_s=0)
     with client, pytest.raises(ServerProblem, match="unreachable: ConnectError"):
         client.classify(DIGIT, "lenet5")
+
+
+def test_a_key_that_was_read_from_a_file_is_sent_without_its_line_break() -> None:
+    assert headers_with("one\n") == {"X-API-Key": "one"}
+    assert headers_with(None) == headers_with(" ") == {}
+    for key in ("one\ntwo", "\u20ac"):
+        with pytest.raises(ValueError, match="the API key has characters that a header cannot have"):
+            AsyncConvServeClient("http://127.0.0.1:9", api_key=key)
 
 
 @pytest.mark.anyio

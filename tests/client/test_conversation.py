@@ -13,7 +13,7 @@ import pytest
 
 from convserve_client.answers import ClassifiedImage, RankedSuperclass, Result, ServerProblem
 from convserve_client.client import BATCH_BYTES, LARGEST, chunks, load
-from convserve_client.conversation import Outgoing, Question, Reply, conversation
+from convserve_client.conversation import Outgoing, Question, Reply, conversation, wait_before
 
 POSTED = httpx.Request("POST", "http://server/classify?model=lenet5")
 ENGINE = {"model": "lenet5:mnist5k-5c93254d", "runtime": "openvino", "precision": "fp32"}
@@ -152,6 +152,7 @@ def test_waits_grow_until_the_patience_is_over(monkeypatch: pytest.MonkeyPatch) 
     results, log = drive([b"a"], *[httpx.ConnectError("refused")] * 6, patience_s=5)
     assert shown(results) == ["unreachable"]
     assert log[1::2] == [0.1, 0.2, 0.4, 0.8, 1.6]
+    assert wait_before(2000, []) == 5  # a server may be away for hours
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 422, 500])
@@ -190,6 +191,12 @@ def test_an_answer_of_another_server_is_shown(reply: httpx.Response) -> None:
     results, _ = drive([b"a", b"b"], reply)
     assert shown(results) == ["not_convserve"] * 2
     assert str(results[0]).startswith(f"not_convserve: http://server/classify answers {reply.status_code} with '")
+
+
+def test_the_password_in_an_address_is_not_shown() -> None:
+    posted = httpx.Request("POST", "http://ann:secret@server/classify?model=lenet5")
+    results, _ = drive([b"a"], httpx.Response(401, text="Who?", request=posted))
+    assert str(results[0]) == "not_convserve: http://server/classify answers 401 with 'Who?'"
 
 
 def test_requests_are_bounded_in_images_and_bytes() -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from engines.__main__ import main
 from engines.published import bucket as buckets
 from engines.published import manifest, store
 from engines.published.bucket import ModelBucket, check_url, downloads
-from engines.published.manifest import ManifestError
+from engines.published.manifest import Accuracy, ManifestError
 from engines.published.store import PublishedModel
 from engines.published.urls import BucketError
 from tests.serving import ROOT, free_port
@@ -128,6 +129,22 @@ def test_a_model_that_was_published_again_replaces_the_older_one(lenet5: Publish
     assert [model.manifest.created.year for model in store.published()] == [2031]
 
 
+def test_an_accuracy_that_was_measured_later_is_taken(lenet5: PublishedModel, here: Path, url: str) -> None:
+    bucket, later = ModelBucket(url), {"int8": Accuracy(top1=0.9, images=100)}
+    bucket.push(lenet5)
+    bucket.pull_new(wait=True)
+    (pulled,) = store.published()
+    own = {"bf16": Accuracy(top1=0.8, images=100)}
+    store.keep_accuracy(lenet5.manifest.tag, "bf16", own["bf16"])
+    measured = lenet5.manifest.model_copy(update={"accuracy": lenet5.manifest.accuracy | later})
+    assert bucket.push(PublishedModel(lenet5.folder, measured)) == []
+    assert bucket.pull_new(wait=True) == [measured.tag]
+    (changed,) = store.published()
+    assert changed.manifest == measured.model_copy(update={"accuracy": lenet5.manifest.accuracy | own | later})
+    assert (changed.folder / manifest.ONNX).stat() == (pulled.folder / manifest.ONNX).stat()
+    assert ModelBucket(url).pull_new(wait=True) == []
+
+
 def test_a_file_that_was_changed_is_never_served(
     lenet5: PublishedModel, here: Path, url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +199,32 @@ def test_names_in_a_manifest_do_not_become_paths(lenet5: PublishedModel, here: P
     with pytest.raises(ManifestError, match=re.escape(f"{name!r} is no name of a file")):
         bucket.pull(lenet5.manifest.tag)
     assert store.published() == []
+
+
+def test_a_model_that_no_store_takes_keeps_no_other_back(
+    lenet5: PublishedModel, here: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bucket, tag = ModelBucket(f"file://{tmp_path}/bucket"), lenet5.manifest.tag
+    bucket.push(lenet5)
+    root = tmp_path / "bucket"
+    shutil.copytree(root / "lenet5", root / "l_")  # BentoML takes no such name; it comes first
+    changed = json.loads(lenet5.manifest.model_dump_json()) | {"architecture": "l_"}
+    (root / "l_" / lenet5.folder.name / manifest.FILE).write_text(json.dumps(changed))
+    assert bucket.pull_new(wait=True) == [tag]
+    assert ["BentoMLException: Invalid Tag l_:" in error for error in bucket.errors.values()] == [True]
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["not pulled"]
+
+
+def test_a_time_without_its_zone_is_refused(lenet5: PublishedModel, here: Path, tmp_path: Path) -> None:
+    url, name = f"file://{tmp_path}/bucket", f"{lenet5.manifest.tag.replace(':', '/')}/{manifest.FILE}"
+    bucket = ModelBucket(url)
+    bucket.push(lenet5)
+    fields = json.loads(lenet5.manifest.model_dump_json()) | {"created": "2031-01-01T00:00:00"}
+    put(url, name, json.dumps(fields).encode())
+    with pytest.raises(ManifestError, match="created: Input should have timezone info"):
+        bucket.pull(lenet5.manifest.tag)
+    assert bucket.pull_new(wait=True) == []
+    assert len(bucket.errors) == 1
 
 
 @pytest.mark.slow

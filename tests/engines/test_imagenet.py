@@ -55,7 +55,7 @@ def test_each_class_has_one_superclass_and_few_have_none() -> None:
 
 @pytest.mark.skipif(not NOUNS.exists(), reason="WordNet is not installed: apt install wordnet-base")
 def test_the_superclasses_follow_from_wordnet() -> None:
-    chosen = {}
+    chosen: dict[str, tuple[int, str]] = {}
     for rank, (name, synsets) in enumerate(HEAD.findall(CLASSES.read_text())):
         chosen |= dict.fromkeys(synsets.split(), (rank, name))
     above = {

@@ -52,6 +52,7 @@ def small_graph(path: Path, *end: onnx.NodeProto) -> Path:
         *end,
     ]
     tensors = {"conv": CONV, "linear": LINEAR, "transposed": LINEAR.T.copy(), "bias": BIAS, "axes": np.array([2, 3])}
+    tensors["other"] = np.array([1, 2])
     graph = helper.make_graph(
         nodes,
         "net",
@@ -104,6 +105,12 @@ def test_a_graph_without_global_pooling_is_refused(tmp_path: Path) -> None:
     flat = helper.make_node("Flatten", ["features"], ["logits"])
     with pytest.raises(EngineError, match="a graph that ends in Relu has no class activation maps"):
         MapsEngine(small_graph(tmp_path / "model.onnx", flat), sha256="test without pooling")
+
+
+def test_a_mean_over_other_axes_is_refused(tmp_path: Path) -> None:
+    mean = helper.make_node("ReduceMean", ["features", "other"], ["logits"], keepdims=0)
+    with pytest.raises(EngineError, match="a mean of other axes"):
+        MapsEngine(small_graph(tmp_path / "model.onnx", mean), sha256="test other axes")
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from engines.__main__ import main
-from engines.published import picture
+from engines.published import picture, store
 from engines.published.store import PublishedModel
 from engines.published.urls import BucketError
 from engines.runtimes.engine import EngineError
@@ -208,7 +208,13 @@ def test_what_is_no_source_or_no_place_for_answers_is_said(
     (tmp_path / "empty").mkdir()
     out, model = ("--out", tmp_path / "out"), ("--model", "lenet5")
     assert str(error_of(tmp_path / "empty", *model, *out)).startswith(f"error: {tmp_path}/empty has no picture: ")
-    assert "FileNotFoundError" in str(error_of(tmp_path / "gone", *model, *out))
+    second = PublishedModel(lenet5.folder, lenet5.manifest.model_copy(update={"dataset": "signs"}))
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "published", lambda: [lenet5, second])
+        assert "name one by its data set, lenet5@mnist5k or lenet5@signs, or by its tag" in str(
+            error_of(photos, *model)
+        )
+    assert error_of(tmp_path / "gone", *model, *out) == f"error: there is no {tmp_path}/gone"
     assert str(error_of(photos, *model, "--out", photos)).startswith(f"error: {photos} is there, and is not of this")
     lacking = f"error: {lenet5.manifest.tag} is published in fp32, bf16, not in int8"
     assert error_of(photos, *model, *out, "--precision", "int8") == lacking

@@ -43,7 +43,7 @@ def test_locust_headless_checks_answers_and_reports_accuracy(locust: Locust, hos
     ("arguments", "message"),
     [
         (["--models", "lenet5,lenet6"], "there is no model 'lenet6'"),
-        (["--models", "senet154"], "python -m training senet154"),
+        (["--models", "senet154"], "python -m training import senet154"),
         (["--images", "/nonexistent"], "no images in /nonexistent"),
         (["--precision", "int8"], "is published in fp32, bf16, not in int8"),
         (["--models", "lenet5=many"], "'many' is no weight of lenet5"),

@@ -86,7 +86,7 @@ def test_a_sweep_goes_on_and_measures_only_what_is_missing(
     ("arguments", "message"),
     [
         (["--models", "lenet5,lenet6"], "there is no model 'lenet6'"),
-        (["--models", "senet154"], "python -m training senet154"),
+        (["--models", "senet154"], "python -m training import senet154"),
         (["--precisions", "fp32,int8"], "is published in fp32, bf16, not in int8"),
         (["--precisions", "fp64"], "precision"),
         (["--images", "/nonexistent"], "no images in /nonexistent"),

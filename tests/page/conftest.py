@@ -17,9 +17,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.application import create_application
 from service.context import ServerContext
-from tests.service.conftest import stub_server, three
+from tests.service.conftest import imagenet, imagenet_server, stub_server, three
 
-__all__ = ["stub_server", "three"]  # fixtures of the service's tests
+__all__ = ["imagenet", "imagenet_server", "stub_server", "three"]  # fixtures of the service's tests
 Visit = Callable[..., Page]
 
 

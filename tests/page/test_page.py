@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 from playwright.sync_api import Page, expect
 
+from engines.published.manifest import Accuracy
 from engines.published.store import PublishedModel
 from service.context import ServerContext
-from tests.page.conftest import ThreadedServer, Visit
+from tests.page.conftest import ThreadedServer, Visit, served
 from tests.service.stubs import StubEngine, put
 from tests.serving import ROOT
 
@@ -33,6 +35,12 @@ def only(page: Page, *tags: str) -> None:
 def choose(page: Page, content: bytes, name: str = "digit.png") -> None:
     """Choose a file as the picture."""
     page.set_input_files("#file", {"name": name, "mimeType": "application/octet-stream", "buffer": content})
+
+
+class Int8Engine(StubEngine):
+    """Engine in INT8."""
+
+    precision = "int8"
 
 
 def test_a_dropped_digit_is_read_and_explained(visit: Visit, server: httpx.Client, lenet5: PublishedModel) -> None:
@@ -93,6 +101,29 @@ def test_three_networks_are_compared(visit: Visit, stubs: ThreadedServer, three:
     expect(page.locator("#verdict")).to_contain_text("All 2 say 1.")
     only(page, *three[2:])
     expect(page.locator("#verdict")).to_have_text(re.compile(r"kuzushiji lenet5 says \d\.mnist5k lenet5 says 1\."))
+
+
+def test_an_answer_has_the_accuracy_in_the_engines_precision(
+    visit: Visit, stubs: ThreadedServer, stub_server: ServerContext, three: list[str]
+) -> None:
+    model = stub_server.catalog.models[three[0]]
+    accuracy = {precision: Accuracy(top1=top1, images=1000) for precision, top1 in (("fp32", 0.978), ("int8", 0.9))}
+    manifest = model.manifest.model_copy(update={"accuracy": accuracy})
+    model.published = replace(model.published, manifest=manifest)
+    put(stub_server, three[0], Int8Engine())
+    page = visit(stubs.address)
+    only(page, three[0])
+    choose(page, DIGIT)
+    expect(page.locator(".answer h3")).to_contain_text("top-1 90.0 % measured")
+
+
+def test_an_answer_of_imagenet_has_superclasses(visit: Visit, imagenet_server: ServerContext, imagenet: str) -> None:
+    with served(imagenet_server) as threaded:
+        page = visit(threaded.address)
+        only(page, imagenet)
+        choose(page, DIGIT)
+        expect(page.locator(".bar .label").first).to_have_text("label 281 cat")
+        expect(page.locator(".answer")).to_contain_text(re.compile(r"By superclass: cat \d\d\.\d %, dog \d\d\.\d %, "))
 
 
 def test_a_time_limit_chooses_and_refuses(visit: Visit, stubs: ThreadedServer) -> None:

@@ -114,6 +114,34 @@ def test_without_a_published_network_the_page_has_the_command(visit: Visit, thre
         expect(page.locator("#plot .point").first).to_be_visible()
 
 
+def test_each_key_that_is_tried_adds_no_look_at_the_models(visit: Visit, three: list[str]) -> None:
+    server = make_context(Settings())
+    server.catalog.models = {}
+    with served(server) as threaded:
+        page = visit(threaded.address)
+        page.clock.install()
+        page.reload()
+        expect(page.locator("#banner")).to_contain_text("No network is published yet.")
+        page.evaluate("document.querySelector('#key-form').hidden = false")
+        for word in ("one", "two", "three"):
+            page.fill("#key", word)
+            with page.expect_response("**/models?"):
+                page.keyboard.press("Enter")
+        page.wait_for_timeout(500)
+        looks: list[str] = []
+        page.on("request", lambda request: looks.append(request.url))
+        page.clock.fast_forward(16_000)
+        page.wait_for_timeout(500)
+        assert len([url for url in looks if url.endswith("/models?")]) == 1
+
+
+def test_a_proxys_page_in_place_of_an_answer_is_told(visit: Visit, stubs: ThreadedServer) -> None:
+    page = visit(stubs.address)
+    page.route("**/models?", lambda route: route.fulfill(content_type="text/html", body="<h1>Sign in</h1>"))
+    page.reload()
+    expect(page.locator("#banner")).to_contain_text("The server does not answer.")
+
+
 def test_vgg16s_picture_says_where_memory_and_parameters_are(visit: Visit, stubs: ThreadedServer) -> None:
     page = visit(f"{stubs.address}#card/vgg16")
     expect(page.locator("#card-body h3")).to_have_text("vgg16")

@@ -10,11 +10,11 @@ import pytest
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.models import ModelStore
 
-from engines.published import manifest
+from engines.published import manifest, store
 from engines.published.store import PublishedModel
 from service.context import ServerContext, make_context
 from service.settings import Settings
-from tests.service.stubs import StubEngine, put
+from tests.service.stubs import RandomImageNetEngine, StubEngine, put
 
 
 @pytest.fixture
@@ -51,4 +51,24 @@ def stub_server(three: list[str]) -> ServerContext:
     server = make_context(Settings())
     for tag, answer, seconds in zip(three, (0, 1, 1, 2), (0.001, 0.01, 0.1, 0.1), strict=True):
         put(server, tag, StubEngine(answer), seconds)
+    return server
+
+
+@pytest.fixture
+def imagenet(three: list[str]) -> str:
+    """Make the first of the three models one of ImageNet with 1,000 classes, and return its tag."""
+    folder = store.folder_of(three[0])
+    labels = tuple(f"label {index}" for index in range(1000))
+    changed = manifest.load(folder).model_copy(update={"dataset": "imagenet", "labels": labels, "accuracy": {}})
+    (folder / manifest.FILE).write_text(changed.model_dump_json())
+    folder.rename(store.folder_of(changed.tag))
+    return changed.tag
+
+
+@pytest.fixture
+def imagenet_server(imagenet: str, three: list[str]) -> ServerContext:
+    """Return a server of a model of ImageNet, and of one of digits that answers 7."""
+    server = make_context(Settings())
+    put(server, imagenet, RandomImageNetEngine())
+    put(server, three[1], StubEngine(7))
     return server

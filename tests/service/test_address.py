@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -12,7 +13,7 @@ import pytest
 
 from service import address
 from tests.conftest import Run
-from tests.serving import ROOT
+from tests.serving import ROOT, free_port
 
 
 @pytest.fixture
@@ -70,6 +71,15 @@ def test_the_port_of_grpc_is_free_is_another_and_is_of_the_same_host(
     )
     assert "choose another by CONVSERVE_GRPC_PORT" in str(address.grpc_problem("127.0.0.1", 3000, taken))
     assert "set BENTOML_HOST=0.0.0.0 in place of --host" in str(address.grpc_problem("0.0.0.0", 3000, taken))
+
+
+def test_grpc_that_cannot_be_imported_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert address.grpc_problem("127.0.0.1", 3000, free_port()) is None
+    monkeypatch.setitem(sys.modules, "grpc_health.v1.health_pb2", None)
+    line = str(address.grpc_problem("127.0.0.1", 3000, free_port()))
+    assert line.startswith("gRPC cannot be imported: import of grpc_health.v1.health_pb2 halted")
+    assert "CONVSERVE_GRPC_PORT needs" in line
+    assert "\n" not in line
 
 
 def test_bentoml_listens_on_this_machine_alone_and_ends_with_one_line_on_a_taken_port(run: Run, taken: int) -> None:

@@ -37,7 +37,7 @@ def form(*parts: bytes, boundary: bytes = b"x") -> bytes:
     ],
 )
 def test_the_image_is_the_part_of_that_name_whatever_stands_beside_it(part: bytes) -> None:
-    body = form(TEXT, part + b"\r\n--the\x00image", IMAGE + b"another")
+    body = form(TEXT, part + b"\r\n--the\x00image", TEXT)
     assert image_of(body, "multipart/form-data; boundary=x") == b"\r\n--the\x00image"
 
 
@@ -62,6 +62,12 @@ def test_requests_may_leave_out_the_files_name(file: Any) -> None:
     request = requests.Request("POST", "http://test/classify", files={"image": file}).prepare()
     assert isinstance(request.body, bytes)
     assert image_of(request.body, request.headers["Content-Type"]) == DIGIT
+
+
+def test_several_images_are_refused() -> None:
+    with pytest.raises(Problem, match="the form has 2 images; this route takes one") as caught:
+        image_of(form(IMAGE + b"one", IMAGE, IMAGE + b"another"), "multipart/form-data; boundary=x")
+    assert (caught.value.status, caught.value.code) == (422, "several_images")
 
 
 def test_a_form_with_other_parts_alone_names_them() -> None:

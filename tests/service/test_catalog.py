@@ -103,6 +103,33 @@ def test_the_command_of_a_409_can_work_for_every_architecture(digits: DataSet) -
         assert quick(ZOO[name], digits).epochs
 
 
+@pytest.mark.parametrize(
+    ("name", "dataset", "command"),
+    [
+        ("resnet56_cifar", "mnist5k", "import resnet56_cifar && {}/resnet56_cifar-cifar10"),
+        ("resnet18", "imagenet", "import resnet18 && {}/resnet18-imagenet"),
+        ("resnet18@imagenet", "mnist5k", "import resnet18 && {}/resnet18-imagenet"),
+        ("resnet18@mnist5k", "mnist5k", "resnet18 --data mnist5k && {}/resnet18-mnist5k"),
+        ("zfnet", "mnist5k", "zfnet --data mnist5k && {}/zfnet-mnist5k"),
+    ],
+)
+def test_weights_that_a_library_has_are_imported(
+    name: str, dataset: str, command: str, lenet5: PublishedModel, tmp_path: Path
+) -> None:
+    with store_of(lenet5, tmp_path, [("imagenet", "a")]), pytest.raises(Problem) as raised:
+        Catalog(Settings(dataset=dataset)).find(name)
+    expected = f"python -m training {command.format('python -m training publish checkpoints')}"
+    assert raised.value.more["command"] == expected
+    assert raised.value.detail.endswith(f": {expected}")
+
+
+def test_the_cards_of_the_server_say_what_can_be_imported() -> None:
+    cards = Catalog(Settings()).architectures
+    assert {name: card.importable for name, card in cards.items()} == {
+        name: card.weights and card.weights.data for name, card in ZOO.items()
+    }
+
+
 @pytest.mark.usefixtures("store")
 def test_of_several_other_data_sets_none_is_taken_and_all_are_named() -> None:
     catalog = Catalog(Settings(dataset="fashion"))

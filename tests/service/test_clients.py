@@ -16,7 +16,7 @@ from engines.published.store import PublishedModel
 from loadtest.scale.virtual_time import now, simulated
 from service.admission import Overloaded, QueuePlaces
 from service.client_queue import ClientQueue
-from service.clients import NOBODY, Client, ClientLimits, Clients, ClientUsage, LimitReached, current
+from service.clients import NOBODY, SHADOWS, Client, ClientLimits, Clients, ClientUsage, LimitReached, current
 from service.scheduler import Scheduler
 from service.settings import Settings
 from tests.service.stubs import StubEngine, client_of, put
@@ -180,6 +180,30 @@ def test_a_flood_of_one_client_neither_refuses_nor_delays_another() -> None:
         assert "of this client wait already" in str(too_many[0])
 
     simulated(main())
+
+
+def test_shadows_that_let_others_pass_make_nobody_expect_a_longer_wait() -> None:
+    async def main() -> tuple[float, float]:
+        device = ExactDevice()
+        scheduler, queue = Scheduler(100, device, now), device.queue(1.0, best=1)
+
+        async def shadow() -> float:
+            current.set(SHADOWS)
+            answer, _ = await ask(scheduler, queue)
+            return answer.queue_ms
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(ask(scheduler, queue))
+            await asyncio.sleep(0.1)
+            shadows = [tasks.create_task(shadow()) for _ in range(2)]
+            for _ in range(20):  # one waits always
+                tasks.create_task(ask(scheduler, queue))
+                await asyncio.sleep(1)
+        return max(task.result() for task in shadows), queue.wait_factor()
+
+    waited_ms, factor = simulated(main())
+    assert waited_ms > 9000  # and two seconds were expected
+    assert factor == pytest.approx(1, abs=0.05)
 
 
 def test_large_requests_of_one_client_refuse_nobody_elses() -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from engines.published.preprocess import Preprocess
 from service.errors import Problem
-from service.images import MAX_SCANS, Decoders, ImageBytes, RequestOver, decode, opened
+from service.images import HALF_LIFE_S, MAX_SCANS, Decoders, ImageBytes, RequestOver, decode, opened
 from tests.service.bombs import HARMLESS, jpeg_of_scans, large_png
 from tests.service.test_images import LIMIT, SMALL, encoded, to_pixels
 
@@ -133,3 +133,14 @@ def test_photos_decoded_on_the_event_loop_count_in_the_expected_time_and_small_p
         assert decoders.mean_s > 0
 
     asyncio.run(scenario())
+
+
+def test_slow_decodings_of_a_busy_past_are_forgotten_without_a_request() -> None:
+    now = [0.0]
+    decoders = Decoders(1, LIMIT, clock=lambda: now[0])
+    decoders.observe(1)
+    assert decoders.mean_s == pytest.approx(0.1)
+    now[0] += 2 * HALF_LIFE_S
+    assert decoders.mean_s == pytest.approx(0.025)
+    decoders.observe(0.005)
+    assert decoders.mean_s == pytest.approx(0.023)

@@ -16,13 +16,16 @@ from PIL import Image
 from engines.published.maps import MAPS
 from engines.published.preprocess import Preprocess
 from engines.published.store import PublishedModel
+from engines.runtimes.engine import EngineError
 from models.cost import LayerCost
+from service import loading
 from service.admission import EngineQueue
 from service.context import ServerContext, make_context
 from service.cost import BatchCost
 from service.explain import FramedPreprocess
 from service.loading import Slot
 from service.settings import Settings
+from service.state_metrics import state_text
 from tests.service.stubs import StubEngine, client_of, put
 from tests.serving import ROOT
 
@@ -61,7 +64,13 @@ async def test_hiding_a_part_shows_where_the_class_is(stub_server: ServerContext
         assert answer.headers["server-timing"].startswith("decode;dur=")
         other = np.array((await explain(client, three[0], **{"class": 3})).json()["grid"])
         assert other.min() < 0  # what speaks for class 1 speaks against class 3
-        assert 'outcome="ok"} 100.0' in (await client.get("/metrics")).text
+        metrics = (await client.get("/metrics")).text
+        assert 'outcome="ok"} 100.0' in metrics
+        for stage, images in (("decode", 2), ("inference", 100)):  # what is hidden is not decoded
+            labels = f'{{model="{three[0]}",stage="{stage}"}}'
+            assert f"convserve_stage_duration_seconds_count{labels} {images}.0" in metrics
+        (latency,) = (await client.get(f"/models/{three[0]}/latency")).json()["models"].values()
+        assert latency["requests"] == 2
 
 
 async def test_the_overlay_is_a_picture_of_what_the_network_saw(stub_server: ServerContext, three: list[str]) -> None:
@@ -126,6 +135,30 @@ async def test_a_network_with_global_pooling_has_a_map_for_one_image(
         assert f'convserve_queue_depth{{model="{three[0]}",precision="maps"}} 0.0' in metrics
 
 
+async def test_without_an_engine_of_maps_parts_are_hidden_and_nobody_is_alarmed(
+    stub_server: ServerContext, three: list[str]
+) -> None:
+    model = stub_server.catalog.models[three[0]]
+    model.published = with_global_pooling(model.published)
+    model.slots[MAPS] = Slot()
+    model.slots[MAPS].failed(EngineError("this graph has no maps"))
+    async with client_of(stub_server) as client:
+        explained = (await explain(client, three[0])).json()
+    assert (explained["method"], explained["images"]) == ("occlusion", 50)
+    assert f'convserve_model_failed{{model="{three[0]}"}} 0.0' in state_text(stub_server).decode()
+
+
+async def test_an_engine_of_maps_does_not_prove_that_the_model_can_be_served(
+    stub_server: ServerContext, three: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "open_engine", lambda *_, **__: MapsStub())
+    model = stub_server.catalog.models[three[2]]
+    model.slots = {None: Slot()}
+    for precision, proven in ((MAPS, False), (None, True)):
+        await stub_server.device.queue(model, precision)
+        assert model.proven == proven
+
+
 async def test_an_explanation_is_admitted_as_the_images_it_costs(stub_server: ServerContext, three: list[str]) -> None:
     queue = put(stub_server, three[0], StubEngine(), 0.1)
     read = []
@@ -148,6 +181,15 @@ async def test_an_explanation_is_admitted_as_the_images_it_costs(stub_server: Se
         assert (await explain(client, three[0], deadline_ms=2000)).json()["images"] == 17
         assert queue.depth == queue.users == 0
         assert 'outcome="overloaded"} 1.0' in (await client.get("/metrics")).text
+
+
+@pytest.mark.parametrize(("most", "answered"), [(49, 26), (25, 17), (16, "not_explainable")])
+async def test_a_grid_has_no_more_images_than_may_wait(three: list[str], most: int, answered: int | str) -> None:
+    server = make_context(Settings(max_waiting=most))
+    put(server, three[0], StubEngine())
+    async with client_of(server) as client:
+        explained = (await explain(client, three[0])).json()
+    assert explained.get("images", explained.get("code")) == answered
 
 
 async def test_an_engine_that_fails_is_a_problem(stub_server: ServerContext, three: list[str]) -> None:
@@ -179,6 +221,13 @@ async def test_bad_input_is_a_problem(
     async with client_of(stub_server) as client:
         answer = await explain(client, model.replace("TAG", three[0]), **parameters)
         assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+@pytest.mark.parametrize("path", ["/explain?model=", "/compare?models="])
+async def test_a_form_of_several_images_is_a_problem(stub_server: ServerContext, three: list[str], path: str) -> None:
+    async with client_of(stub_server) as client:
+        answer = await client.post(path + three[0], files=[("image", DIGIT)] * 2)
+    assert (answer.status_code, answer.json()["code"]) == (422, "several_images")
 
 
 async def test_a_bad_picture_is_a_problem(stub_server: ServerContext, three: list[str]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from service.context import ServerContext, make_context
 from service.device import LocalDevice
@@ -229,6 +230,26 @@ async def test_models_are_listed_loaded_and_unloaded(server: ServerContext, mode
         sent = await client.post(f"{path}/load", json={"parameters": {"config": "{}"}})
         assert (sent.status_code, "publish the model" in sent.json()["error"]) == (400, True)
         assert (await client.post("/v2/repository/index", content=b"[")).status_code == 400
+
+
+class BrokenEngine(StubEngine):
+    """Engine that computes NaN."""
+
+    def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.full((len(pixels), 10), np.nan, np.float32)
+
+
+@pytest.mark.parametrize("path", ["/classify?model=TAG", "/compare?models=TAG", "/explain?model=TAG", "/v2"])
+async def test_what_json_cannot_hold_is_an_error_in_words(
+    stub_server: ServerContext, three: list[str], path: str
+) -> None:
+    put(stub_server, three[0], BrokenEngine())
+    async with client_of(stub_server) as client:
+        if path == "/v2":
+            answer = await client.post(f"/v2/models/{three[0]}/infer", json={"inputs": [FILE]})
+        else:
+            answer = await client.post(path.replace("TAG", three[0]), content=DIGIT)
+    assert (answer.status_code, "stub in fp32 computed infinity or NaN" in answer.text) == (500, True)
 
 
 async def test_keys_are_needed_but_for_the_health(three: list[str], model: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from bentoml._internal.bento.build_config import BentoPathSpec
 
+from engines.published.imagenet import CLASSES
 from engines.published.store import PublishedModel
 from service.architectures import CARDS, LAYERS
 from tests.conftest import Run
@@ -27,10 +28,10 @@ def test_the_bentos_packages_are_the_projects_dependencies_and_have_no_torch() -
     assert not any(package.startswith(("torch", "nvidia")) for package in project["dependencies"])
 
 
-def test_the_bento_includes_the_architectures_and_their_layers() -> None:
+def test_the_bento_includes_the_architectures_their_layers_and_imagenets_classes() -> None:
     bento = yaml.safe_load((ROOT / "bentofile.yaml").read_text())
     packed = BentoPathSpec(bento["include"], bento["exclude"])
-    assert all(packed.includes(str(file.relative_to(ROOT))) for file in (CARDS, LAYERS))
+    assert all(packed.includes(str(file.relative_to(ROOT))) for file in (CARDS, LAYERS, CLASSES))
     assert CARDS.stat().st_size + LAYERS.stat().st_size < 400_000
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from pathlib import Path
+from threading import Event
 
 import pytest
+from fsspec.callbacks import Callback
+from fsspec.implementations.local import LocalFileSystem
 
 from engines.published import store
-from engines.published.bucket import ModelBucket
+from engines.published.bucket import ModelBucket, downloads
+from engines.published.files import locked
 from engines.published.store import PublishedModel
 from service.metrics import Metrics
 from service.pulling import Puller
@@ -52,6 +58,36 @@ async def test_a_server_that_could_download_no_model_is_not_ready(
     await puller.pull(wait=True)
     assert puller.problem
     assert f"model.onnx of {lenet5.manifest.tag} is not the file that was pushed" in puller.problem
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("parts", [0, 1])
+async def test_a_download_ends_with_its_server(
+    parts: int, lenet5: PublishedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "home" / "models"
+    root.mkdir(parents=True)
+    monkeypatch.setattr(store, "root", lambda: root)
+    ModelBucket(f"file://{tmp_path}/bucket").push(lenet5)
+    begun, goes_on = Event(), Event()
+    whole: list[str] = []
+
+    def get_file(self: object, source: str, path: str, callback: Callback) -> None:
+        begun.set()
+        assert goes_on.wait(10)
+        for _ in range(parts):
+            callback.relative_update()
+        whole.append(source)
+        shutil.copyfile(source, path)
+
+    monkeypatch.setattr(LocalFileSystem, "get_file", get_file)
+    pulling = asyncio.create_task(Puller(Settings(models=f"file://{tmp_path}/bucket"), Metrics()).pull())
+    assert await asyncio.to_thread(begun.wait, 10)
+    pulling.cancel()
+    await asyncio.wait([pulling])
+    goes_on.set()
+    with locked(downloads() / "lock"):  # the thread has ended
+        assert (len(whole), store.published()) == (1 - parts, [])
 
 
 @pytest.mark.anyio

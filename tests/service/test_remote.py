@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from engines.published.maps import MAPS
 from engines.published.store import PublishedModel
 from service import device_process
 from service.admission import Late, Overloaded, PendingImage
@@ -137,6 +138,16 @@ async def test_thousands_of_cancelled_requests_never_get_answers_to_others(three
     assert outcomes["cancelled"] > 1000, outcomes
 
 
+async def test_only_decoded_pictures_count_in_the_latencies(three: list[str], tmp_path: Path) -> None:
+    async with split(three[0], tmp_path) as both:
+        model = both.front.catalog.models[both.tag]
+        await both.ask(7)  # which has no time of decoding
+        queue = await both.front.device.queue(model)
+        with both.front.scheduler.admit(queue, time.monotonic() + 30) as place:
+            await place.infer(numbered(8), 0.5)
+        assert [stages[0] for stages in await both.front.device.recent(model)] == [0.5]
+
+
 async def test_images_of_shadows_give_way_in_the_device_process_too(three: list[str], tmp_path: Path) -> None:
     async with split(three[0], tmp_path) as both:
         both.engine.seconds = 0.2
@@ -211,6 +222,21 @@ async def test_an_engine_that_was_unloaded_meanwhile_is_loaded_again(
         assert answer.logits.shape == (10,)
         await front.unload(model)
         assert both.front.catalog.models[both.tag].chosen.status == "published"
+
+
+async def test_an_engine_of_another_precision_never_stands_in(
+    three: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unloaded_again(*_: object) -> None:
+        pass
+
+    async with split(three[0], tmp_path) as both:
+        monkeypatch.setattr(both.front.device, "_load", unloaded_again)
+        model = both.front.catalog.models[both.tag]
+        with pytest.raises(Problem) as problem:
+            await both.front.device.queue(model, MAPS)
+        assert problem.value.code == "device_gone"
+        assert (await both.front.device.queue(model)).engine.precision == both.engine.precision
 
 
 async def test_a_front_that_has_gone_leaves_nothing_and_a_device_that_has_gone_fails_what_waits(

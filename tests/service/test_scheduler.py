@@ -279,24 +279,6 @@ def test_the_backlogs_of_all_queues_are_those_of_each(device: ExactDevice) -> No
     simulated(main())
 
 
-def test_what_was_slow_once_is_not_refused_for_ever(device: ExactDevice) -> None:
-    async def main() -> None:
-        queue, scheduler = device.queue(1.0), Scheduler(100, device, now)
-        for _ in range(10):
-            queue.cost.observe(1, 4.0)
-        refused = 0
-        while True:
-            try:
-                scheduler.check(queue, now() + 1.2)
-                break
-            except Overloaded:
-                refused += 1
-                await asyncio.sleep(1.1)
-        assert 5 < refused < 50
-
-    simulated(main())
-
-
 def test_the_queue_is_bounded_and_counts_what_is_still_decoded(device: ExactDevice) -> None:
     async def main() -> None:
         queue, scheduler = device.queue(1.0), Scheduler(3, device, now)

@@ -132,7 +132,7 @@ def test_an_unknown_model_gets_near_names(server: httpx.Client) -> None:
 
 def test_missing_weights_come_with_the_command_that_makes_them(server: httpx.Client) -> None:
     assert classify(server, DIGIT, model="senet154").json()["command"] == (
-        "python -m training senet154 --data mnist5k && python -m training publish checkpoints/senet154-mnist5k"
+        "python -m training import senet154 && python -m training publish checkpoints/senet154-imagenet"
     )
 
 

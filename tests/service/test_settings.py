@@ -112,6 +112,12 @@ def test_a_token_from_a_file_may_end_in_a_line_break(monkeypatch: pytest.MonkeyP
             "lenet5.share: Input should be less than or equal to 1",
         ),
         ("ROUTES", '{"lenet5": {"to": "resnet18", "share": 0.5}}', "lenet5.to: String should match pattern"),
+        (
+            "ROUTES",
+            f'{{"lnet5@mnist5k": {{"to": "{TAG}", "share": 0.5}}}}',
+            "there is no architecture 'lnet5'; did you mean lenet5",
+        ),
+        ("ROUTES", f'{{"auto": {{"to": "{TAG}", "share": 0.5}}}}', "there is no architecture 'auto'"),
         ("CLIENTS", "shop", "not JSON"),
         ("CLIENTS", "[]", "Input should be a valid dictionary"),
         ("CLIENTS", '{"shop": {"key_sha256": "s3cret"}}', "shop.key_sha256: String should match pattern"),

@@ -339,7 +339,7 @@ def test_a_server_answers_several_images_as_single_ones(server: httpx.Client, le
 async def test_pixels_do_not_wait_for_decoders(few: ServerContext, three: list[str]) -> None:
     height, width, channels = few.catalog.models[three[0]].manifest.preprocess.shape
     put(few, three[0], StubEngine())
-    few.decoders.mean_s = 10.0
+    few.decoders.observe(100)  # a tenth moves the mean
     headers = {"Content-Type": "application/octet-stream", "X-Shape": f"2,{height},{width},{channels}"}
     body, query = bytes(2 * height * width * channels), {"model": three[0], "deadline_ms": "2000"}
     async with client_of(few) as client:

@@ -4,47 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from engines.published import manifest, store
-from service.context import ServerContext, make_context
-from service.settings import Settings
-from tests.service.stubs import StubEngine, client_of, put
+from service.context import ServerContext
+from tests.service.stubs import PUG, TABBY, client_of
 from tests.serving import ROOT
 
 pytestmark = pytest.mark.anyio
 DIGIT = (ROOT / "docs" / "digit.png").read_bytes()
-TABBY, TIGER_CAT, PUG = 281, 282, 254
-
-
-class RandomImageNetEngine(StubEngine):
-    """Engine with random logits of 1,000 classes, and high ones of two cats and, between them, a dog."""
-
-    def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        logits = np.random.default_rng(0).standard_normal((len(pixels), 1000), np.float32)
-        logits[:, [TABBY, PUG, TIGER_CAT]] = 12, 11.9, 11.8
-        return logits
-
-
-@pytest.fixture
-def imagenet(three: list[str]) -> str:
-    """Make the first of the three models one of ImageNet with 1,000 classes, and return its tag."""
-    folder = store.folder_of(three[0])
-    labels = tuple(f"label {index}" for index in range(1000))
-    changed = manifest.load(folder).model_copy(update={"dataset": "imagenet", "labels": labels, "accuracy": {}})
-    (folder / manifest.FILE).write_text(changed.model_dump_json())
-    folder.rename(store.folder_of(changed.tag))
-    return changed.tag
-
-
-@pytest.fixture
-def server(imagenet: str, three: list[str]) -> ServerContext:
-    server = make_context(Settings())
-    put(server, imagenet, RandomImageNetEngine())
-    put(server, three[1], StubEngine(7))
-    return server
 
 
 def check(answer: dict[str, Any], top_k: int = 5) -> None:
@@ -59,8 +26,8 @@ def check(answer: dict[str, Any], top_k: int = 5) -> None:
     assert first["probability"] < sums["cat"] <= sum(sums.values()) <= 1 + 1e-9
 
 
-async def test_the_superclasses_of_all_classes_add_up(server: ServerContext, imagenet: str) -> None:
-    async with client_of(server) as client:
+async def test_the_superclasses_of_all_classes_add_up(imagenet_server: ServerContext, imagenet: str) -> None:
+    async with client_of(imagenet_server) as client:
         answer = (await client.post(f"/classify?model={imagenet}&top_k=1000", content=DIGIT)).json()
     check(answer, 1000)
     expected: dict[str, float] = {}
@@ -71,9 +38,9 @@ async def test_the_superclasses_of_all_classes_add_up(server: ServerContext, ima
 
 
 async def test_several_images_and_a_comparison_have_them(
-    server: ServerContext, imagenet: str, three: list[str]
+    imagenet_server: ServerContext, imagenet: str, three: list[str]
 ) -> None:
-    async with client_of(server) as client:
+    async with client_of(imagenet_server) as client:
         parts = [("image", DIGIT)] * 2
         several = (await client.post(f"/classify?model={imagenet}", files=parts)).json()
         compared = (await client.post(f"/compare?models={imagenet},{three[1]}", content=DIGIT)).json()
@@ -84,14 +51,14 @@ async def test_several_images_and_a_comparison_have_them(
     assert "superclasses" not in of_digits
 
 
-async def test_an_explanation_names_the_superclass(server: ServerContext, imagenet: str) -> None:
-    async with client_of(server) as client:
+async def test_an_explanation_names_the_superclass(imagenet_server: ServerContext, imagenet: str) -> None:
+    async with client_of(imagenet_server) as client:
         explained = (await client.post(f"/explain?model={imagenet}&class={PUG}", content=DIGIT)).json()["explained"]
     assert (explained["wnid"], explained["superclass"]) == ("n02110958", "dog")
 
 
-async def test_the_answer_of_another_model_is_as_it_was(server: ServerContext, three: list[str]) -> None:
-    async with client_of(server) as client:
+async def test_the_answer_of_another_model_is_as_it_was(imagenet_server: ServerContext, three: list[str]) -> None:
+    async with client_of(imagenet_server) as client:
         answer = await client.post(f"/classify?model={three[1]}&top_k=1", content=DIGIT)
         explained = (await client.post(f"/explain?model={three[1]}", content=DIGIT)).json()
     row = answer.json()["predictions"][0]

@@ -51,6 +51,18 @@ async def test_a_canary_answers_its_share(three: list[str]) -> None:
         assert by_tag.json()["model"] == three[1]
 
 
+async def test_a_newer_version_that_is_tried_is_not_what_the_name_means(three: list[str]) -> None:
+    async with client_of(split(three, to=three[USUAL], share=0.3)) as client:
+        answered = await answering(client, 200)
+        assert answered.keys() == {three[1], three[USUAL]}
+        assert 30 < answered[three[USUAL]] < 95
+    async with client_of(split(three, shadow=three[USUAL], share=1)) as client:
+        assert await answering(client, 10) == {three[1]: 10}
+        assert await shadowed(client) == {"agrees": 10.0}
+    settings = Settings.model_validate({"routes": {"resnet18": {"to": three[USUAL], "share": 0.1}}})
+    assert make_context(settings).catalog.find("lenet5").manifest.tag == three[USUAL]  # is tried under another's name
+
+
 async def test_a_canary_that_is_not_loaded_is_passed_over(three: list[str]) -> None:
     server = split(three, to=three[0], share=1)
     server.catalog.models[three[0]].chosen.release()

@@ -256,3 +256,14 @@ def test_small_squares_are_not_cropped_as_photos_are(
     data = load(f"folder:{root}")
     assert data.edge == edge
     assert (recipe_of(ZOO["lenet5_modern"], data, "tune").area is None) == bool(edge)
+
+
+def test_padding_has_the_level_of_the_pictures_border(tmp_path: Path) -> None:
+    root = tmp_path / "signs"
+    for label, ink in (("a", 0), ("b", 90)):
+        (root / label).mkdir(parents=True)
+        picture = Image.new("L", (28, 28), 250)
+        picture.paste(ink, (4, 4, 24, 24))
+        for number in range(3):
+            picture.save(root / label / f"{number}.png")
+    assert load(f"folder:{root}").fill == 250

@@ -29,7 +29,7 @@ from training.checkpoint import Epoch
 from training.data import DataSet
 from training.errors import MachineError, RecipeError, TrainingError
 from training.input import input_of
-from training.machine import check_room, machine_errors
+from training.machine import check_room, check_writable, machine_errors
 from training.processes import Processes
 from training.recipes import Recipe, quick
 from training.train import TrainingOptions, TrainingRun, train
@@ -77,6 +77,25 @@ def test_what_cannot_be_written_is_a_line_before_the_first_epoch(
     with pytest.raises(SystemExit, match="error: " + message.replace("FILE", file)):
         main([word.replace("FILE", file) for word in words])
     assert "epoch" not in capsys.readouterr().out
+
+
+def test_a_folder_is_made_for_what_is_written_there_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"error: .*nowhere"):
+        main(["import", "resnet20_cifar", "--file", "nowhere"])
+    assert not list(tmp_path.iterdir())
+    check_writable(tmp_path)
+    assert tmp_path.exists()
+
+
+def test_imported_weights_are_named_after_their_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(RESNET.build(10).state_dict(), "weights.pth")
+    main(["import", "resnet20_cifar", "--file", "weights.pth"])
+    assert capsys.readouterr().out.endswith("now: python -m training publish checkpoints/resnet20_cifar-cifar10\n")
+    assert (tmp_path / "checkpoints" / "resnet20_cifar-cifar10" / checkpoint.FILE).exists()
 
 
 def test_a_full_disk_leaves_the_last_whole_checkpoint_and_resume_goes_on(digits: DataSet, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from engines.published.preprocess import Preprocess
-from training.data import DataSet, Files, Members, load
+from training.data import DataSet, Files, Members, load, write_images
 from training.data.images import PictureError
 from training.errors import DataError
 
@@ -78,6 +78,13 @@ def test_a_folder_with_a_file_of_labels_is_as_a_table(flat: Path, capsys: pytest
     assert names(data)[1] == {"6.png", "7.png"}
     assert data.split == "column of the table: 6 to train on, 2 held out"
     assert load(f"csv:{flat / 'labels.csv'}").name == "birds"  # `labels` would say nothing
+
+
+def test_pictures_are_written_into_their_folder_whatever_the_labels(flat: Path, tmp_path: Path) -> None:
+    (flat / "list.csv").write_text("\n".join(["path,label", *ROWS]).replace("robin", "..").replace("blue tit", "a/b"))
+    write_images(load(f"csv:{flat / 'list.csv'}"), tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"-", "a-b"}
+    assert {path.name for path in tmp_path.iterdir()} == {"Birds", "out"}
 
 
 def test_numbers_are_classes_in_their_order(flat: Path) -> None:

@@ -115,6 +115,24 @@ def test_one_that_diverges_leaves_the_others_theirs(digits: DataSet, tmp_path: P
     campaign(runs[1:], data, ALONE, file=file)  # is there: not trained again
 
 
+def test_a_result_by_other_values_is_named_with_them(
+    digits: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, file, card = few(digits, 40), tmp_path / "results.jsonl", ZOO["lenet5_modern"]
+    recipe = replace(quick(card, data), batch=10, epochs=4, warmup_epochs=2)
+    run = TrainingRun(card, recipe, 0, tmp_path / "a")
+    campaign([run], data, ALONE, TrainingOptions(max_minutes=1e-9), file)
+    campaign([run], data, ALONE, file=file)  # of one epoch, for want of time, yet the same
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"by the recipe {recipe.source!r}")
+    other = run._replace(recipe=replace(recipe, freeze="head-only", lr=0.5))
+    told = f"with lr {recipe.lr!r}, not 0.5, freeze 'none', not 'head-only'; another --results takes both"
+    with pytest.raises(TrainingError, match=told):
+        campaign([other], data, ALONE, file=file)
+    campaign([run, other], data, ALONE, file=file)
+    assert told in capsys.readouterr().out
+    assert len(read(file)) == 1
+
+
 def test_a_budget_draws_the_schedule_together(digits: DataSet, tmp_path: Path) -> None:
     data = few(digits, 40)
     run = TrainingRun(ZOO["resnet20_cifar"], quick(ZOO["resnet20_cifar"], data), 0, tmp_path)

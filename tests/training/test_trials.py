@@ -83,7 +83,8 @@ def test_without_tensorboard_the_remedy_is_a_line(tmp_path: Path, monkeypatch: p
     with pytest.raises(
         SystemExit, match=r"error: --log tensorboard needs TensorBoard: pip install '\.\[tensorboard\]'"
     ):
-        main(["lenet5_modern", "--epochs", "1", "--log", "tensorboard", "--out", str(tmp_path)])
+        main(["lenet5_modern", "--epochs", "1", "--log", "tensorboard", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_page_shows_the_worst_pictures(

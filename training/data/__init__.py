@@ -49,12 +49,18 @@ def download(spec: str) -> None:
         raise DataError(f"{name} could not be downloaded: {error}") from error
 
 
+def folder_of(label: str) -> str:
+    """Return the name of a label's folder: a label of a table or a shard may be any text, such as `..`."""
+    name = label.replace("/", "-")
+    return "-" if name in {".", ".."} else name
+
+
 def write_images(data: DataSet, out: Path) -> None:
     """Write the held-out pictures as `<out>/<label>/<number>.png`; the folder appears complete or not at all."""
     temporary = out.with_name(f"{out.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
     for number, target in enumerate(data.held_out.targets):
-        path = temporary / data.labels[target].replace("/", "-") / f"{number:05}.png"
+        path = temporary / folder_of(data.labels[target]) / f"{number:05}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         picture = data.held_out.pictures[number]
         if picture.mode not in PNG_MODES and not picture.mode.startswith("I;16"):

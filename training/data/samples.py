@@ -47,7 +47,7 @@ def data_set(
     """
     described, train, held_out = split
     of_train = images(train)
-    mean, std = statistics(of_train)
+    mean, std, fill = statistics(of_train)
     if max(std) < FLAT:
         warn(f"{spec}: the pixels of all pictures are nearly the same, {mean}: is that right?")
     warn_of_imbalance(spec, labels, of_train)
@@ -59,7 +59,7 @@ def data_set(
         edge=edge_of(of_train),
         mean=mean,
         std=std,
-        fill=round(255 * float(np.mean(mean))),
+        fill=fill,
         train=of_train,
         held_out=images(held_out),
     )
@@ -210,9 +210,14 @@ def edge_of(images: Images) -> int | None:
     return width if small and all(images.pictures[index].size == size for index in images.evenly(SAMPLE)) else None
 
 
-def statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation per channel, 0 to 1, over the central 224 x 224 of at most SAMPLE images."""
-    pixels = images.pixels(Preprocess(mode="RGB", resize_edge=256, crop=224), images.evenly(SAMPLE))
-    values = pixels.reshape(-1, 3) / np.float32(255)
+def statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...], int]:
+    """Return mean and standard deviation per channel, 0 to 1, and the background, 0 to 255, of at most SAMPLE images.
+
+    At 256 x 256 pixels, the first two are those of the central 224 x 224, and the background is the border's median.
+    """
+    pixels = images.pixels(Preprocess(mode="RGB", resize_edge=256, crop=256), images.evenly(SAMPLE))
+    values = pixels[:, 16:-16, 16:-16].reshape(-1, 3) / np.float32(255)
     mean, std = values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64)
-    return tuple(mean.round(4).tolist()), tuple(std.clip(1e-3).round(4).tolist())
+    sides = pixels[:, [0, -1]], pixels[:, :, [0, -1]].swapaxes(1, 2)
+    background = round(float(np.median(np.concatenate(sides))))
+    return tuple(mean.round(4).tolist()), tuple(std.clip(1e-3).round(4).tolist()), background
