@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+
+import psutil
 
 from engines.runtimes.machine import gpus
 from loadtest.options import RESULTS, names, numbers
@@ -75,5 +78,11 @@ def peers_command(arguments: list[str]) -> None:
 
 
 def end(signum: int, frame: FrameType | None) -> None:
-    """Raise SystemExit, so that a server that this command started is stopped on the way out."""
+    """Raise SystemExit, so that a server that this command started is stopped on the way out.
+
+    A server that has started this moment, which the command does not know yet, is terminated here.
+    """
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            child.terminate()
     sys.exit(128 + signum)
