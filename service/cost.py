@@ -30,10 +30,10 @@ def batch_sizes(most: int) -> list[int]:
 class BatchCost:
     """Predicted seconds of device time by batch size, interpolated linearly between the known sizes.
 
-    Observed durations correct all sizes by one factor, since whatever slows an engine down while it serves, such as
-    decoding on the same cores, does so at every size. `best_batch` is the smallest of 1, 2, 4 … `max_batch` with at
-    least 95 % of the best rate that takes `shortest_s`, or the largest of that rate: a larger batch would only keep
-    other images waiting. `uncorrected_s` is the time of one image without any correction.
+    Observed durations correct all sizes by one factor: most of what slows an engine down while it serves does so at
+    every size. `shortest_s` is for the rest, which holds up each batch alike. `best_batch` is the smallest of 1, 2, 4 …
+    `max_batch` with at least 95 % of the best rate that takes `shortest_s`, or the largest of that rate: a larger batch
+    would only keep other images waiting. `uncorrected_s` is the time of one image without any correction.
     """
 
     def __init__(self, seconds: Mapping[int, float], max_batch: int, shortest_s: float = 0.0) -> None:
@@ -96,7 +96,7 @@ class WaitFactor:
         self._waited_s = self._predicted_s = 0.0
 
     def __call__(self) -> float:
-        """Return the factor."""
+        """Return the factor by which a predicted wait is multiplied."""
         return min(max(1.0, self._waited_s / self._predicted_s), OUTLIER) if self._predicted_s else 1.0
 
     def observe(self, predicted_s: float, waited_s: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,11 +64,15 @@ def write_photos(folder: Path) -> None:
 
 def form(path: Path, label: str) -> LabelledImage:
     """Return a multipart form with the photo as its part `image`."""
-    head = (
-        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="{legible(path.name)}"\r\n'
-        "Content-Type: image/jpeg\r\n\r\n"
-    )
-    return LabelledImage(head.encode() + path.read_bytes() + f"\r\n--{BOUNDARY}--\r\n".encode(), label)
+    return LabelledImage(multipart([(path.name, path.read_bytes())]), label)
+
+
+def multipart(photos: Sequence[tuple[str, bytes]]) -> bytes:
+    """Return a multipart form with a part `image` for each photo, of its file's name and bytes."""
+    disposition = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename='
+    heads = (f'{disposition}"{legible(name)}"\r\nContent-Type: image/jpeg\r\n\r\n' for name, _ in photos)
+    parts = (head.encode() + photo + b"\r\n" for head, (_, photo) in zip(heads, photos, strict=True))
+    return b"".join(parts) + f"--{BOUNDARY}--\r\n".encode()
 
 
 def tensor(path: Path, label: str) -> LabelledImage:

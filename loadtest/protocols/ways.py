@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from loadtest.peers.photos import HEADERS, multipart
 from service.inference_protocol.messages import classes
 
 MANY = 32  # images of a request of many
 ONE, JSON_PIXELS = "/classify, a JPEG", "/v2, pixels in JSON"  # ways that the others are compared with
-BOUNDARY = "convserve-protocols"
 LABELS_ALONE = {"name": "probabilities", "parameters": {"classification": 1}}
 
 Read = Callable[[bytes], list[str]]
@@ -58,8 +58,8 @@ def ways(model: str, files: Sequence[bytes], shape: Sequence[int], grpc: bool) -
         Way(
             name=f"/classify, {MANY} JPEGs",
             path=classify,
-            bodies=[form(files) for files in many],
-            headers={"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"},
+            bodies=[multipart([("photo.jpg", file) for file in files]) for files in many],
+            headers=HEADERS,
             read=read_predictions,
             images=MANY,
         ),
@@ -125,12 +125,6 @@ def over_grpc(name: str, model: str, tensors: Sequence[tuple[dict[str, Any], byt
         message.outputs.add(name="probabilities").parameters["classification"].int64_param = 1
         bodies.append(message.SerializeToString())
     return Way(name=name, path=None, bodies=bodies, read=read_message, **options)
-
-
-def form(files: Sequence[bytes]) -> bytes:
-    """Return a multipart form with each file as a part `image`."""
-    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="photo.jpg"\r\n\r\n'.encode()
-    return b"".join(head + file + b"\r\n" for file in files) + f"--{BOUNDARY}--\r\n".encode()
 
 
 def read_predictions(answer: bytes) -> list[str]:
